@@ -57,7 +57,7 @@ Keys = dict[str, dict[str, Any]]
 def make_list() -> dict[str, dict[str, Any]]:
     """Return the entries of all classes that the loader supports, by name."""
     sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))  # one module only imports it
-    schedulers = {name: _scheduler_class(name) for name in sorted(SCHEDULERS)}
+    schedulers = {name: scheduler_class(name) for name in sorted(SCHEDULERS)}
     keys = {name: parameters(kind) for name, kind in schedulers.items()}
     _add_values(schedulers, keys)
     entries = {name: {"keys": found} for name, found in keys.items()}
@@ -73,14 +73,15 @@ def make_list() -> dict[str, dict[str, Any]]:
     return dict(sorted(entries.items()))
 
 
-def _scheduler_class(name: str) -> Any:  # noqa: ANN401 - a class
-    """Import the class from its module: diffusers exports a stand-in if a library is missing."""
-    found = next(
-        path
-        for path in (Path(diffusers.__file__).parent / "schedulers").glob("scheduling_*.py")
-        if f"\nclass {name}(" in path.read_text()
-    )
-    return getattr(importlib.import_module(f"diffusers.schedulers.{found.stem}"), name)
+def scheduler_class(name: str) -> Any:  # noqa: ANN401 - a class
+    """Import the class from its module: diffusers exports a stand-in if a library is missing.
+
+    None if no module has the class.
+    """
+    for path in (Path(diffusers.__file__).parent / "schedulers").glob("scheduling_*.py"):
+        if f"\nclass {name}(" in path.read_text():
+            return getattr(importlib.import_module(f"diffusers.schedulers.{path.stem}"), name)
+    return None
 
 
 def parameters(kind: Any) -> Keys:  # noqa: ANN401 - a class
@@ -89,7 +90,7 @@ def parameters(kind: Any) -> Keys:  # noqa: ANN401 - a class
     corrected = CORRECTIONS.get(kind.__name__, {})
     keys: Keys = {}
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
-        found = corrected.get(name) or _types(hints.get(name))
+        found = corrected.get(name) or json_types(hints.get(name))
         if found:
             keys[name] = {"types": found, "default": _json(parameter.default)}
             if values := _literals(hints.get(name)):
@@ -107,7 +108,7 @@ def transformers_entries(name: str, config: type[PreTrainedConfig]) -> dict[str,
         if inner is not None and issubclass(inner, PreTrainedConfig):
             keys[field.name] = {"types": [f"config {inner.__name__}"], "default": None}
             nested |= transformers_entries(inner.__name__, inner)
-        elif field.name not in base and (found := _types(field.type)):
+        elif field.name not in base and (found := json_types(field.type)):
             keys[field.name] = {"types": found, "default": _json(field.default)}
     entry: dict[str, Any] = {"model_type": config.model_type, "keys": keys}
     if config.base_config_key:
@@ -115,7 +116,7 @@ def transformers_entries(name: str, config: type[PreTrainedConfig]) -> dict[str,
     return {name: entry, **nested}
 
 
-def _types(hint: Any) -> list[str]:  # noqa: ANN401 - an annotation
+def json_types(hint: Any) -> list[str]:  # noqa: ANN401 - an annotation
     """The JSON types of an annotation. `int[]` is a list of numbers. Empty for other objects."""
     simple = {bool: "bool", int: "int", float: "float", str: "str", type(None): "null"}
     if hint in simple:
@@ -124,11 +125,11 @@ def _types(hint: Any) -> list[str]:  # noqa: ANN401 - an annotation
     if origin is typing.Literal:
         return ["str"]
     if origin in (typing.Union, types.UnionType):
-        found = {name for argument in arguments for name in _types(argument)}
+        found = {name for argument in arguments for name in json_types(argument)}
         return [] if found <= {"null"} else sorted(found)
     if origin in (list, tuple):
         items = (argument for argument in arguments if argument is not Ellipsis)
-        return sorted({f"{name}[]" for item in items for name in _types(item)})
+        return sorted({f"{name}[]" for item in items for name in json_types(item)})
     return []
 
 

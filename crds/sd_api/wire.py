@@ -115,10 +115,18 @@ class Artifact(Extensible):
     files: Count
     base_model: Word | None = Field(default=None, description="The architecture family.")
     pipeline_class: Word | None = Field(default=None, description="diffusers' class.")
-    precision: Word | None = Field(default=None, description="fp32, fp16, bf16 or mixed.")
+    precision: Word | None = Field(
+        default=None,
+        description="fp32, fp16, bf16, mixed, or the format of quantized weights (nf4, int8).",
+    )
     prediction_type: Word | None = Field(default=None, description="What the UNet predicts.")
     lora_rank: Count | None = Field(
         default=None, description="The greatest rank of a LoRA's layers."
+    )
+    checked: Word | None = Field(
+        default=None,
+        description="names: the loader checked the tensors' names, types and sizes, but did not"
+        " compare them with the architecture. Absent: it compared them, too.",
     )
 
 

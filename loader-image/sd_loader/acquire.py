@@ -65,6 +65,7 @@ def acquire(
         git_revision=request.git_revision,
         precision=request.revision,
         replaced=frozenset() if request.vae is None else frozenset({_VAE}),
+        only_for_sd=_only_for_sd(request),
         needs_token=True,
     )
     checks = Checks(request.sha256, safetensors_only=conversion.safetensors_only)
@@ -92,6 +93,17 @@ def acquire(
             "warnings": tuple(dict.fromkeys((*fetched.warnings, *supplies.warnings))),
         }
     )
+
+
+def _only_for_sd(request: LoadRequest) -> tuple[str, ...]:
+    """The fields of the spec that are set and that only pipelines of Stable Diffusion can use."""
+    fields = {
+        "spec.baseModel": request.base_model,
+        "spec.predictionType": request.prediction_type,
+        "spec.upcastAttention": request.upcast_attention,
+        "spec.vae": request.vae,
+    }
+    return tuple(name for name, value in fields.items() if value is not None)
 
 
 def _may_stream(ref: SourceRef) -> bool:

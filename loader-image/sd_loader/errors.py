@@ -57,3 +57,12 @@ def naming(field: str) -> Iterator[None]:
         if error.field is not None:
             raise
         raise LoaderError(error.reason, error.message, field=field) from error
+
+
+@contextmanager
+def prefixing(words: str) -> Iterator[None]:
+    """Put words at the beginning of error messages, such as the component that they are about."""
+    try:
+        yield
+    except LoaderError as error:
+        raise LoaderError(error.reason, f"{words}: {error.message}") from error

@@ -39,8 +39,8 @@ class Arrived:
 class Converted:
     """A diffusers folder that is written completely.
 
-    base_model, pipeline_class, precision, prediction_type and lora_rank have the values of the same
-    fields of status.artifact.
+    base_model, pipeline_class, precision, prediction_type, lora_rank and checked have the values of
+    the same fields of status.artifact.
     """
 
     files: Mapping[str, FileDigest]
@@ -48,9 +48,10 @@ class Converted:
     base_model: str | None = None
     pipeline_class: str | None = None
     precision: str | None = None
-    """fp32, fp16, bf16 or mixed."""
+    """fp32, fp16, bf16, mixed, or the format of quantized weights."""
     prediction_type: str | None = None
     lora_rank: int | None = None
+    checked: str | None = None
     warnings: tuple[str, ...] = ()
     """Warnings for the user about a load that succeeded."""
 

@@ -20,7 +20,9 @@ from sd_api.reasons import Reason
 from sd_api.spec import Verify
 from sd_api.wire import Progress, Stage
 from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.plan.quantized_repo import is_quantized
 from sd_loader.convert.tables.families import PUBLISHED_SIZES
+from sd_loader.convert.write.files import MIXED
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain
 from sd_loader.handover import Converted
@@ -73,7 +75,16 @@ def render(folder: Path, converted: Converted, conversion: Conversion, report: R
             if device == "cuda" and converted.base_model is not None:
                 _try_adapter(folder, conversion.model_type, converted.base_model, device)
             return Rendered()
-        pipeline = open_pipeline(folder, _dtype(device, converted.precision)).to(device)
+        if is_quantized(converted.precision):
+            return Rendered(warning=f"not rendered: the weights are {converted.precision}")
+        precision = converted.precision
+        if precision == MIXED and conversion.precision is not None:
+            precision = conversion.precision.value
+        pipeline = open_pipeline(folder, _dtype(device, precision)).to(device)
+        if not _draws(pipeline):
+            return Rendered(
+                warning=f"not rendered: {type(pipeline).__name__} does not draw an image in steps"
+            )
         arguments, lacking = _arguments(pipeline, conversion.verify)
         if lacking:
             return Rendered(
@@ -136,6 +147,12 @@ def _dtype(device: str, precision: str | None) -> torch.dtype:
 
     published = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision or "")
     return published if device == "cuda" and published is not None else torch.float32
+
+
+def _draws(pipeline: Pipeline) -> bool:
+    """Whether the pipeline draws an image in steps that can be watched."""
+    known = inspect.signature(type(pipeline).__call__).parameters
+    return {"callback_on_step_end", "output_type"} <= known.keys()
 
 
 def _arguments(pipeline: Pipeline, verify: Verify) -> tuple[dict[str, Any], list[str]]:

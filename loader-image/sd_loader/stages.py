@@ -256,6 +256,8 @@ def _rendered(
         converted = replace(converted, warnings=(*converted.warnings, rendered.warning))
     if rendered.preview is None:
         return converted, {}
+    # A model that draws an image has the shapes that its architecture needs.
+    converted = replace(converted, checked=None)
     out.write(PREVIEW_FILE, rendered.preview)
     preview = PublishedFile(blake3=blake3_of(rendered.preview), size=len(rendered.preview))
     return converted, {PREVIEW_FILE: preview}
@@ -283,8 +285,11 @@ def _receipt(
             precision=converted.precision,
             prediction_type=converted.prediction_type,
             lora_rank=converted.lora_rank,
+            checked=converted.checked,
         ),
-        message="; ".join((*fetched.warnings, *converted.warnings))[:MESSAGE_MAX_LENGTH],
+        message="; ".join((*fetched.warnings, *converted.warnings, *_unchecked(converted)))[
+            :MESSAGE_MAX_LENGTH
+        ],
         files={
             **{
                 path: PublishedFile(
@@ -295,6 +300,13 @@ def _receipt(
             **preview,
         },
     )
+
+
+def _unchecked(converted: Converted) -> tuple[str, ...]:
+    """What the Ready condition says of a folder that was not compared with its architecture."""
+    if converted.checked is None:
+        return ()
+    return (f"checked: {converted.checked} (shapes were not compared with the architecture)",)
 
 
 def _check_inventory(present: list[str], converted: Converted) -> None:

@@ -268,6 +268,7 @@ ARTIFACTS = {
     "precision": WORDS,
     "prediction_type": WORDS,
     "lora_rank": st.none() | COUNTS,
+    "checked": WORDS,
 }
 RESULTS = {
     "outcome": st.sampled_from(get_args(LoadResult.model_fields["outcome"].annotation)),
@@ -300,6 +301,7 @@ LONGEST = LoadResult(
         precision="w" * 64,
         prediction_type="w" * 64,
         lora_rank=COUNT_MAX,
+        checked="w" * 64,
     ),
     preview=True,
 )

@@ -13,7 +13,13 @@ from pathlib import PurePosixPath
 
 from sd_api.choices import ModelType, Revision
 from sd_api.reasons import Reason
-from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME, WEIGHTS, Pipeline
+from sd_loader.diffusers_repo.index import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    MAX_JSON_BYTES,
+    WEIGHTS,
+    Pipeline,
+)
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
 
@@ -27,6 +33,9 @@ _TOKENIZER_FILES = (
 )
 CONFIG_SUFFIXES = (".json", ".txt", ".model")
 """Suffixes of configs, vocabularies, and T5's sentencepiece model."""
+MAX_COPIED_BYTES = 128 << 20
+"""The tokenizers of the largest language models have up to 34 MB."""
+_PARSED = (".json", ".txt")
 _SAFE = (".safetensors",)
 _PICKLED: Mapping[ModelType, tuple[str, ...]] = {
     ModelType.LORA: (".bin", ".pt"),
@@ -58,6 +67,26 @@ class RepoFile:
 
     blob_id: str | None = None
     """The git blob id, for files that are not in LFS."""
+
+    is_copied: bool = False
+    """Whether the file is published as it is and never parsed, so that it may be larger."""
+
+
+def check_size(file: RepoFile) -> None:
+    """Refuse a small file that is too large to be parsed, or to be copied."""
+    if file.is_copied and file.size > MAX_COPIED_BYTES:
+        raise LoaderError(
+            Reason.TOO_LARGE,
+            f"{file.path} is {file.size} bytes; a file of a tokenizer or processor may have at most"
+            f" {MAX_COPIED_BYTES}",
+        )
+    is_parsed = file.path.endswith(_PARSED) and not file.is_copied
+    if is_parsed and file.size > MAX_JSON_BYTES:
+        raise LoaderError(
+            Reason.TOO_LARGE,
+            f"{file.path} is {file.size} bytes; a file of its kind may have at most"
+            f" {MAX_JSON_BYTES}",
+        )
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -95,11 +124,11 @@ def choose_files(
     chosen = [files[INDEX_NAME]]
     for component in sorted(pipeline.components):
         if component == "scheduler":
-            chosen.append(_needed(files, f"{component}/scheduler_config.json"))
+            chosen.append(needed(files, f"{component}/scheduler_config.json"))
         elif component in WEIGHTS:
-            chosen.append(_needed(files, f"{component}/config.json"))
+            chosen.append(needed(files, f"{component}/config.json"))
             chosen.extend(
-                _weights(
+                choose_weights(
                     files,
                     PurePosixPath(component),
                     WEIGHTS[component],
@@ -146,8 +175,10 @@ def choose_component(
 ) -> list[RepoFile]:
     """Return the files of a component: its config first, then one set of weights."""
     return [
-        _needed(files, str(folder / CONFIG_NAME)),
-        *_weights(files, folder, WEIGHTS["unet"], revision, safetensors_only=safetensors_only),
+        needed(files, str(folder / CONFIG_NAME)),
+        *choose_weights(
+            files, folder, WEIGHTS["unet"], revision, safetensors_only=safetensors_only
+        ),
     ]
 
 
@@ -249,13 +280,14 @@ def _lacks(files: Mapping[str, RepoFile], model_type: ModelType) -> str:
     )
 
 
-def _needed(files: Mapping[str, RepoFile], path: str) -> RepoFile:
+def needed(files: Mapping[str, RepoFile], path: str) -> RepoFile:
+    """Return the file. Refuse a repo without it."""
     if path not in files:
         raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"the repo lacks {path}")
     return files[path]
 
 
-def _weights(
+def choose_weights(
     files: Mapping[str, RepoFile],
     folder: PurePosixPath,
     safe: str,
@@ -263,6 +295,10 @@ def _weights(
     *,
     safetensors_only: bool,
 ) -> list[RepoFile]:
+    """Return one set of weights of a component: one file, or all its shards.
+
+    safe: the standard stem of safetensors files.
+    """
     torch = "pytorch_model" if safe == "model" else safe
     wanted = [revision.value] if revision in (Revision.FP16, Revision.BF16) else []
     # Many repos have only one variant, which is better cast than not loaded.
@@ -278,6 +314,8 @@ def _weights(
                 )
             if found:
                 return found
+    for name in (safe, torch):
+        _refuse_missing_shard(files, str(folder / name))
     names = [name for name in files if PurePosixPath(name).is_relative_to(folder)]
     raise LoaderError(
         Reason.UNSUPPORTED_FORMAT,
@@ -306,6 +344,25 @@ def _weight_set(
         if numbers == list(range(1, len(numbers) + 1)) and counts == {len(numbers)}:
             return [file for _match, file in found]
     return []
+
+
+def _refuse_missing_shard(files: Mapping[str, RepoFile], stem: str) -> None:
+    """Refuse weights that lack a shard. The message names the first that is missing."""
+    shard = re.compile(
+        rf"({re.escape(stem)}(?:\.\w+)?)-\d{{5}}-of-(\d{{5}})((?:\.\w+)?\.(?:safetensors|bin))",
+        re.ASCII,
+    )
+    for path in sorted(files):
+        if (match := shard.fullmatch(path)) is None:
+            continue
+        for number in range(1, min(int(match[2]), len(files)) + 1):
+            name = f"{match[1]}-{number:05d}-of-{match[2]}{match[3]}"
+            if name not in files:
+                raise LoaderError(
+                    Reason.UNSUPPORTED_FORMAT,
+                    f"the repo lacks {snippet(name, 200)}, one of the {int(match[2])} shards of its"
+                    " weights",
+                )
 
 
 def holds(names: Sequence[str]) -> str:

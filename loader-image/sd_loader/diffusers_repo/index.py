@@ -171,9 +171,18 @@ def parse_json(content: bytes, name: str, *, infinite: bool = False) -> dict[str
         raise LoaderError(Reason.DAMAGED_FILE, f"{name} is nested more than {_MAX_DEPTH} deep")
     if not isinstance(value, dict):
         raise LoaderError(Reason.DAMAGED_FILE, f"{name} is not a JSON object")
-    if "auto_map" in value:
+    if _has_key(value, "auto_map"):
         raise LoaderError(Reason.UNSAFE_MODEL, f"{name} asks for code of the repo (auto_map)")
     return value
+
+
+def _has_key(value: object, key: str) -> bool:
+    """Whether an object in a JSON value has a key."""
+    if isinstance(value, list):
+        return any(_has_key(item, key) for item in value)
+    if isinstance(value, dict):
+        return key in value or any(_has_key(item, key) for item in value.values())
+    return False
 
 
 def _finite(text: str) -> float:
@@ -202,7 +211,7 @@ def parse_pipeline(content: bytes) -> Pipeline:
     class_name = index.get("_class_name")
     if not isinstance(class_name, str):
         raise LoaderError(
-            Reason.UNSAFE_MODEL, f"{INDEX_NAME} names a custom pipeline: {_shown(class_name)}"
+            Reason.UNSAFE_MODEL, f"{INDEX_NAME} names a custom pipeline: {shown(class_name)}"
         )
     components: dict[str, str] = {}
     options: dict[str, Any] = {}
@@ -217,7 +226,7 @@ def parse_pipeline(content: bytes) -> Pipeline:
             components[name] = _known_class(name, library, class_)
     if class_name not in SD_PIPELINES | SDXL_PIPELINES:
         raise LoaderError(
-            Reason.UNSUPPORTED_FORMAT, f"pipelines of class {_shown(class_name)} are not supported"
+            Reason.UNSUPPORTED_FORMAT, f"pipelines of class {shown(class_name)} are not supported"
         )
     if class_name in SD_PIPELINES and any(name.endswith("_2") for name in components):
         raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{class_name} has one text encoder, not two")
@@ -247,7 +256,7 @@ def parse_component(content: bytes, model_type: ModelType) -> dict[str, Any]:
             )
     raise LoaderError(
         Reason.UNSUPPORTED_FORMAT,
-        f"{CONFIG_NAME} names the class {_shown(class_name)}; spec.modelType"
+        f"{CONFIG_NAME} names the class {shown(class_name)}; spec.modelType"
         f" {model_type.value} is for {expected}",
     )
 
@@ -257,13 +266,13 @@ def _pair(name: str, value: list[Any]) -> tuple[str | None, str]:
         return None, ""
     if len(value) != 2 or not all(isinstance(part, str) for part in value):
         raise LoaderError(
-            Reason.UNSUPPORTED_FORMAT, f"{INDEX_NAME}: {_shown(name)} is {_shown(value)}"
+            Reason.UNSUPPORTED_FORMAT, f"{INDEX_NAME}: {shown(name)} is {shown(value)}"
         )
     library, class_ = value
     if library not in _LIBRARIES:
         raise LoaderError(
             Reason.UNSAFE_MODEL,
-            f"{INDEX_NAME}: {_shown(name)} comes from {_shown(library)}, which is code of the"
+            f"{INDEX_NAME}: {shown(name)} comes from {shown(library)}, which is code of the"
             " repo's own or of an unknown library",
         )
     return library, class_
@@ -274,7 +283,7 @@ def _known_class(name: str, library: str, class_: str) -> str:
     if library != expected or class_ not in classes:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"{INDEX_NAME}: {_shown(name)} is a {_shown(class_)} of {library}, which is not"
+            f"{INDEX_NAME}: {shown(name)} is a {shown(class_)} of {library}, which is not"
             " supported",
         )
     return class_
@@ -283,10 +292,11 @@ def _known_class(name: str, library: str, class_: str) -> str:
 def _option(name: str, value: Any) -> bool | int | float | None:  # noqa: ANN401 - untrusted JSON
     if not re.fullmatch(r"[a-z_]{1,64}", name) or not isinstance(value, bool | int | float | None):
         raise LoaderError(
-            Reason.UNSUPPORTED_FORMAT, f"{INDEX_NAME}: {_shown(name)} is {_shown(value)}"
+            Reason.UNSUPPORTED_FORMAT, f"{INDEX_NAME}: {shown(name)} is {shown(value)}"
         )
     return value
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A JSON value of a repo, for messages."""
     return snippet(value if isinstance(value, str) else json.dumps(value))

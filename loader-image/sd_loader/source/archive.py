@@ -18,8 +18,10 @@ from typing import NoReturn
 
 from sd_api.reasons import Reason
 from sd_loader.bulk import write_at
-from sd_loader.diffusers_repo.component_files import RepoFile, choose_files, holds
-from sd_loader.diffusers_repo.index import INDEX_NAME, MAX_JSON_BYTES, parse_pipeline
+from sd_loader.diffusers_repo.component_files import RepoFile, check_size, holds
+from sd_loader.diffusers_repo.index import INDEX_NAME
+from sd_loader.diffusers_repo.listed import read_pipeline
+from sd_loader.diffusers_repo.listed_files import choose_pipeline_files
 from sd_loader.digests import Blake3
 from sd_loader.errors import LoaderError
 from sd_loader.formats.fileio import read_at
@@ -28,7 +30,7 @@ from sd_loader.formats.zipdir import DEFLATED, Member, Record, locate_members, r
 from sd_loader.handover import Arrived, Fetched
 from sd_loader.net.partial import ensure_space
 from sd_loader.snippet import snippet
-from sd_loader.source.ref import Checks, SourceRef
+from sd_loader.source.ref import Checks, SourceRef, refuse_unsuitable
 
 FOLDER_NAME = "repo"
 _TORCH_PICKLE = "data.pkl"
@@ -38,7 +40,6 @@ _MAX_RATIO = 200
 """Largest ratio of unpacked to packed bytes. JSON reaches 20, and runs of one byte reach 1000."""
 _SMALL = 1 << 20
 """Files that unpack to at most this size may have any ratio."""
-_SMALL_FILES = (".json", ".txt")
 _CHUNK = 1 << 20
 
 
@@ -111,18 +112,20 @@ class _Archive:
         """Choose the files to unpack, as for a repo. Refuse a folder that would be too large."""
         files = {name: RepoFile(name, member.size) for name, member in self.members.items()}
         index = files[INDEX_NAME]
-        _check_small(index)
+        check_size(index)
         try:
-            chosen = choose_files(
+            pipeline = read_pipeline(b"".join(self._content(INDEX_NAME)))
+            refuse_unsuitable(pipeline, ref)
+            chosen = choose_pipeline_files(
                 files,
-                parse_pipeline(b"".join(self._content(INDEX_NAME))),
+                pipeline,
                 ref.precision,
                 safetensors_only=checks.safetensors_only,
             )
         except LoaderError as error:
             raise LoaderError(error.reason, f"the zip archive: {error.message}") from error
         for file in chosen:
-            _check_small(file)
+            check_size(file)
         total = sum(file.size for file in chosen)
         if total > max_bytes:
             raise LoaderError(
@@ -196,11 +199,6 @@ def _check(member: Member) -> None:
             f"{snippet(member.name)} in it would unpack from {member.stored_size} to"
             f" {member.size} bytes, as in a zip bomb"
         )
-
-
-def _check_small(file: RepoFile) -> None:
-    if file.path.endswith(_SMALL_FILES) and file.size > MAX_JSON_BYTES:
-        raise LoaderError(Reason.TOO_LARGE, f"{file.path} is {file.size} bytes")
 
 
 def _unpacked(fd: int, member: Member, record: Record) -> Iterator[bytes]:

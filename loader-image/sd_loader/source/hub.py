@@ -20,11 +20,11 @@ from sd_api.sources import MAIN, HubFile, HubRepo
 from sd_api.wire import Progress, Source, Stage
 from sd_loader.diffusers_repo.component_files import (
     RepoFile,
+    check_size,
     choose_component,
     choose_configs,
     choose_embedding_of_sdxl,
     choose_file,
-    choose_files,
     component_folder,
     holds,
     require_pipeline,
@@ -32,11 +32,11 @@ from sd_loader.diffusers_repo.component_files import (
 from sd_loader.diffusers_repo.index import (
     CONFIG_NAME,
     INDEX_NAME,
-    MAX_JSON_BYTES,
     SINGLE,
     parse_component,
-    parse_pipeline,
 )
+from sd_loader.diffusers_repo.listed import read_pipeline
+from sd_loader.diffusers_repo.listed_files import choose_pipeline_files
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Arrived, Fetched
 from sd_loader.net.client import HttpClient
@@ -46,13 +46,12 @@ from sd_loader.progress import Report
 from sd_loader.snippet import snippet
 from sd_loader.source.hub_errors import HubErrors
 from sd_loader.source.link import FILE_NAME, arrived, file_format
-from sd_loader.source.ref import Checks, SourceRef, inspector
+from sd_loader.source.ref import Checks, SourceRef, inspector, refuse_unsuitable
 
 if TYPE_CHECKING:
     from sd_loader.source.hub_api import Repo
 
 FOLDER_NAME = "repo"
-_SMALL = (".json", ".txt")
 _ENDPOINT = "the loader's setting HF_ENDPOINT"
 
 
@@ -205,10 +204,11 @@ class _Copy:
         only: the components to download. Empty for all that are not replaced.
         """
         self._fetch_small(self.repo.files[INDEX_NAME])
-        pipeline = parse_pipeline((self.path / INDEX_NAME).read_bytes())
+        pipeline = read_pipeline((self.path / INDEX_NAME).read_bytes())
+        refuse_unsuitable(pipeline, ref)
         if only:
             pipeline = pipeline.only(only)
-        chosen = choose_files(
+        chosen = choose_pipeline_files(
             self.repo.files,
             pipeline.without(ref.replaced),
             ref.precision,
@@ -246,6 +246,8 @@ class _Copy:
         """Download the missing files, and remove all other files. Return the files by path."""
         self.path.mkdir(exist_ok=True)
         self._prune({file.path for file in files})
+        for file in files:
+            check_size(file)
         total = sum(file.size for file in files)
         limit = self.downloader.max_bytes
         if total > limit:
@@ -265,6 +267,7 @@ class _Copy:
 
     def _fetch_small(self, file: RepoFile) -> None:
         """Download a config that decides which other files are needed."""
+        check_size(file)
         self._fetch(file, self._wanted(file, self.path / file.path), 0, None)
 
     def _wanted(self, file: RepoFile, path: Path) -> Wanted:
@@ -275,8 +278,6 @@ class _Copy:
 
         before, total: bytes, for the progress of all files.
         """
-        if file.path.endswith(_SMALL) and file.size > MAX_JSON_BYTES:
-            raise LoaderError(Reason.TOO_LARGE, f"{file.path} is {file.size} bytes")
         path = wanted.path
         got = self._get(wanted, before, total)
         if file.sha256 is None and file.blob_id is not None:

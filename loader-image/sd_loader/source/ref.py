@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sd_api.choices import ModelType, Revision
 from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
+from sd_loader.diffusers_repo.listed import AnyPipeline, ListedPipeline
 from sd_loader.errors import LoaderError
 from sd_loader.formats.sniff import HEAD_BYTES, Container, identify
 
@@ -34,6 +35,10 @@ class SourceRef:
     replaced: frozenset[str] = frozenset()
     """Components of a pipeline that are not downloaded, because others replace them."""
 
+    only_for_sd: tuple[str, ...] = ()
+    """Fields of the spec that are set, and that only pipelines of Stable Diffusion have a use for.
+    """
+
     needs_token: bool = False
     """Whether the load fails if the token is for another host than the source's.
 
@@ -50,6 +55,16 @@ class Checks:
 
     safetensors_only: bool = False
     """Refuse pickles (spec.fromSafetensors)."""
+
+
+def refuse_unsuitable(pipeline: AnyPipeline, ref: SourceRef) -> None:
+    """Refuse fields of the spec that the pipeline has no use for, before it is downloaded."""
+    if isinstance(pipeline, ListedPipeline) and ref.only_for_sd:
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"{', '.join(ref.only_for_sd)}: for pipelines of Stable Diffusion 1, 2 and XL only, but"
+            f" the repo is {pipeline.title}; remove it from the spec",
+        )
 
 
 def inspector(ref: SourceRef, checks: Checks) -> Callable[[bytes, int], None]:

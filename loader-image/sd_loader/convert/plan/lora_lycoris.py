@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sd_api.reasons import Reason
 from sd_api.choices import BaseModelName
+from sd_api.reasons import Reason
 from sd_loader.convert.detect.lora_kinds import shown
 from sd_loader.convert.plan.lora_families import FAMILIES, fitting_family, modules
 from sd_loader.convert.plan.lora_keys import canonical_name, parse

@@ -33,6 +33,7 @@ from sd_loader.convert.plan.repo_configs import (
     read_small,
     scheduler_config,
 )
+from sd_loader.convert.plan.repo_listed import plan_listed_repo
 from sd_loader.convert.plan.repo_tokenizer import tokenizer_files
 from sd_loader.convert.tables.dimensions import Dimensions
 from sd_loader.convert.tables.families import FAMILY_BY_CONTEXT_WIDTH
@@ -43,8 +44,8 @@ from sd_loader.diffusers_repo.index import (
     INDEX_NAME,
     WEIGHTS,
     Pipeline,
-    parse_pipeline,
 )
+from sd_loader.diffusers_repo.listed import ListedPipeline, read_pipeline
 from sd_loader.errors import LoaderError
 
 _SDXL_LEVELS = 3
@@ -56,7 +57,9 @@ def plan_repo(
     """Plan the folder of a downloaded pipeline. Reads no weights and writes nothing."""
     names = files_of(repo)
     require_pipeline(list(names))
-    pipeline = parse_pipeline(read_small(repo / INDEX_NAME))
+    pipeline = read_pipeline(read_small(repo / INDEX_NAME))
+    if isinstance(pipeline, ListedPipeline):
+        return plan_listed_repo(repo, pipeline, conversion, opened)
     family = BaseModelName.SDXL if pipeline.is_sdxl else BaseModelName.SD1
     extras = plan_extras(companions, family, conversion, opened)
     chosen = choose_files(

@@ -73,7 +73,7 @@ def component_config(
         return {**kept, "architectures": [class_name], "model_type": model_type}
     if component == "unet" and conversion.upcast_attention is not None:
         kept["upcast_attention"] = conversion.upcast_attention
-    return {"_class_name": class_name, **_version(config), **kept}
+    return {"_class_name": class_name, **version_entry(config), **kept}
 
 
 def scheduler_config(
@@ -85,7 +85,7 @@ def scheduler_config(
     check_scheduler(class_name, kept, SCHEDULER_CONFIG)
     if conversion.prediction_type is not None:
         kept["prediction_type"] = conversion.prediction_type.value
-    return {"_class_name": class_name, **_version(config), **kept}
+    return {"_class_name": class_name, **version_entry(config), **kept}
 
 
 def prediction_type(scheduler: Mapping[str, Any]) -> str:
@@ -119,7 +119,7 @@ def pipeline_index(pipeline: Pipeline, templates: Mapping[str, Any]) -> dict[str
     return dict(sorted(index.items()))
 
 
-def _version(config: Mapping[str, Any]) -> dict[str, str]:
+def version_entry(config: Mapping[str, Any]) -> dict[str, str]:
     """The entry with the version that wrote the config: diffusers adapts configs of old ones."""
     version = config.get("_diffusers_version")
     if isinstance(version, str) and _VERSION.fullmatch(version):

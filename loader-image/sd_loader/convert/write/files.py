@@ -10,6 +10,7 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
@@ -96,6 +97,15 @@ class SmallFile:
 PlannedFile = WeightsFile | SmallFile
 
 
+@dataclass(frozen=True)
+class CopiedFile:
+    """A file of the source that is published as it is."""
+
+    path: str
+    source: Path
+    size: int
+
+
 def json_file(path: str, content: object, *, infinite: bool = False) -> SmallFile:
     """A JSON file, formatted like those in the repos of models.
 
@@ -176,10 +186,15 @@ class FolderPlan:
     """A diffusers folder before it is written. Fields that `Converted` has too mean the same."""
 
     files: tuple[PlannedFile, ...]
+    copied: tuple[CopiedFile, ...] = ()
+    """Files of a repo that are published as they are. A single file has none."""
     base_model: str | None = None
     pipeline_class: str | None = None
     prediction_type: str | None = None
     lora_rank: int | None = None
+    quantized: str | None = None
+    """The format of quantized weights, which is published as the precision."""
+    checked: str | None = None
     warnings: tuple[str, ...] = ()
     scan: bool = False
     """Whether all weights are checked before publishing, even if the user does not ask for it."""
@@ -193,8 +208,11 @@ class FolderPlan:
     def precision(self) -> str:
         """fp32, fp16 or bf16, or mixed if the tensors differ or have another type.
 
-        Single numbers, such as the scales of a LoRA, do not count.
+        Single numbers, such as the scales of a LoRA, do not count. The precision of quantized
+        weights is their format.
         """
+        if self.quantized is not None:
+            return self.quantized
         found = {
             item.dtype
             for file in self.weights
@@ -212,6 +230,7 @@ class FolderPlan:
             precision=self.precision,
             prediction_type=self.prediction_type,
             lora_rank=self.lora_rank,
+            checked=self.checked,
             warnings=self.warnings,
         )
 

@@ -6,10 +6,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from sd_loader.convert.write.files import FolderPlan, WeightsFile
+from sd_loader.bulk import copy_file
+from sd_loader.convert.write.files import CopiedFile, FolderPlan, WeightsFile
 from sd_loader.convert.write.writer import write_folder
+from sd_loader.digests import blake3_of_file
 from sd_loader.handover import Arrived, FileDigest
 from sd_loader.progress import Report
+from sd_loader.storage_errors import storage_errors
 from sd_loader.tensors import Tensor, TensorFile
 
 
@@ -30,6 +33,8 @@ def write_or_link(
         digest = _link(file, sources, arrived, out)
         if digest is not None:
             digests[file.path] = digest
+    for copied in plan.copied:
+        digests[copied.path] = _take(copied, arrived, out)
     to_write = [file for file in plan.files if file.path not in digests]
     digests.update(write_folder(out, to_write, report, sources.values()))
     return dict(sorted(digests.items()))
@@ -64,3 +69,27 @@ def _link(
     except OSError:
         return None  # no hard links on this volume: the file is copied
     return FileDigest(source.blake3, source.size)
+
+
+def _take(file: CopiedFile, arrived: Mapping[Path, Arrived], out: Path) -> FileDigest:
+    """Link a file of the source, or copy it if this volume has no hard links. Return its digest."""
+    path = out / file.path
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    try:
+        os.link(file.source, path)
+    except OSError:
+        with (
+            storage_errors(file.path),
+            file.source.open("rb") as source,
+            path.open("xb") as copy,
+        ):
+            copy_file(source.fileno(), copy.fileno())
+    with path.open("rb") as published:
+        status = os.fstat(published.fileno())
+        known = arrived.get(file.source)
+        if known is not None and (known.size, known.mtime_ns) == (
+            status.st_size,
+            status.st_mtime_ns,
+        ):
+            return FileDigest(known.blake3, known.size)
+        return FileDigest(blake3_of_file(published.fileno()), status.st_size)

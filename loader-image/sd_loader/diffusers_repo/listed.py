@@ -1,0 +1,204 @@
+"""Checks the model_index.json of a pipeline other than Stable Diffusion's against the class list.
+
+diffusers imports the classes that `model_index.json` names. Therefore a class that is not on the
+list is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+from sd_api.reasons import Reason
+from sd_loader.diffusers_repo import classes
+from sd_loader.diffusers_repo.classes import Role
+from sd_loader.diffusers_repo.index import (
+    INDEX_NAME,
+    SD_PIPELINES,
+    SDXL_PIPELINES,
+    Pipeline,
+    parse_json,
+    parse_pipeline,
+    shown,
+)
+from sd_loader.diffusers_repo.listed_config import listed_config
+from sd_loader.errors import LoaderError, prefixing
+
+_FAMILIES = (
+    # Prefix of the classes, name in messages, status.artifact.baseModel
+    ("AuraFlow", "AuraFlow", "auraflow"),
+    ("Chroma", "Chroma", "chroma"),
+    ("CogVideoX", "CogVideoX", "cogvideox"),
+    ("CogView4", "CogView 4", "cogview4"),
+    ("Flux2", "FLUX.2", "flux2"),
+    ("Flux3", "FLUX.3", "flux3"),
+    ("Flux", "FLUX", "flux"),
+    ("HiDreamImage", "HiDream", "hidream"),
+    ("HunyuanVideo", "HunyuanVideo", "hunyuan-video"),
+    ("Krea2", "Krea 2", "krea2"),
+    ("LTX2", "LTX-2", "ltx2"),
+    ("LTX", "LTX", "ltx"),
+    ("Lumina2", "Lumina 2", "lumina2"),
+    ("PixArt", "PixArt", "pixart"),
+    ("QwenImage", "Qwen-Image", "qwen-image"),
+    ("Sana", "Sana", "sana"),
+    ("StableDiffusion3", "Stable Diffusion 3", "sd-3"),
+    ("Wan", "Wan", "wan"),
+    ("ZImage", "Z-Image", "z-image"),
+)
+_SUFFIX = "Pipeline"
+_CLASS = re.compile(r"[A-Za-z]\w{0,99}", re.ASCII)
+_DROPPED = (
+    ["cosmos", "CosmosSafetyChecker"],
+    ["stable_diffusion", "StableDiffusionSafetyChecker"],
+)
+"""Published as null, as in a pipeline of Stable Diffusion: they block images."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A component of a pipeline, as model_index.json names it."""
+
+    library: str
+    """diffusers, transformers, or the folder of a pipeline of diffusers."""
+
+    class_name: str
+    role: Role
+
+
+@dataclass(frozen=True)
+class ListedPipeline:
+    """A model_index.json that was checked against the list of classes."""
+
+    class_name: str
+    components: Mapping[str, Component]
+    """The components that are loaded, by name."""
+
+    nulls: tuple[str, ...]
+    """Components that the pipeline has and the repo leaves out."""
+
+    options: Mapping[str, Any]
+    """The pipeline's own settings."""
+
+    version: str | None
+    """The version of diffusers that wrote the index."""
+
+    @property
+    def title(self) -> str:
+        """The pipeline, for messages: the family, then the class."""
+        return title(self.class_name)
+
+    @property
+    def base_model(self) -> str | None:
+        """The family, as status.artifact.baseModel states it. None if it has no name there."""
+        family = _family(self.class_name)
+        return None if family is None else family[2]
+
+    def only(self, names: Iterable[str]) -> NoReturn:
+        """Refuse to take single components: only those of Stable Diffusion fit other models."""
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"the repo is {self.title}, which cannot give {', '.join(names)} to another model",
+        )
+
+    def without(self, names: Container[str]) -> ListedPipeline:
+        """Return the pipeline without these components."""
+        kept = {name: item for name, item in self.components.items() if name not in names}
+        return replace(self, components=kept)
+
+
+AnyPipeline = Pipeline | ListedPipeline
+
+
+def read_pipeline(content: bytes) -> AnyPipeline:
+    """Check a model_index.json of any pipeline. Raise UnsafeModel or UnsupportedFormat."""
+    index = parse_json(content, INDEX_NAME)
+    class_name = index.get("_class_name")
+    if not isinstance(class_name, str) or class_name in SD_PIPELINES | SDXL_PIPELINES:
+        return parse_pipeline(content)
+    parameters = classes.parameters(class_name)
+    if parameters is None or _CLASS.fullmatch(class_name) is None:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"{INDEX_NAME} names the pipeline {shown(class_name)}, which is newer than this loader"
+            f" (it knows {classes.version('diffusers')}) or is code of the repo's own",
+        )
+    with prefixing(title(class_name)):
+        return _listed(class_name, parameters, index)
+
+
+def title(class_name: str) -> str:
+    """A pipeline, for messages: `a FLUX pipeline (FluxPipeline)`."""
+    family = _family(class_name)
+    name = class_name.removesuffix(_SUFFIX) if family is None else family[1]
+    return f"{'an' if name[0] in 'AEIO' else 'a'} {name} pipeline ({class_name})"
+
+
+def _family(class_name: str) -> tuple[str, str, str] | None:
+    return next((family for family in _FAMILIES if class_name.startswith(family[0])), None)
+
+
+def _listed(
+    class_name: str, parameters: tuple[str, ...], index: Mapping[str, Any]
+) -> ListedPipeline:
+    components: dict[str, Component] = {}
+    nulls: list[str] = []
+    options: dict[str, Any] = {}
+    for name, value in index.items():
+        if name.startswith("_"):
+            continue
+        if not _names_a_class(value):
+            options[name] = value
+        elif value == [None, None] or value in _DROPPED:
+            nulls += [name] * (name in parameters)
+        else:
+            component = _component(name, *value)
+            if name not in parameters:
+                raise LoaderError(
+                    Reason.UNSUPPORTED_FORMAT,
+                    f"{INDEX_NAME}: the component {shown(name)} is newer than this loader (it knows"
+                    f" {classes.version('diffusers')})",
+                )
+            components[name] = component
+    version = index.get("_diffusers_version")
+    return ListedPipeline(
+        class_name,
+        components,
+        tuple(nulls),
+        listed_config(options, class_name, INDEX_NAME),
+        version if isinstance(version, str) and re.fullmatch(r"[\w.+]{1,32}", version) else None,
+    )
+
+
+def _names_a_class(value: object) -> bool:
+    """Whether an entry names a library and a class, or neither. Other lists are options."""
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and (value == [None, None] or any(isinstance(part, str) for part in value))
+    )
+
+
+def _component(name: str, library: object, class_name: object) -> Component:
+    if not isinstance(library, str) or not isinstance(class_name, str):
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"{INDEX_NAME}: {shown(name)} is {shown([library, class_name])}; it should name a"
+            " library and a class",
+        )
+    if not classes.is_library(library):
+        raise LoaderError(
+            Reason.UNSAFE_MODEL,
+            f"{INDEX_NAME}: {shown(name)} comes from {shown(library)}, which is code of the"
+            " repo's own or of an unknown library",
+        )
+    role = classes.role(library, class_name)
+    if role is None:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"{INDEX_NAME}: {shown(name)} is a {shown(class_name)} of {library}, which is newer"
+            f" than this loader (it knows {classes.version(library)})",
+        )
+    return Component(library, class_name, role)

@@ -1,0 +1,137 @@
+"""Keeps only the keys that a listed class documents, with values that are plain data.
+
+`config_keys` is stricter, but has only the classes of Stable Diffusion. Annotations of the other
+classes are often too narrow, so only the kind of a value is checked, and its size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from sd_api.reasons import Reason
+from sd_loader.diffusers_repo import config_limits as limits
+from sd_loader.diffusers_repo.classes import Role, config_class, entry, known
+from sd_loader.errors import LoaderError
+from sd_loader.snippet import snippet
+
+_ANY = "any"
+_NESTED = "config "
+_WORD = re.compile(r"[\w.+-]{0,128}", re.ASCII)
+"""Strings of configs name types, activations and layers, and have no slash as paths and repos do.
+"""
+_MOST_ITEMS = 4096
+_MOST_DEPTH = 4
+"""Objects in objects. The settings of rotary positions have one per type of layer."""
+_MOST_WHOLE = 1 << 20
+_MOST_FRACTION = 1e12
+_NUMBERS: Mapping[str, tuple[float, float]] = {
+    **limits.NUMBERS,
+    "max_position_embeddings": (0, 1 << 24),
+    "num_hidden_layers": (0, 512),
+    "rope_theta": (0, _MOST_FRACTION),
+}
+"""Language models have more layers and longer prompts than the text encoders of SD."""
+
+
+def listed_config(config: Mapping[str, Any], class_name: str, path: str) -> dict[str, Any]:
+    """The part of a config that its class documents. Refuse a value that is not plain data.
+
+    path: the config's file, for messages.
+    """
+    return _kept(config, config_class(class_name), path)
+
+
+def listed_scheduler(config: Mapping[str, Any], class_name: str, path: str) -> dict[str, Any]:
+    """The part of a scheduler's config that it or another scheduler documents.
+
+    diffusers keeps the keys of other schedulers, and uses them when a user changes the scheduler.
+    """
+    kept = _kept(config, class_name, path)
+    for name, kinds in _keys_of_schedulers().items():
+        if name in config and name not in kept and _fits(name, config[name], kinds):
+            kept[name] = config[name]
+    return kept
+
+
+def plain_settings(
+    settings: Mapping[str, Any], allowed: frozenset[str], path: str
+) -> dict[str, Any]:
+    """The allowed keys of some settings. Refuse a value that is not plain data."""
+    kept = {name: settings[name] for name in sorted(allowed & settings.keys())}
+    for name, value in kept.items():
+        if not _fits(name, value, frozenset({_ANY})):
+            raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{path}: {name} is {snippet(str(value))}")
+    return kept
+
+
+def _kept(config: Mapping[str, Any], class_name: str, path: str) -> dict[str, Any]:
+    documented = entry(class_name)
+    # transformers reads the nested config in place of the one around it.
+    nested = config.get(documented["nested_as"]) if "nested_as" in documented else None
+    own = nested if isinstance(nested, dict) else config
+    kept: dict[str, Any] = {}
+    for name, kinds in documented["keys"].items():
+        if name not in own:
+            continue
+        value = own[name]
+        inner = kinds[0].removeprefix(_NESTED)
+        if kinds[0].startswith(_NESTED) and isinstance(value, dict):
+            kept[name] = {
+                **_kept(value, inner, f"{path}: {name}"),
+                "model_type": entry(inner)["model_type"],
+            }
+        elif _fits(name, value, frozenset(kind.partition("[")[0] for kind in kinds)):
+            kept[name] = value
+        else:
+            raise LoaderError(
+                Reason.UNSUPPORTED_FORMAT,
+                f"{path}: {name} is {snippet(str(value))}, which {class_name} cannot have",
+            )
+    return kept
+
+
+@cache
+def _keys_of_schedulers() -> Mapping[str, frozenset[str]]:
+    """The keys of all schedulers, with the kinds that any of them takes."""
+    found: dict[str, frozenset[str]] = {}
+    for name, role in known()["components"]["diffusers"].items():
+        for key, kinds in entry(name)["keys"].items() if role == Role.SCHEDULER else ():
+            leaves = frozenset(kind.partition("[")[0] for kind in kinds)
+            found[key] = found.get(key, frozenset()) | leaves
+    return found
+
+
+def _fits(name: str, value: object, kinds: frozenset[str], depth: int = 0) -> bool:
+    """Whether a value is of one of the kinds, or a list of such values. Each key may be null."""
+    is_any = _ANY in kinds
+    match value:
+        case None:
+            return True
+        case bool():
+            return is_any or "bool" in kinds
+        case int() | float():
+            is_whole = isinstance(value, int) and "float" not in kinds
+            most = _MOST_WHOLE if is_whole and depth == 0 else _MOST_FRACTION
+            low, high = _NUMBERS.get(name, (-most, most))
+            return (is_any or bool(kinds & {"int", "float"})) and low <= value <= high
+        case str():
+            return (is_any or "str" in kinds) and _WORD.fullmatch(value) is not None
+        case list():
+            return len(value) <= _MOST_ITEMS and all(
+                _fits(name, item, kinds, depth) for item in value
+            )
+        case dict():
+            return (
+                is_any
+                and len(value) <= _MOST_ITEMS
+                and depth < _MOST_DEPTH
+                and all(
+                    _WORD.fullmatch(key) is not None and _fits(key, item, kinds, depth + 1)
+                    for key, item in value.items()
+                )
+            )
+        case _:
+            return False

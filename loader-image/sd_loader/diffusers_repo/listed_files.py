@@ -1,0 +1,119 @@
+"""Chooses the files of a pipeline's repo that are needed, whichever family it is of.
+
+The role of a component decides what its folder holds. Files that no component needs, code among
+them, are neither fetched nor a reason to refuse a repo.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import PurePosixPath
+
+from sd_api.choices import Revision
+from sd_api.reasons import Reason
+from sd_loader.diffusers_repo.classes import Role
+from sd_loader.diffusers_repo.component_files import (
+    RepoFile,
+    choose_files,
+    choose_weights,
+    holds,
+    needed,
+)
+from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME
+from sd_loader.diffusers_repo.listed import AnyPipeline, ListedPipeline
+from sd_loader.errors import LoaderError, prefixing
+
+CONFIGS: Mapping[Role, str] = {
+    Role.MODEL: CONFIG_NAME,
+    Role.ENCODER: CONFIG_NAME,
+    Role.SCHEDULER: "scheduler_config.json",
+    Role.GUIDER: "guider_config.json",
+}
+"""The config of a component. Tokenizers and processors have several, of which none is needed."""
+STEMS: Mapping[Role, str] = {Role.MODEL: "diffusion_pytorch_model", Role.ENCODER: "model"}
+"""The components that have weights, and the standard stem of their files."""
+GENERATION_CONFIG = "generation_config.json"
+PARSED_FILES = (
+    "added_tokens.json",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+)
+"""Files of tokenizers and processors that could name code. They are parsed, and published as they
+are."""
+COPIED_FILES = (
+    "chat_template.jinja",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+)
+"""Vocabularies and templates of tokenizers and processors."""
+_SHARD = re.compile(r"(.+?)(\.\w+)?-\d{5}-of-\d{5}(\.\w+)?(\.safetensors|\.bin)", re.ASCII)
+
+
+def choose_pipeline_files(
+    files: Mapping[str, RepoFile],
+    pipeline: AnyPipeline,
+    revision: Revision | None,
+    *,
+    safetensors_only: bool = False,
+) -> list[RepoFile]:
+    """Return the files to download, model_index.json first."""
+    if not isinstance(pipeline, ListedPipeline):
+        return choose_files(files, pipeline, revision, safetensors_only=safetensors_only)
+    chosen = [files[INDEX_NAME]]
+    with prefixing(pipeline.title):
+        for name, component in sorted(pipeline.components.items()):
+            folder = PurePosixPath(name)
+            if component.role is Role.PROCESSOR:
+                chosen += _processor_files(files, folder)
+                continue
+            chosen.append(needed(files, str(folder / CONFIGS[component.role])))
+            if component.role in STEMS:
+                weights = choose_weights(
+                    files,
+                    folder,
+                    STEMS[component.role],
+                    revision,
+                    safetensors_only=safetensors_only,
+                )
+                chosen += [*weights, *_index_of(files, weights)]
+            generation = str(folder / GENERATION_CONFIG)
+            if component.role is Role.ENCODER and generation in files:
+                chosen.append(files[generation])
+    return chosen
+
+
+def _processor_files(files: Mapping[str, RepoFile], folder: PurePosixPath) -> list[RepoFile]:
+    parsed = [files[path] for name in PARSED_FILES if (path := str(folder / name)) in files]
+    copied = [
+        replace(files[path], is_copied=True)
+        for name in COPIED_FILES
+        if (path := str(folder / name)) in files
+    ]
+    if not parsed and not copied:
+        names = [name for name in files if PurePosixPath(name).is_relative_to(folder)]
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"the repo has no files of the tokenizer or processor {folder}; {holds(names)}",
+        )
+    return [*parsed, *copied]
+
+
+def _index_of(files: Mapping[str, RepoFile], weights: Sequence[RepoFile]) -> list[RepoFile]:
+    """Return the index of the shards, if there are shards and the repo has their index."""
+    match = _SHARD.fullmatch(weights[0].path)
+    if match is None:
+        return []
+    stem, variant, suffix = match[1], match[2] or match[3] or "", match[4]
+    names = (f"{stem}{suffix}.index{variant}.json", f"{stem}{variant}{suffix}.index.json")
+    return [files[name] for name in names if name in files][:1]

@@ -1,0 +1,58 @@
+"""The Ready condition says what was not checked, unless the model has drawn an image."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from sd_api.wire import Source
+from sd_loader import stages
+from sd_loader.handover import Converted, Fetched
+from tests.support.loader.loadercli import load_request
+
+REQUEST = load_request("org/model", model_type="huggingface", verify={"render": True})
+CONVERTED = Converted(files={}, checked="names", warnings=("a warning",))
+FETCHED = Fetched(kind="repo", path="repo", source=Source())
+NOTE = "checked: names (shapes were not compared with the architecture)"
+
+
+@dataclass
+class Folder:
+    """A folder that remembers what was written to it."""
+
+    path: Path = Path()
+    written: dict[str, bytes] = field(default_factory=dict)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Remember a file."""
+        self.written[name] = content
+
+
+def rendered(monkeypatch: pytest.MonkeyPatch, preview: bytes | None) -> Converted:
+    """Return the result after rendering has made this preview."""
+    result = SimpleNamespace(preview=preview, warning=None)
+    render = SimpleNamespace(render=lambda *_arguments: result)
+    monkeypatch.setitem(sys.modules, "sd_loader.render", cast("Any", render))
+    folder = cast("Any", Folder())
+    return stages._rendered(REQUEST, folder, CONVERTED, lambda _progress: None)[0]
+
+
+def test_the_message_says_that_only_names_were_checked(monkeypatch):
+    """A model that was not rendered may have other shapes than its config asks for."""
+    converted = rendered(monkeypatch, None)
+    receipt = stages._receipt(REQUEST, FETCHED, converted, {})
+    assert receipt.message == f"a warning; {NOTE}"
+    assert receipt.artifact.checked == "names"
+
+
+def test_a_rendered_model_needs_no_such_note(monkeypatch):
+    """Its shapes are those of the architecture."""
+    converted = rendered(monkeypatch, b"image")
+    receipt = stages._receipt(REQUEST, FETCHED, converted, {})
+    assert receipt.message == "a warning"
+    assert receipt.artifact.checked is None

@@ -1,0 +1,206 @@
+"""The index of a pipeline is checked against the list of classes, by the name of the pipeline."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sd_api.reasons import Reason
+from sd_api.spec import ModelType
+from sd_loader.diffusers_repo.classes import Role
+from sd_loader.diffusers_repo.index import Pipeline
+from sd_loader.diffusers_repo.listed import Component, ListedPipeline, read_pipeline, title
+from sd_loader.errors import LoaderError
+from sd_loader.source.ref import SourceRef, refuse_unsuitable
+from tests.support.models import familyrepos
+from tests.support.models.modelindex import INDEX
+
+DIFFUSERS, TRANSFORMERS = "it knows diffusers 0.42.1", "it knows transformers 5.23.0"
+FLUX = "a FLUX pipeline (FluxPipeline): model_index.json: "
+
+
+def flux(**changes: Any) -> bytes:
+    """Return the index of FLUX with other entries."""
+    return json.dumps({**json.loads(familyrepos.flux()["model_index.json"]), **changes}).encode()
+
+
+def listed(content: bytes) -> ListedPipeline:
+    """Read an index of another family than Stable Diffusion."""
+    pipeline = read_pipeline(content)
+    assert isinstance(pipeline, ListedPipeline)
+    return pipeline
+
+
+def test_components_have_roles_by_their_classes():
+    """The role decides which files are fetched and how they are published."""
+    pipeline = listed(flux())
+    assert {name: component.role for name, component in pipeline.components.items()} == {
+        "scheduler": Role.SCHEDULER,
+        "text_encoder": Role.ENCODER,
+        "text_encoder_2": Role.ENCODER,
+        "tokenizer": Role.PROCESSOR,
+        "tokenizer_2": Role.PROCESSOR,
+        "transformer": Role.MODEL,
+        "vae": Role.MODEL,
+    }
+
+
+def test_a_pipeline_of_stable_diffusion_is_read_by_its_own_lists():
+    """Its classes and configs have key tables."""
+    assert isinstance(read_pipeline(json.dumps(INDEX).encode()), Pipeline)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "shown"),
+    [
+        ("FluxPipeline", "a FLUX pipeline (FluxPipeline)"),
+        ("Flux2KleinPipeline", "a FLUX.2 pipeline (Flux2KleinPipeline)"),
+        ("StableDiffusion3Pipeline", "a Stable Diffusion 3 pipeline (StableDiffusion3Pipeline)"),
+        ("AuraFlowPipeline", "an AuraFlow pipeline (AuraFlowPipeline)"),
+        ("MochiPipeline", "a Mochi pipeline (MochiPipeline)"),
+    ],
+)
+def test_messages_name_the_pipeline(class_name, shown):
+    """The family comes first, in the words that its users know."""
+    assert title(class_name) == shown
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "message"),
+    [
+        pytest.param(
+            flux(_class_name="FluxNextPipeline"),
+            Reason.UNSUPPORTED_FORMAT,
+            "model_index.json names the pipeline FluxNextPipeline, which is newer than this loader"
+            f" ({DIFFUSERS}) or is code of the repo's own",
+            id="newer pipeline",
+        ),
+        pytest.param(
+            flux(transformer=["diffusers", "FluxNextModel"]),
+            Reason.UNSUPPORTED_FORMAT,
+            f"{FLUX}transformer is a FluxNextModel of diffusers, which is newer than this loader"
+            f" ({DIFFUSERS})",
+            id="newer model",
+        ),
+        pytest.param(
+            flux(text_encoder_2=["transformers", "T6EncoderModel"]),
+            Reason.UNSUPPORTED_FORMAT,
+            f"{FLUX}text_encoder_2 is a T6EncoderModel of transformers, which is newer than this"
+            f" loader ({TRANSFORMERS})",
+            id="newer encoder",
+        ),
+        pytest.param(
+            flux(vae=["ltx2", "AutoencoderKL"]),
+            Reason.UNSUPPORTED_FORMAT,
+            f"{FLUX}vae is a AutoencoderKL of ltx2, which is newer than this loader ({DIFFUSERS})",
+            id="class of another module",
+        ),
+        pytest.param(
+            flux(reranker=["transformers", "T5EncoderModel"]),
+            Reason.UNSUPPORTED_FORMAT,
+            f"{FLUX}the component reranker is newer than this loader ({DIFFUSERS})",
+            id="newer component",
+        ),
+        pytest.param(
+            flux(transformer=["modeling", "Mine"]),
+            Reason.UNSAFE_MODEL,
+            f"{FLUX}transformer comes from modeling, which is code of the repo's own or of an"
+            " unknown library",
+            id="code of the repo",
+        ),
+        pytest.param(
+            flux(vae=["diffusers.utils", "os.system"]),
+            Reason.UNSAFE_MODEL,
+            f"{FLUX}vae comes from diffusers.utils, which is code of the repo's own or of an"
+            " unknown library",
+            id="module with dots",
+        ),
+        pytest.param(
+            flux(vae=["diffusers", None]),
+            Reason.UNSUPPORTED_FORMAT,
+            f'{FLUX}vae is ["diffusers", null]; it should name a library and a class',
+            id="no class",
+        ),
+        pytest.param(
+            flux(_class_name=["pipeline", "Mine"]),
+            Reason.UNSAFE_MODEL,
+            'model_index.json names a custom pipeline: ["pipeline", "Mine"]',
+            id="custom pipeline",
+        ),
+        pytest.param(
+            flux(transformer=["diffusers", "FluxTransformer2DModel"], x={"auto_map": {}}),
+            Reason.UNSAFE_MODEL,
+            "model_index.json asks for code of the repo (auto_map)",
+            id="auto_map inside",
+        ),
+    ],
+)
+def test_an_index_with_other_classes_is_refused(content, reason, message):
+    """Diffusers imports the classes that an index names."""
+    with pytest.raises(LoaderError) as caught:
+        read_pipeline(content)
+    assert (caught.value.reason, caught.value.message) == (reason, message)
+
+
+@pytest.mark.parametrize(
+    "class_name", ["PreTrainedModel", "AutoModel", "AutoTokenizer", "Trainer", "pipeline"]
+)
+def test_a_class_that_stands_for_many_is_refused(class_name):
+    """Such a class would import what a config names."""
+    with pytest.raises(LoaderError, match="newer than this loader"):
+        read_pipeline(flux(text_encoder=["transformers", class_name]))
+
+
+def test_options_may_be_lists_and_unknown_ones_are_left_out():
+    """Krea 2 names the layers of its encoder that it reads."""
+    content = familyrepos.index(
+        "Krea2Pipeline",
+        text_encoder_select_layers=[2, 5, 8],
+        is_distilled=True,
+        trust_remote_code=True,
+        future_component=[None, None],
+        vae=[None, None],
+    )
+    pipeline = listed(content)
+    assert pipeline.options == {"text_encoder_select_layers": [2, 5, 8], "is_distilled": True}
+    assert pipeline.nulls == ("vae",)
+
+
+def test_a_safety_checker_is_left_out():
+    """It blocks images, and is not part of the model."""
+    content = familyrepos.index(
+        "StableDiffusionControlNetPipeline",
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        requires_safety_checker=True,
+    )
+    assert listed(content).nulls == ("safety_checker",)
+
+
+def test_an_old_name_of_a_class_and_a_module_of_a_pipeline_are_known():
+    """Repos keep the names of the versions that saved them."""
+    content = familyrepos.index(
+        "LTX2Pipeline",
+        tokenizer=["transformers", "GemmaTokenizerFast"],
+        connectors=["ltx2", "LTX2TextConnectors"],
+    )
+    assert listed(content).components == {
+        "tokenizer": Component("transformers", "GemmaTokenizerFast", Role.PROCESSOR),
+        "connectors": Component("ltx2", "LTX2TextConnectors", Role.MODEL),
+    }
+
+
+def test_fields_for_stable_diffusion_are_refused_before_the_download():
+    """Without that, they would be ignored."""
+    ref = SourceRef(
+        "org/x", "spec.url", ModelType.HUGGINGFACE, only_for_sd=("spec.vae", "spec.baseModel")
+    )
+    refuse_unsuitable(read_pipeline(json.dumps(INDEX).encode()), ref)
+    with pytest.raises(LoaderError) as caught:
+        refuse_unsuitable(read_pipeline(flux()), ref)
+    assert caught.value.reason is Reason.INVALID_SPEC
+    assert caught.value.message == (
+        "spec.vae, spec.baseModel: for pipelines of Stable Diffusion 1, 2 and XL only, but the repo"
+        " is a FLUX pipeline (FluxPipeline); remove it from the spec"
+    )

@@ -1,0 +1,288 @@
+"""Tiny pipelines of other families than Stable Diffusion, with random weights."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import tokenizers
+import torch
+import transformers
+
+from sd_loader.convert.tables.clip import VOCABULARY_FILES, vocabulary_file
+
+Pipeline = Any
+TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+WORDS = ["a", "fox", "over", "the", "moon", "!"]
+
+
+@cache
+def clip_tokenizer() -> Any:
+    """Return CLIP's tokenizer with its own vocabulary."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in VOCABULARY_FILES:
+            (Path(folder) / name).write_bytes(vocabulary_file(name))
+        return transformers.CLIPTokenizer.from_pretrained(folder)
+
+
+def word_tokenizer(**options: Any) -> Any:
+    """Return a tokenizer of a few words, in the form of those of T5 and language models."""
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *(f"\u2581{word}" for word in WORDS)]
+    unigram = tokenizers.models.Unigram([(piece, -2.0) for piece in pieces], 2)
+    tokenizer = tokenizers.Tokenizer(unigram)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=64,
+        **options,
+    )
+
+
+def clip(*, projected: bool = False) -> Any:
+    """Return a CLIP text encoder."""
+    config = transformers.CLIPTextConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        projection_dim=8,
+    )  # fmt: skip
+    kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+    return kind(config)
+
+
+T5 = {"vocab_size": 32, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2,
+      "feed_forward_proj": "gated-gelu"}  # fmt: skip
+
+
+def language(kind: str, **config: Any) -> Any:
+    """Return a model of a language model's class."""
+    sizes = {
+        "vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
+    }  # fmt: skip
+    model = getattr(transformers, kind)
+    return model(model.config_class(**{**sizes, **config}))
+
+
+def vae(**config: Any) -> Any:
+    """Return a VAE of 16 channels, as FLUX and SD 3 have it."""
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8,), norm_num_groups=4, latent_channels=16, layers_per_block=1,
+        use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1159, **config,
+    )  # fmt: skip
+
+
+def flow(**config: Any) -> Any:
+    """Return the scheduler of flow-matching models."""
+    return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, **config)
+
+
+def flux() -> Pipeline:
+    """Return FLUX.1 dev."""
+    return diffusers.FluxPipeline(
+        scheduler=flow(use_dynamic_shifting=True),
+        text_encoder=clip(),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=transformers.T5EncoderModel(transformers.T5Config(**T5)),
+        tokenizer_2=word_tokenizer(),
+        transformer=diffusers.FluxTransformer2DModel(
+            in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
+            num_attention_heads=2, joint_attention_dim=8, pooled_projection_dim=8,
+            axes_dims_rope=(2, 2, 4), guidance_embeds=True,
+        ),
+        vae=vae(),
+    )  # fmt: skip
+
+
+def sd3() -> Pipeline:
+    """Return Stable Diffusion 3.5."""
+    return diffusers.StableDiffusion3Pipeline(
+        scheduler=flow(),
+        text_encoder=clip(projected=True),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(projected=True),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=transformers.T5EncoderModel(transformers.T5Config(**T5)),
+        tokenizer_3=word_tokenizer(),
+        transformer=diffusers.SD3Transformer2DModel(
+            sample_size=8, patch_size=2, in_channels=16, num_layers=2, attention_head_dim=8,
+            num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16,
+            pooled_projection_dim=16, out_channels=16, dual_attention_layers=(0,),
+            qk_norm="rms_norm", pos_embed_max_size=8,
+        ),
+        vae=vae(),
+    )  # fmt: skip
+
+
+def _wan_transformer() -> Any:
+    return diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=8, in_channels=4,
+        out_channels=4, text_dim=8, freq_dim=8, ffn_dim=8, num_layers=1,
+    )  # fmt: skip
+
+
+def wan() -> Pipeline:
+    """Return Wan 2.2 with two transformers."""
+    return diffusers.WanPipeline(
+        scheduler=diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        text_encoder=transformers.UMT5EncoderModel(transformers.UMT5Config(**T5)),
+        tokenizer=word_tokenizer(),
+        transformer=_wan_transformer(),
+        transformer_2=_wan_transformer(),
+        vae=diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1], num_res_blocks=1,
+                                       temperal_downsample=[False]),
+        boundary_ratio=0.875,
+    )  # fmt: skip
+
+
+def chroma() -> Pipeline:
+    """Return Chroma, which has no CLIP."""
+    return diffusers.ChromaPipeline(
+        scheduler=flow(),
+        text_encoder=transformers.T5EncoderModel(transformers.T5Config(**T5)),
+        tokenizer=word_tokenizer(),
+        transformer=diffusers.ChromaTransformer2DModel(
+            in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
+            num_attention_heads=2, joint_attention_dim=8, axes_dims_rope=(2, 2, 4),
+            approximator_hidden_dim=8, approximator_layers=1, approximator_num_channels=8,
+        ),
+        vae=vae(),
+    )  # fmt: skip
+
+
+def qwen_image() -> Pipeline:
+    """Return Qwen-Image, whose encoder has a nested config."""
+    text = {
+        "vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1,
+        "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"},
+        "rope_theta": 1000000.0,
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+              "out_hidden_size": 16}  # fmt: skip
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    return diffusers.QwenImagePipeline(
+        scheduler=flow(),
+        text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=word_tokenizer(chat_template=TEMPLATE),
+        transformer=diffusers.QwenImageTransformer2DModel(
+            in_channels=16, out_channels=4, num_layers=1, attention_head_dim=8,
+            num_attention_heads=2, joint_attention_dim=16, axes_dims_rope=(2, 2, 4),
+        ),
+        vae=diffusers.AutoencoderKLQwenImage(base_dim=4, z_dim=4, dim_mult=[1, 1],
+                                             num_res_blocks=1, temperal_downsample=[False],
+                                             latents_mean=[0.0] * 4, latents_std=[1.0] * 4),
+    )  # fmt: skip
+
+
+def z_image() -> Pipeline:
+    """Return Z-Image, whose encoder is a language model without a head."""
+    return diffusers.ZImagePipeline(
+        scheduler=flow(),
+        text_encoder=language("Qwen3Model"),
+        tokenizer=word_tokenizer(chat_template=TEMPLATE),
+        transformer=diffusers.ZImageTransformer2DModel(
+            all_patch_size=(2,), all_f_patch_size=(1,), in_channels=16, dim=16, n_layers=1,
+            n_refiner_layers=1, n_heads=2, n_kv_heads=1, cap_feat_dim=8, axes_dims=[2, 2, 4],
+            axes_lens=[32, 32, 32],
+        ),
+        vae=vae(),
+    )  # fmt: skip
+
+
+def lumina2() -> Pipeline:
+    """Return Lumina 2, whose encoder no signature names."""
+    return diffusers.Lumina2Pipeline(
+        scheduler=flow(),
+        text_encoder=language("Gemma2Model"),
+        tokenizer=word_tokenizer(),
+        transformer=diffusers.Lumina2Transformer2DModel(
+            sample_size=4, patch_size=2, in_channels=16, hidden_size=24, num_layers=1,
+            num_refiner_layers=1, num_attention_heads=3, num_kv_heads=1, multiple_of=4,
+            axes_dim_rope=(4, 2, 2), axes_lens=(32, 32, 32), cap_feat_dim=8,
+        ),
+        vae=vae(),
+    )  # fmt: skip
+
+
+def aura_flow() -> Pipeline:
+    """Return AuraFlow, with its encoder of UMT5."""
+    return diffusers.AuraFlowPipeline(
+        scheduler=flow(),
+        text_encoder=transformers.UMT5EncoderModel(transformers.UMT5Config(**T5)),
+        tokenizer=word_tokenizer(),
+        transformer=diffusers.AuraFlowTransformer2DModel(
+            sample_size=8, patch_size=2, in_channels=4, num_mmdit_layers=1,
+            num_single_dit_layers=1, attention_head_dim=8, num_attention_heads=2,
+            joint_attention_dim=8, caption_projection_dim=16, out_channels=4,
+            pos_embed_max_size=16,
+        ),
+        vae=vae(),
+    )  # fmt: skip
+
+
+def pixart() -> Pipeline:
+    """Return PixArt-Sigma, with a scheduler of Stable Diffusion."""
+    return diffusers.PixArtSigmaPipeline(
+        scheduler=diffusers.DPMSolverMultistepScheduler(),
+        text_encoder=transformers.T5EncoderModel(transformers.T5Config(**T5)),
+        tokenizer=word_tokenizer(),
+        transformer=diffusers.PixArtTransformer2DModel(
+            sample_size=8, num_layers=1, patch_size=2, attention_head_dim=8,
+            num_attention_heads=2, caption_channels=8, in_channels=4, out_channels=8,
+            cross_attention_dim=16, use_additional_conditions=False,
+        ),
+        vae=vae(),
+    )  # fmt: skip
+
+
+def kandinsky() -> Pipeline:
+    """Return the decoder of Kandinsky 2.2, with a UNet of other blocks than SD's."""
+    return diffusers.KandinskyV22Pipeline(
+        scheduler=diffusers.DDPMScheduler(),
+        unet=diffusers.UNet2DConditionModel(
+            in_channels=4, out_channels=8, addition_embed_type="image", layers_per_block=1,
+            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn", block_out_channels=(8, 16),
+            norm_num_groups=4, encoder_hid_dim=8, encoder_hid_dim_type="image_proj",
+            cross_attention_dim=8, attention_head_dim=4, resnet_time_scale_shift="scale_shift",
+        ),
+        movq=diffusers.VQModel(block_out_channels=(8,), norm_num_groups=4, latent_channels=4,
+                               num_vq_embeddings=8, vq_embed_dim=4),
+    )  # fmt: skip
+
+
+FAMILIES: Mapping[str, tuple[str, Callable[[], Pipeline]]] = {
+    "flux": ("FLUX.1", flux),
+    "sd-3": ("Stable Diffusion 3.5", sd3),
+    "wan": ("Wan 2.2", wan),
+    "chroma": ("Chroma", chroma),
+    "qwen-image": ("Qwen-Image", qwen_image),
+    "z-image": ("Z-Image", z_image),
+    "lumina2": ("Lumina 2", lumina2),
+    "auraflow": ("AuraFlow", aura_flow),
+    "pixart": ("PixArt-Sigma", pixart),
+    "kandinsky": ("Kandinsky 2.2", kandinsky),
+}
+"""The families by name: as users know them, and the function that makes a pipeline."""
+
+
+@cache
+def pipeline(family: str) -> Pipeline:
+    """Return the pipeline of a family, with the same random weights each time."""
+    torch.manual_seed(0)
+    return FAMILIES[family][1]()
+
+
+def save_repo(folder: Path, family: str, *, shard_size: str = "10GB") -> Path:
+    """Save the pipeline of a family as a repo."""
+    pipeline(family).save_pretrained(folder, max_shard_size=shard_size)
+    return folder

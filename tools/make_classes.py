@@ -1,0 +1,323 @@
+"""Make the loader's list of diffusers' and transformers' classes from the installed libraries.
+
+The list has every pipeline of diffusers, every class that a component of a pipeline may have, the
+keys of their configs, and the modules that both libraries keep in single precision. The signatures
+of the pipelines name the classes of transformers; `EXTRA_CLASSES` adds those that they do not name.
+`tests/loader/diffusers_repo/test_classes_made.py` makes the list again and compares.
+
+    python -m tools.make_classes     writes …/sd_loader/diffusers_repo/classes.json
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import transformers
+from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
+from diffusers.guiders.guider_utils import BaseGuidance
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from sd_loader.diffusers_repo.classes import PATH
+from tools.make_config_keys import json_types, scheduler_class
+
+ROOT = Path(__file__).resolve().parent.parent
+
+EXTRA_CLASSES: Mapping[str, str] = {
+    "CLIPFeatureExtractor": "the name of CLIPImageProcessor in repos of 2022",
+    "Gemma2ForCausalLM": "published by the authors of Sana, whose pipelines name a base class",
+    "Gemma2Model": "the text encoder of Lumina 2 and Sana, whose pipelines name a base class",
+    "Gemma3Processor": "the processor of LTX-2, whose pipelines name a base class",
+    "GemmaForCausalLM": "published by the authors of Lumina, whose pipelines name a base class",
+    "GemmaModel": "the text encoder of Lumina, whose pipelines name a base class",
+    "GlmForCausalLM": "published by the authors of CogView4, whose pipeline names GlmModel",
+    "PixtralImageProcessor": "a part of PixtralProcessor that some repos name alone",
+    "PixtralProcessor": "the tokenizer of FLUX.2 dev, whose pipeline names a base class",
+    "PreTrainedTokenizerFast": "the name of TokenizersBackend before transformers 5",
+    "Qwen2VLImageProcessor": "a part of Qwen2VLProcessor that some repos name alone",
+    "T5ForConditionalGeneration": "published by authors who saved the decoder as well",
+}
+"""Classes of transformers that published repos name and no signature does, each with its reason."""
+
+EXTRA_KEYS: Mapping[str, list[str]] = {
+    "is_encoder_decoder": ["bool"],
+    "partial_rotary_factor": ["float"],
+    "rope_scaling": ["any"],
+    "rope_theta": ["float"],
+    "tie_word_embeddings": ["bool"],
+}
+"""Keys that transformers reads in configs of older versions, although no class documents them."""
+
+FORBIDDEN_KEYS = frozenset(
+    {
+        "attn_implementation",
+        "auto_map",
+        "backbone",
+        "backbone_config",
+        "backbone_kwargs",
+        "dtype",
+        "quantization_config",
+        "torch_dtype",
+        "use_pretrained_backbone",
+        "use_timm_backbone",
+    }
+)
+"""Documented keys that name code, a repo, a quantizer, or the precision of the weights."""
+
+_ABSTRACT = frozenset(
+    {
+        "AutoProcessor",
+        "AutoTokenizer",
+        "PreTrainedModel",
+        "PreTrainedTokenizerBase",
+        "ProcessorMixin",
+        "PythonBackend",
+    }
+)
+"""Classes of signatures that stand for many others. No repo is saved with their names."""
+
+Keys = dict[str, list[str]]
+
+
+def make_list() -> dict[str, Any]:
+    """Return the list: versions, pipelines, components by library, configs, and kept modules."""
+    sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))  # one module only imports it
+    transformers.logging.set_verbosity_error()
+    pipelines = dict(_exported(DiffusionPipeline))
+    named = [kind for pipeline in pipelines.values() for kind in _signature_classes(pipeline)]
+    of_diffusers = _classes_of_diffusers()
+    of_modules = {kind for kind in named if _pipeline_module(kind)}
+    of_transformers = _classes_of_transformers(named)
+    entries = {name: {"keys": parameter_keys(kind)} for name, kind in of_diffusers.items()}
+    entries |= {name: {"keys": parameter_keys(kind)} for name, kind in pipelines.items()}
+    configs: dict[str, str] = {}
+    components: dict[str, dict[str, str]] = {
+        "diffusers": {name: _role(kind) for name, kind in of_diffusers.items()},
+        "transformers": {name: _role(kind) for name, kind in of_transformers.items()},
+    }
+    for kind in of_modules:
+        components.setdefault(_pipeline_module(kind), {})[kind.__name__] = _role(kind)
+        if not issubclass(kind, PreTrainedModel):
+            entries[kind.__name__] = {"keys": parameter_keys(kind)}
+    for kind in (*of_transformers.values(), *of_modules):
+        if kind is not None and issubclass(kind, PreTrainedModel):
+            configs[kind.__name__] = kind.config_class.__name__
+            entries |= config_entries(kind.config_class)
+    weighted = (*of_diffusers.values(), *of_transformers.values(), *of_modules)
+    kept = {kind.__name__: _kept_in_fp32(kind) for kind in weighted if kind is not None}
+    return {
+        "versions": {"diffusers": diffusers.__version__, "transformers": transformers.__version__},
+        "pipelines": {name: _parameters(kind) for name, kind in sorted(pipelines.items())},
+        "components": {library: dict(sorted(components[library].items())) for library in
+                       sorted(components)},
+        "kept_in_fp32": {name: modules for name, modules in sorted(kept.items()) if modules},
+        "configs": dict(sorted(configs.items())),
+        "keys": dict(sorted(entries.items())),
+    }  # fmt: skip
+
+
+def _exported(base: type) -> Iterator[tuple[str, Any]]:
+    """The classes of diffusers that derive from a class, by name. Stand-ins are left out."""
+    for name in sorted(dir(diffusers)):
+        kind = getattr(diffusers, name)
+        if inspect.isclass(kind) and issubclass(kind, base) and kind is not base:
+            yield name, kind
+
+
+def _classes_of_diffusers() -> dict[str, Any]:
+    schedulers = (name for name in dir(diffusers) if name.endswith("Scheduler"))
+    found = {
+        **dict(_exported(ModelMixin)),
+        **dict(_exported(BaseGuidance)),
+        **{name: kind for name in schedulers if (kind := scheduler_class(name)) is not None},
+    }
+    return dict(sorted(found.items()))
+
+
+def _classes_of_transformers(named: list[Any]) -> dict[str, Any]:
+    """The classes of transformers by name. None for a name that only older versions have."""
+    found: dict[str, Any] = {
+        kind.__name__: kind for kind in named if kind.__module__.startswith("transformers.")
+    }
+    found = {
+        name: kind
+        for name, kind in found.items()
+        if name not in _ABSTRACT and not name.endswith("PreTrainedModel")
+    }
+    for name in list(found):
+        # Older versions had a second class for most tokenizers and image processors. Which image
+        # processor is exported depends on whether torchvision is installed.
+        if name.endswith("Tokenizer"):
+            found[f"{name}Fast"] = None
+        if (plain := name.removesuffix("Pil")).endswith("ImageProcessor"):
+            found |= dict.fromkeys((plain, f"{plain}Pil", f"{plain}Fast"))
+    for name in EXTRA_CLASSES:
+        kind = getattr(transformers, name, None)
+        is_model = inspect.isclass(kind) and issubclass(kind, PreTrainedModel)
+        found[name] = kind if is_model else None
+    return dict(sorted(found.items()))
+
+
+def _signature_classes(pipeline: Any) -> list[Any]:  # noqa: ANN401 - a class
+    """The classes that a pipeline's constructor names, in the order of their names."""
+    found = {
+        kind
+        for kinds in pipeline._get_signature_types().values()
+        for kind in kinds
+        if inspect.isclass(kind)
+        and kind.__module__.partition(".")[0] in ("diffusers", "transformers")
+    }
+    return sorted(found, key=lambda kind: str(kind.__name__))
+
+
+def _is_of_library(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in ("diffusers", "transformers")
+
+
+def _pipeline_module(kind: Any) -> str:  # noqa: ANN401 - a class
+    """The library that diffusers writes for a class of a pipeline's folder. Empty for others."""
+    module = kind.__module__.split(".")
+    is_inside = module[:2] == ["diffusers", "pipelines"] and len(module) > 3
+    is_loadable = issubclass(kind, ModelMixin | PreTrainedModel)
+    return (
+        module[-2] if is_inside and is_loadable and hasattr(diffusers.pipelines, module[-2]) else ""
+    )
+
+
+def _role(kind: Any) -> str:  # noqa: ANN401 - a class
+    """What a component of the class is, which decides what its folder holds."""
+    if kind is None or not issubclass(kind, ConfigMixin | PreTrainedModel):
+        return "processor"
+    if issubclass(kind, PreTrainedModel):
+        return "encoder"
+    if issubclass(kind, ModelMixin):
+        return "model"
+    return "guider" if issubclass(kind, BaseGuidance) else "scheduler"
+
+
+def _parameters(pipeline: Any) -> list[str]:  # noqa: ANN401 - a class
+    return [name for name in inspect.signature(pipeline.__init__).parameters if name != "self"]
+
+
+def _kept_in_fp32(kind: Any) -> dict[str, list[str]]:  # noqa: ANN401 - a class
+    """The names of modules that a library keeps in fp32, by the precision that is asked for."""
+    always = set(getattr(kind, "_keep_in_fp32_modules_strict", None) or ())
+    names = set(getattr(kind, "_keep_in_fp32_modules", None) or ())
+    # transformers keeps the first list in fp32 for fp16 only.
+    in_bf16 = always if issubclass(kind, PreTrainedModel) else names | always
+    found = {"fp16": sorted(names | always), "bf16": sorted(in_bf16)}
+    return {precision: modules for precision, modules in found.items() if modules}
+
+
+def parameter_keys(kind: Any) -> Keys:  # noqa: ANN401 - a class
+    """The keys of a class of diffusers: the parameters of its constructor that JSON can hold."""
+    try:
+        hints = typing.get_type_hints(kind.__init__)
+    except (NameError, TypeError):
+        hints = {}
+    return {
+        name: _types(hints.get(name), parameter.default)
+        for name, parameter in sorted(inspect.signature(kind.__init__).parameters.items())
+        if name != "self"
+        and name not in FORBIDDEN_KEYS
+        and parameter.kind is not parameter.VAR_KEYWORD
+        and not _is_component(hints.get(name))
+    }
+
+
+def _is_component(hint: Any) -> bool:  # noqa: ANN401 - an annotation
+    """Whether a parameter takes an object of a library, which stands in its own folder."""
+    if inspect.isclass(hint):
+        return _is_of_library(hint)
+    return any(_is_component(argument) for argument in typing.get_args(hint))
+
+
+def config_entries(config: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401 - a class
+    """The entries of a config class of transformers and of the configs nested in it."""
+    base = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    nested = {name: kind for name in config.sub_configs if (kind := _nested(config, name))}
+    keys: Keys = {name: ["any"] for name in _read_from_kwargs(config)} | EXTRA_KEYS
+    entries: dict[str, dict[str, Any]] = {}
+    for inner in nested.values():
+        entries |= config_entries(inner)
+    if "text_config" in nested:
+        # Older versions wrote the keys of the language model beside those of the whole.
+        keys = entries[nested["text_config"].__name__]["keys"] | keys
+    documented = {field.name: field.type for field in dataclasses.fields(config)}
+    keys |= {
+        name: _types(hint)
+        for name, hint in documented.items()
+        if name not in base and name not in EXTRA_KEYS
+    }
+    keys |= {alias: keys.get(name, ["any"]) for alias, name in config.attribute_map.items()}
+    keys |= {name: [f"config {inner.__name__}"] for name, inner in nested.items()}
+    allowed = {name: keys[name] for name in sorted(keys) if name not in FORBIDDEN_KEYS}
+    entry: dict[str, Any] = {"model_type": config.model_type, "keys": allowed}
+    if config.base_config_key:
+        entry["nested_as"] = config.base_config_key
+    return {**entries, config.__name__: entry}
+
+
+def _nested(config: Any, name: str) -> Any:  # noqa: ANN401 - classes
+    """The class of a nested config: the declared one, or that of the default. None without one."""
+    declared = config.sub_configs[name]
+    found = declared if declared is not AutoConfig else type(getattr(config(), name))
+    return found if issubclass(found, PreTrainedConfig) else None
+
+
+def _read_from_kwargs(config: Any) -> set[str]:  # noqa: ANN401 - a class
+    """The keys that a config class takes from those that it does not document."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(config)))
+    return {
+        node.args[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("get", "pop")
+        and getattr(node.func.value, "id", "") == "kwargs"
+        and isinstance(node.args[0], ast.Constant)
+    }
+
+
+def _types(hint: Any, default: object = None) -> list[str]:  # noqa: ANN401 - an annotation
+    """The JSON types of an annotation and a default. `any` if the annotation does not tell them.
+
+    Some annotations contradict their defaults, such as `force_upcast: float = True`.
+    """
+    found = set(json_types(hint))
+    if found <= {"null"}:
+        return ["any"]
+    if isinstance(default, bool | int | float | str):
+        found |= set(json_types(type(default)))
+    return sorted(found)
+
+
+def render(entries: Mapping[str, Any]) -> str:
+    """Return the list as JSON with one class per line."""
+    parts = [f"{json.dumps(part)}: {_rendered(content)}" for part, content in entries.items()]
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _rendered(content: Mapping[str, Any]) -> str:
+    lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
+    return "{\n" + ",\n".join(lines) + "\n}"
+
+
+def main() -> None:
+    """Write the list."""
+    PATH.write_text(render(make_list()))
+    print(f"{PATH.relative_to(ROOT)}: {PATH.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()
