@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,8 @@ from sd_loader import arguments
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Return its exit code."""
     args = arguments.parser().parse_args(argv)
+    # To find plugins, pydantic would read the metadata of every installed package. None is used.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # Imported here: `--help` and `--version` end in the line above and do not wait for it.
     from sd_loader.running import run
 

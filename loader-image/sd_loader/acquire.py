@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sd_api.choices import BaseModelName, ModelType
 from sd_api.load import LoadRequest
@@ -26,13 +27,15 @@ from sd_loader.net.client import HttpClient
 from sd_loader.progress import Report
 from sd_loader.request import conversion_of
 from sd_loader.source import fetch
-from sd_loader.source.hub import fetch_components, fetch_configs
-from sd_loader.source.link import FILE_NAME, OpenLink, open_link
 from sd_loader.source.locate import locate, naming_both_readings
 from sd_loader.source.ref import Checks, SourceRef
+from sd_loader.source.single import FILE_NAME
 from sd_loader.source.small_file import fetch_small_file
-from sd_loader.streaming import IncomingFile, forget, open_incoming
 from sd_loader.tensors import TensorFile
+
+if TYPE_CHECKING:
+    from sd_loader.source.link import OpenLink
+    from sd_loader.streaming import IncomingFile
 
 _VAE = "vae"
 _VAE_FIELD = "spec.vae.url"
@@ -77,6 +80,10 @@ def acquire(
         supplies.fetch_vae(request.vae.url, allow_local=allow_local)
     with naming_both_readings(ref, place, allow_local=allow_local):
         if isinstance(place, Link) and out is not None and _may_stream(ref):
+            # Imported here, as in all functions that call a server: a local file needs no HTTP,
+            # which takes 0.1 s to import.
+            from sd_loader.source.link import open_link
+
             with open_link(replace(ref, url=place.url), checks, client) as link:
                 fetched = _stream(link, supplies, out) or link.download(into, report)
         else:
@@ -102,6 +109,8 @@ def _may_stream(ref: SourceRef) -> bool:
 
 def _stream(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched | None:
     """Convert the link's file while it is downloaded. None if it must be downloaded first."""
+    from sd_loader.streaming import forget  # for the same reason
+
     if link.is_begun(supplies.into):
         return None  # An earlier attempt began a plain download, which is resumed.
     fetched = None
@@ -116,6 +125,8 @@ def _stream(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched | None:
 
 def _stream_version(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched | None:
     """Convert the version of the file that the server has now. None if it must be downloaded."""
+    from sd_loader.streaming import open_incoming  # for the same reason
+
     remote = link.open_ranges()
     if remote is None:
         return None
@@ -196,6 +207,8 @@ class _Supplies:
         return needed
 
     def _fetch_configs(self, repo_id: str) -> None:
+        from sd_loader.source.hub import fetch_configs  # for the same reason
+
         subject = f"the file needs the configs of {repo_id}"
         ref = self._ref(repo_id, subject, ModelType.HUGGINGFACE)
         with naming(subject):
@@ -213,6 +226,8 @@ class _Supplies:
         repo_id = self.client.settings.default_parts.get(base.value)
         if repo_id is None or not missing:
             return
+        from sd_loader.source.hub import fetch_components  # for the same reason
+
         subject = f"the default components of {base.value}"
         ref = self._ref(repo_id, subject, ModelType.HUGGINGFACE)
         with naming(subject):

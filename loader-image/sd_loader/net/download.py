@@ -18,8 +18,9 @@ from sd_api.redaction import redact_url
 from sd_loader.errors import LoaderError, TransientError
 from sd_loader.net.error_body import body_text, quotation
 from sd_loader.net.exchange import Resource, first_byte, refuse_encoded, total_bytes, validator
-from sd_loader.net.http_errors import RETRIES, Refuse, Retries, refused, unreachable
+from sd_loader.net.http_errors import Refuse, refused, unreachable
 from sd_loader.net.partial import Got, PartialDownload, ensure_space
+from sd_loader.net.patience import RETRIES, Retries
 
 Inspect = Callable[[bytes, int], None]
 OnBytes = Callable[[int, int | None], None]

@@ -45,8 +45,9 @@ from sd_loader.net.partial import Got, ensure_space, file_of
 from sd_loader.progress import Report
 from sd_loader.snippet import snippet
 from sd_loader.source.hub_errors import HubErrors
-from sd_loader.source.link import FILE_NAME, arrived, file_format
+from sd_loader.source.link import arrived
 from sd_loader.source.ref import Checks, SourceRef, inspector
+from sd_loader.source.single import FILE_NAME, file_format
 
 if TYPE_CHECKING:
     from sd_loader.source.hub_api import Repo

@@ -12,9 +12,9 @@ from sd_loader.bulk import copy_file
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
 from sd_loader.net.partial import ensure_space
-from sd_loader.source.link import FILE_NAME, file_format
 from sd_loader.source.locate import LocalFile
 from sd_loader.source.ref import Checks
+from sd_loader.source.single import FILE_NAME, file_format
 
 
 def take_file(local: LocalFile, checks: Checks, max_bytes: int, into: Path) -> Fetched:

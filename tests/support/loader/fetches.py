@@ -8,7 +8,7 @@ from sd_api.load import LoadRequest
 from sd_loader.acquire import acquire
 from sd_loader.handover import Fetched
 from sd_loader.net.client import HttpClient
-from sd_loader.net.http_errors import Retries
+from sd_loader.net.patience import Retries
 from sd_loader.progress import Report
 from sd_loader.settings import Settings
 

@@ -6,7 +6,7 @@ import pytest
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.net.http_errors import Retries
+from sd_loader.net.patience import Retries
 from tests.support.loader.fetches import fetch
 from tests.support.loader.linkfetches import BODY, SHA256, load, refusal, request
 
