@@ -22,7 +22,14 @@ from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.original import ORIGINAL_MAX_BYTES, read_original
 from sd_loader.errors import LoaderError, SourceChangedError, naming
 from sd_loader.formats import open_tensor_file
-from sd_loader.handover import CONFIGS_FOLDER, Arrived, ExtraComponent, Fetched
+from sd_loader.handover import (
+    CONFIGS_FOLDER,
+    Arrived,
+    AtHand,
+    ExtraComponent,
+    Fetched,
+    nothing_at_hand,
+)
 from sd_loader.net.client import HttpClient
 from sd_loader.progress import Report
 from sd_loader.request import conversion_of
@@ -52,13 +59,15 @@ def acquire(
     report: Report,
     *,
     out: Path | None = None,
+    at_hand: AtHand = nothing_at_hand,
     allow_local: bool = False,
 ) -> Fetched:
     """Download everything that a load needs into a folder. Resume an earlier download there.
 
-    out: folder for the result if the source can be converted while it is downloaded. allow_local: a
-    url without a scheme may be a path on this machine. Only the command line sets it, so that a
-    request of the operator cannot read files of the node.
+    out: folder for the result if the source can be converted while it is downloaded. at_hand: finds
+    files that need not be downloaded. allow_local: a url without a scheme may be a path on this
+    machine. Only the command line sets it, so that a request of the operator cannot read files of
+    the node.
     """
     conversion = conversion_of(request)
     ref = SourceRef(
@@ -72,7 +81,7 @@ def acquire(
     )
     checks = Checks(request.sha256, safetensors_only=conversion.safetensors_only)
     place = locate(ref, client.settings, allow_local=allow_local)
-    supplies = _Supplies(conversion, client, into, report)
+    supplies = _Supplies(conversion, client, into, report, at_hand)
     # These may be refused, so they come before the large download.
     if request.original_config is not None:
         supplies.fetch_original_config(request.original_config, allow_local=allow_local)
@@ -87,7 +96,7 @@ def acquire(
             with open_link(replace(ref, url=place.url), checks, client) as link:
                 fetched = _stream(link, supplies, out) or link.download(into, report)
         else:
-            fetched = fetch(place, ref, checks, client, into, report)
+            fetched = fetch(place, ref, checks, client, into, report, at_hand)
     if fetched.kind == "file" and fetched.converted is None:
         supplies.complete(into / fetched.path)
     return fetched.model_copy(
@@ -160,6 +169,7 @@ class _Supplies:
     client: HttpClient
     into: Path
     report: Report
+    at_hand: AtHand
     original_config: str | None = None
     extras: list[ExtraComponent] = field(default_factory=list)
     files: dict[str, Arrived] = field(default_factory=dict)
@@ -185,7 +195,9 @@ class _Supplies:
         place = locate(ref, self.client.settings, allow_local=allow_local)
         with naming(_VAE_FIELD), naming_both_readings(ref, place, allow_local=allow_local):
             folder = self._folder(_VAE)
-            fetched = fetch(place, ref, self._checks, self.client, folder, self.report)
+            fetched = fetch(
+                place, ref, self._checks, self.client, folder, self.report, self.at_hand
+            )
         self._add((_VAE,), _VAE, fetched)
 
     def complete(self, path: Path) -> None:
@@ -232,7 +244,9 @@ class _Supplies:
         ref = self._ref(repo_id, subject, ModelType.HUGGINGFACE)
         with naming(subject):
             folder = self._folder(_DEFAULTS_FOLDER)
-            fetched = fetch_components(missing, ref, self._checks, self.client, folder, self.report)
+            fetched = fetch_components(
+                missing, ref, self._checks, self.client, folder, self.report, self.at_hand
+            )
         self._add(missing, _DEFAULTS_FOLDER, fetched)
         self.warnings.append(
             f"the checkpoint has no {' and no '.join(missing)}: taken from {repo_id[:100]}"

@@ -86,6 +86,20 @@ class Downloader:
             partial.finish()
             return got
 
+    def require_access(self, wanted: Wanted) -> None:
+        """Raise the error that a download would, if the source does not give the file."""
+
+        def ask() -> None:
+            try:
+                resource = Resource(self.client, wanted.url, self.token)
+                with resource.get({"Range": "bytes=0-0"}) as response:
+                    if response.status_code not in {200, 206}:
+                        raise self.refuse(response, wanted.url, token_sent=self.token is not None)
+            except httpx2.RequestError as error:
+                raise unreachable(wanted.url, error) from error
+
+        self.retries.run(ask)
+
     def _whole(self, wanted: Wanted, partial: PartialDownload, on_bytes: OnBytes) -> Got:
         """Download the missing bytes, and check the complete file."""
         self.retries.run(lambda: self._attempt(wanted, partial, on_bytes), lambda: partial.size)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sd_api.choices import ModelType
 from sd_api.sources import HubFile, HubRepo, Link
-from sd_loader.handover import Fetched
+from sd_loader.handover import AtHand, Fetched
 from sd_loader.net.client import HttpClient
 from sd_loader.progress import Report
 from sd_loader.source.local import take_file
@@ -20,11 +20,17 @@ from sd_loader.source.ref import Checks, SourceRef
 
 
 def fetch(
-    place: Located, ref: SourceRef, checks: Checks, client: HttpClient, into: Path, report: Report
+    place: Located,
+    ref: SourceRef,
+    checks: Checks,
+    client: HttpClient,
+    into: Path,
+    report: Report,
+    at_hand: AtHand,
 ) -> Fetched:
     """Download a source into a folder, or resume its download.
 
-    place: the result of `locate`.
+    place: the result of `locate`. at_hand: finds files of the Hub that need not be downloaded.
     """
     # Imported here: a local file needs no HTTP, which takes 0.1 s to import.
     max_bytes = client.settings.max_bytes
@@ -32,11 +38,11 @@ def fetch(
         case HubRepo():
             from sd_loader.source.hub import fetch_repo
 
-            fetched = fetch_repo(place, ref, checks, client, into, report)
+            fetched = fetch_repo(place, ref, checks, client, into, report, at_hand)
         case HubFile():
             from sd_loader.source.hub import fetch_file
 
-            fetched = fetch_file(place, ref, checks, client, into, report)
+            fetched = fetch_file(place, ref, checks, client, into, report, at_hand)
         case LocalFile():
             fetched = take_file(place, checks, max_bytes, into)
         case Link(url):
