@@ -73,12 +73,12 @@ class Progress(Message):
 
 
 class Sha256Missing(StrEnum):
-    """Why the SHA-256 of a link's file is not known."""
+    """Why the SHA-256 of a link's or local file is not known."""
 
     RESUMED = "Resumed"
     """Another Pod downloaded a part of the file."""
     RANGES_ONLY = "RangesOnly"
-    """Only the ranges that the conversion needs were downloaded."""
+    """Only the ranges that the conversion needs were downloaded, or read from a local file."""
 
 
 Word = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -93,8 +93,9 @@ class Source(Extensible):
     sha256: Sha256 | None = Field(default=None, description="Digest of a single-file download.")
     sha256_missing: Word | None = Field(
         default=None,
-        description="Why sha256 is absent although the source is a link's file: Resumed (an earlier"
-        " Pod downloaded a part of it) or RangesOnly (only the needed parts were downloaded).",
+        description="Why sha256 is absent although the source is a single file: Resumed (an earlier"
+        " Pod downloaded a part of it) or RangesOnly (only the needed parts were downloaded, or"
+        " read from a local file).",
     )
     size_bytes: Count | None = Field(default=None, description="Bytes of the source.")
     format: Annotated[str, StringConstraints(max_length=32, pattern=r"^[a-z0-9-]+$")] | None = (

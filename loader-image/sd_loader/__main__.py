@@ -13,6 +13,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Return its exit code."""
     _replace_closed_output()
     args = arguments.parser().parse_args(argv)
+    # To find plugins, pydantic would read the metadata of every installed package. None is used.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # Imported here: `--help` and `--version` end in the line above and do not wait for it.
     from sd_loader.running import run
 

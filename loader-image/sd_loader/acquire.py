@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sd_api.choices import BaseModelName, ModelType
 from sd_api.load import LoadRequest
@@ -21,18 +22,27 @@ from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.original import ORIGINAL_MAX_BYTES, read_original
 from sd_loader.errors import LoaderError, SourceChangedError, naming
 from sd_loader.formats import open_tensor_file
-from sd_loader.handover import CONFIGS_FOLDER, Arrived, ExtraComponent, Fetched
+from sd_loader.handover import (
+    CONFIGS_FOLDER,
+    Arrived,
+    AtHand,
+    ExtraComponent,
+    Fetched,
+    nothing_at_hand,
+)
 from sd_loader.net.client import HttpClient
 from sd_loader.progress import Report
 from sd_loader.request import conversion_of
 from sd_loader.source import fetch
-from sd_loader.source.hub import fetch_components, fetch_configs
-from sd_loader.source.link import FILE_NAME, OpenLink, open_link
 from sd_loader.source.locate import locate, naming_both_readings
 from sd_loader.source.ref import Checks, SourceRef
+from sd_loader.source.single import FILE_NAME
 from sd_loader.source.small_file import fetch_small_file
-from sd_loader.streaming import IncomingFile, forget, open_incoming
 from sd_loader.tensors import TensorFile
+
+if TYPE_CHECKING:
+    from sd_loader.source.link import OpenLink
+    from sd_loader.streaming import IncomingFile
 
 _VAE = "vae"
 _VAE_FIELD = "spec.vae.url"
@@ -49,13 +59,15 @@ def acquire(
     report: Report,
     *,
     out: Path | None = None,
+    at_hand: AtHand = nothing_at_hand,
     allow_local: bool = False,
 ) -> Fetched:
     """Download everything that a load needs into a folder. Resume an earlier download there.
 
-    out: folder for the result if the source can be converted while it is downloaded. allow_local: a
-    url without a scheme may be a path on this machine. Only the command line sets it, so that a
-    request of the operator cannot read files of the node.
+    out: folder for the result if the source can be converted while it is downloaded. at_hand: finds
+    files that need not be downloaded. allow_local: a url without a scheme may be a path on this
+    machine. Only the command line sets it, so that a request of the operator cannot read files of
+    the node.
     """
     conversion = conversion_of(request)
     ref = SourceRef(
@@ -70,7 +82,7 @@ def acquire(
     )
     checks = Checks(request.sha256, safetensors_only=conversion.safetensors_only)
     place = locate(ref, client.settings, allow_local=allow_local)
-    supplies = _Supplies(conversion, client, into, report)
+    supplies = _Supplies(conversion, client, into, report, at_hand)
     # These may be refused, so they come before the large download.
     if request.original_config is not None:
         supplies.fetch_original_config(request.original_config, allow_local=allow_local)
@@ -78,10 +90,14 @@ def acquire(
         supplies.fetch_vae(request.vae.url, allow_local=allow_local)
     with naming_both_readings(ref, place, allow_local=allow_local):
         if isinstance(place, Link) and out is not None and _may_stream(ref):
+            # Imported here, as in all functions that call a server: a local file needs no HTTP,
+            # which takes 0.1 s to import.
+            from sd_loader.source.link import open_link
+
             with open_link(replace(ref, url=place.url), checks, client) as link:
                 fetched = _stream(link, supplies, out) or link.download(into, report)
         else:
-            fetched = fetch(place, ref, checks, client, into, report)
+            fetched = fetch(place, ref, checks, client, into, report, at_hand)
     if fetched.kind == "file" and fetched.converted is None:
         supplies.complete(into / fetched.path)
     return fetched.model_copy(
@@ -114,6 +130,8 @@ def _may_stream(ref: SourceRef) -> bool:
 
 def _stream(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched | None:
     """Convert the link's file while it is downloaded. None if it must be downloaded first."""
+    from sd_loader.streaming import forget  # for the same reason
+
     if link.is_begun(supplies.into):
         return None  # An earlier attempt began a plain download, which is resumed.
     fetched = None
@@ -128,6 +146,8 @@ def _stream(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched | None:
 
 def _stream_version(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched | None:
     """Convert the version of the file that the server has now. None if it must be downloaded."""
+    from sd_loader.streaming import open_incoming  # for the same reason
+
     remote = link.open_ranges()
     if remote is None:
         return None
@@ -163,6 +183,7 @@ class _Supplies:
     client: HttpClient
     into: Path
     report: Report
+    at_hand: AtHand
     original_config: str | None = None
     extras: list[ExtraComponent] = field(default_factory=list)
     files: dict[str, Arrived] = field(default_factory=dict)
@@ -188,7 +209,9 @@ class _Supplies:
         place = locate(ref, self.client.settings, allow_local=allow_local)
         with naming(_VAE_FIELD), naming_both_readings(ref, place, allow_local=allow_local):
             folder = self._folder(_VAE)
-            fetched = fetch(place, ref, self._checks, self.client, folder, self.report)
+            fetched = fetch(
+                place, ref, self._checks, self.client, folder, self.report, self.at_hand
+            )
         self._add((_VAE,), _VAE, fetched)
 
     def complete(self, path: Path) -> None:
@@ -210,6 +233,8 @@ class _Supplies:
         return needed
 
     def _fetch_configs(self, repo_id: str) -> None:
+        from sd_loader.source.hub import fetch_configs  # for the same reason
+
         subject = f"the file needs the configs of {repo_id}"
         ref = self._ref(repo_id, subject, ModelType.HUGGINGFACE)
         with naming(subject):
@@ -227,11 +252,15 @@ class _Supplies:
         repo_id = self.client.settings.default_parts.get(base.value)
         if repo_id is None or not missing:
             return
+        from sd_loader.source.hub import fetch_components  # for the same reason
+
         subject = f"the default components of {base.value}"
         ref = self._ref(repo_id, subject, ModelType.HUGGINGFACE)
         with naming(subject):
             folder = self._folder(_DEFAULTS_FOLDER)
-            fetched = fetch_components(missing, ref, self._checks, self.client, folder, self.report)
+            fetched = fetch_components(
+                missing, ref, self._checks, self.client, folder, self.report, self.at_hand
+            )
         self._add(missing, _DEFAULTS_FOLDER, fetched)
         self.warnings.append(
             f"the checkpoint has no {' and no '.join(missing)}: taken from {repo_id[:100]}"

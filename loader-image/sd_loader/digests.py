@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 
@@ -24,6 +25,15 @@ def blake3_of_file(fd: int) -> str:
     while count := os.readv(fd, [buffer]):
         digest.update(buffer[:count])
     return digest.hexdigest()
+
+
+def both_digests_of_file(fd: int) -> tuple[str, str]:
+    """Return the BLAKE3 and the SHA-256 of a file that was just opened, in lower-case hex."""
+    blake3, sha256, buffer = Blake3(), hashlib.sha256(), memoryview(bytearray(_BUFFER_BYTES))
+    while count := os.readv(fd, [buffer]):
+        blake3.update(buffer[:count])
+        sha256.update(buffer[:count])
+    return blake3.hexdigest(), sha256.hexdigest()
 
 
 def folder_digest(files: Mapping[str, str]) -> str:

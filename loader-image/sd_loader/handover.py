@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import StringConstraints
@@ -33,6 +34,14 @@ class Arrived:
     """When it was last changed. The digests are those of the file as long as this is the same."""
     sha256: str | None = None
     """None if it was unpacked from an archive."""
+
+
+AtHand = Callable[[str, int, Path], Arrived | None]
+"""Puts a file of the volume at a path, by its SHA-256 and size. None if there is no such file."""
+
+
+def nothing_at_hand(_sha256: str, _size: int, _path: Path) -> None:
+    """Find no file, so that each is downloaded."""
 
 
 @dataclass(frozen=True)

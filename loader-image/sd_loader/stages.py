@@ -62,6 +62,7 @@ def fetch_stage(
     # Imported here: a removal does not need HTTP and file formats and starts faster without them.
     from sd_loader.acquire import acquire
     from sd_loader.net.client import HttpClient
+    from sd_loader.store.at_hand import FilesAtHand
 
     refuse_impossible(conversion_of(request))
     with _leaving_nothing(request, store) as volume:
@@ -88,6 +89,7 @@ def fetch_stage(
                         into.path,
                         report,
                         out=out.path,
+                        at_hand=FilesAtHand(volume).link,
                         allow_local=allow_local,
                     )
                 staging.confirm()

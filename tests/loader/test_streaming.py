@@ -24,7 +24,7 @@ from sd_loader.convert.write.writer import write_folder
 from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
 from sd_loader.handover import Converted, Fetched
-from sd_loader.net.http_errors import Retries
+from sd_loader.net.patience import Retries
 from sd_loader.settings import Settings
 from sd_loader.tensors import Dtype, Tensor, TensorFile
 from tests.support.loader.fetches import fetch

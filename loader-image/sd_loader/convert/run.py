@@ -11,13 +11,9 @@ from sd_api.reasons import Reason
 from sd_loader.convert.conversion import NO_EMA, Conversion, refuse_impossible
 from sd_loader.convert.expansion import expand_lycoris
 from sd_loader.convert.plan.companions import Companions
-from sd_loader.convert.plan.component import plan_component
-from sd_loader.convert.plan.embedding import plan_embedding_of_repo
 from sd_loader.convert.plan.file import plan_download
 from sd_loader.convert.plan.open_files import OpenFiles
-from sd_loader.convert.plan.repo import plan_repo
 from sd_loader.convert.plan.vae import VAE
-from sd_loader.convert.write.folder import write_or_link
 from sd_loader.convert.write.verify import verify_folder
 from sd_loader.convert.write.writer import write_folder
 from sd_loader.diffusers_repo.index import SINGLE
@@ -54,6 +50,12 @@ def _convert_repo(
     out: Path,
     report: Report,
 ) -> Converted:
+    # Imported here: a load converts one kind of source, and starts faster without the others.
+    from sd_loader.convert.plan.component import plan_component
+    from sd_loader.convert.plan.embedding import plan_embedding_of_repo
+    from sd_loader.convert.plan.repo import plan_repo
+    from sd_loader.convert.write.folder import write_or_link
+
     path = companions.folder / fetched.path
     if conversion.model_type in SINGLE:
         plan = plan_component(path, conversion, opened)

@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import httpx2
-from typing_extensions import override
-
-from sd_api import defaults
-from sd_api.logins import basic
-from sd_api.netguard import MAX_REDIRECTS, AddressRefusedError
+from sd_api.netguard import AddressRefusedError
 from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
 from sd_loader.errors import LoaderError
 from sd_loader.net.credentials import read_credentials, refusal
-from sd_loader.net.exchange import origin
-from sd_loader.net.http_errors import RETRIES, Retries
-from sd_loader.net.transport import LOADER_VERSION, PACE, TIMEOUT, GuardedTransport, Pace
+from sd_loader.net.patience import PACE, RETRIES, Pace, Retries
 from sd_loader.settings import Settings
 
-
-class _HubLogin(httpx2.Auth):
-    """Logs in at the mirror's own origin, unless the request has a token.
-
-    `httpx2.BasicAuth` would replace the token, and would send the login to every host that the
-    session calls, such as the one that a file was redirected to before.
-    """
-
-    def __init__(self, endpoint: str, login: str) -> None:
-        self._endpoint = httpx2.URL(endpoint)
-        self._header = basic(login)
-
-    @override
-    def auth_flow(
-        self, request: httpx2.Request
-    ) -> Generator[httpx2.Request, httpx2.Response, None]:
-        """Add the header; see httpx2."""
-        if "Authorization" not in request.headers and origin(request.url) == origin(self._endpoint):
-            request.headers["Authorization"] = self._header
-        yield request
+if TYPE_CHECKING:
+    import httpx2
 
 
 @dataclass(frozen=True)
@@ -63,18 +38,10 @@ class HttpClient:
         max_bytes: largest response body, for callers that read whole responses into memory.
         for_hub: whether to log in at the mirror of the Hub. A client for users' links does not.
         """
-        endpoint, login = self.settings.hub_endpoint, self.settings.logins.hub
-        is_mirror = for_hub and endpoint != defaults.HUB_ENDPOINT
-        return httpx2.Client(
-            auth=_HubLogin(endpoint, login) if is_mirror and login else None,
-            transport=GuardedTransport(self.settings, self.pace, max_bytes),
-            # Compression is not accepted, so that bytes are counted and digested as in the file.
-            headers={"User-Agent": f"sd-loader/{LOADER_VERSION}", "Accept-Encoding": "identity"},
-            timeout=TIMEOUT,
-            follow_redirects=True,
-            max_redirects=MAX_REDIRECTS,
-            trust_env=False,
-        )
+        # Imported here: a load of a local file opens no session, and httpx2 takes 0.1 s to import.
+        from sd_loader.net.session import open_session
+
+        return open_session(self.settings, self.pace, max_bytes, for_hub=for_hub)
 
     def check_url(self, url: str, field: str) -> None:
         """Refuse a url that is not a valid link, or that must not be called."""
@@ -82,10 +49,12 @@ class HttpClient:
             raise LoaderError(
                 Reason.INVALID_SPEC, f"{redact_url(url)} is not an http(s) link", field=field
             )
+        from httpx2 import URL, InvalidURL  # for the same reason
+
         try:
-            httpx2.URL(url)
+            URL(url)
             self.settings.guard().check_url(url)
-        except httpx2.InvalidURL:
+        except InvalidURL:
             # The cause is dropped because it quotes the url, which may contain a password.
             raise LoaderError(
                 Reason.INVALID_SPEC, "the link is not well-formed", field=field

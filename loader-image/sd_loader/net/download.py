@@ -18,8 +18,9 @@ from sd_api.redaction import redact_url
 from sd_loader.errors import LoaderError, TransientError
 from sd_loader.net.error_body import body_text, quotation
 from sd_loader.net.exchange import Resource, first_byte, refuse_encoded, total_bytes, validator
-from sd_loader.net.http_errors import RETRIES, Refuse, Retries, refused, unreachable
+from sd_loader.net.http_errors import Refuse, refused, unreachable
 from sd_loader.net.partial import Got, PartialDownload, ensure_space
+from sd_loader.net.patience import RETRIES, Retries
 
 Inspect = Callable[[bytes, int], None]
 OnBytes = Callable[[int, int | None], None]
@@ -84,6 +85,20 @@ class Downloader:
                 got = self._whole(wanted, partial, on_bytes)
             partial.finish()
             return got
+
+    def require_access(self, wanted: Wanted) -> None:
+        """Raise the error that a download would, if the source does not give the file."""
+
+        def ask() -> None:
+            try:
+                resource = Resource(self.client, wanted.url, self.token)
+                with resource.get({"Range": "bytes=0-0"}) as response:
+                    if response.status_code not in {200, 206}:
+                        raise self.refuse(response, wanted.url, token_sent=self.token is not None)
+            except httpx2.RequestError as error:
+                raise unreachable(wanted.url, error) from error
+
+        self.retries.run(ask)
 
     def _whole(self, wanted: Wanted, partial: PartialDownload, on_bytes: OnBytes) -> Got:
         """Download the missing bytes, and check the complete file."""

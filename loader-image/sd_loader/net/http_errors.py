@@ -1,10 +1,8 @@
-"""Maps HTTP errors to LoaderErrors, and retries the transient ones."""
+"""Maps HTTP errors to LoaderErrors."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Protocol, TypeVar
 
@@ -19,7 +17,6 @@ from sd_loader.snippet import snippet
 
 T = TypeVar("T")
 
-_PROGRESS_BYTES = 1 << 20
 _MAX_URL_CHARS = 200
 """Characters of a url in a message, so that what the source says fits too."""
 
@@ -29,40 +26,6 @@ class Refuse(Protocol):
 
     def __call__(self, response: httpx2.Response, url: str, *, token_sent: bool) -> LoaderError:
         """url: the link that was requested, before any redirect."""
-
-
-@dataclass(frozen=True)
-class Retries:
-    """How transient failures are retried within one Pod. After that, the Job starts another Pod."""
-
-    delays: tuple[float, ...] = (0.5, 2.0, 5.0)
-    """Seconds before each retry."""
-
-    longest_wait: float = 30.0
-    """Seconds. If the server asks to wait longer, the failure is not retried."""
-
-    sleep: Callable[[float], None] = time.sleep
-
-    def run(self, action: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
-        """Run an action, and retry it after a TransientError.
-
-        The count of failures starts again whenever progress() exceeds its best value by 1 MiB.
-        """
-        best, failures = progress(), 0
-        while True:
-            try:
-                return action()
-            except TransientError as error:
-                # A download that restarts repeatedly must not count as progress.
-                if progress() >= best + _PROGRESS_BYTES:
-                    best, failures = progress(), 0
-                if failures >= len(self.delays) or error.after > self.longest_wait:
-                    raise
-                self.sleep(max(self.delays[failures], error.after))
-                failures += 1
-
-
-RETRIES = Retries()
 
 
 def unreachable(url: str, error: httpx2.RequestError) -> LoaderError:

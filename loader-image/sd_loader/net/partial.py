@@ -83,6 +83,12 @@ class PartialDownload:
         """Whether an earlier attempt has begun to download this file from this url."""
         return bool(_read_note(path, url))
 
+    @staticmethod
+    def forget(path: Path) -> None:
+        """Delete what an earlier attempt left for this path, but not the file at the path."""
+        _part(path).unlink(missing_ok=True)
+        _note(path).unlink(missing_ok=True)
+
     def got(self) -> Got:
         """Return the digests and the number of the bytes so far."""
         return Got(self._blake3.hexdigest(), self._sha256.hexdigest(), self.size)
@@ -114,11 +120,6 @@ class PartialDownload:
             self._note({"validator": self.validator, **asdict(self.got())})
             _part(self._path).replace(self._path)
 
-    def _discard(self) -> None:
-        """Delete the partial download and its note."""
-        _part(self._path).unlink(missing_ok=True)
-        _note(self._path).unlink(missing_ok=True)
-
     def __enter__(self) -> PartialDownload:
         return self
 
@@ -129,7 +130,7 @@ class PartialDownload:
         trace: TracebackType | None,
     ) -> None:
         if isinstance(error, LoaderError) and error.reason in _USELESS:
-            self._discard()
+            self.forget(self._path)
         with storage_errors(self._path.name):
             self._file.close()
 

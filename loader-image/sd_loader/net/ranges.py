@@ -11,7 +11,8 @@ from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
 from sd_loader.errors import SourceChangedError, TransientError
 from sd_loader.net.exchange import Resource, first_byte, refuse_encoded, total_bytes, validator
-from sd_loader.net.http_errors import Retries, refused, unreachable
+from sd_loader.net.http_errors import refused, unreachable
+from sd_loader.net.patience import Retries
 
 HEAD_BYTES = 1 << 20
 """Size of the first read. SDXL's safetensors header and a checkpoint's pickle are smaller."""

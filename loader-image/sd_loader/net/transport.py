@@ -13,7 +13,6 @@ import ipaddress
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -31,6 +30,7 @@ from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.net.error_body import FROM_PUBLIC_ADDRESS, MAX_BYTES
 from sd_loader.net.exchange import refuse_encoded
+from sd_loader.net.patience import Pace
 from sd_loader.settings import Settings
 
 LOADER_VERSION = version("sd-operator")
@@ -43,17 +43,6 @@ HEAD_MAX_BYTES = 1 << 20
 """Limit for a response's headers, including interim (1xx) responses, which could be endless."""
 MAX_ADDRESSES = 4
 """How many addresses of a host are tried. Each may take CONNECT_SECONDS to fail."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    """The minimum speed of a server, averaged over a window of time spent waiting for it."""
-
-    bytes_per_second: int = 1024
-    window_seconds: float = 60.0
-
-
-PACE = Pace()
 
 
 class GuardedTransport(httpx2.BaseTransport):

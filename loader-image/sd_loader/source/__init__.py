@@ -11,34 +11,46 @@ from pathlib import Path
 
 from sd_api.choices import ModelType
 from sd_api.sources import HubFile, HubRepo, Link
-from sd_loader.handover import Fetched
+from sd_loader.handover import AtHand, Fetched
 from sd_loader.net.client import HttpClient
 from sd_loader.progress import Report
-from sd_loader.source.archive import unpack_pipeline
-from sd_loader.source.hub import fetch_file, fetch_repo
-from sd_loader.source.link import fetch_link
 from sd_loader.source.local import take_file
 from sd_loader.source.locate import LocalFile, Located
 from sd_loader.source.ref import Checks, SourceRef
 
 
 def fetch(
-    place: Located, ref: SourceRef, checks: Checks, client: HttpClient, into: Path, report: Report
+    place: Located,
+    ref: SourceRef,
+    checks: Checks,
+    client: HttpClient,
+    into: Path,
+    report: Report,
+    at_hand: AtHand,
 ) -> Fetched:
     """Download a source into a folder, or resume its download.
 
-    place: the result of `locate`.
+    place: the result of `locate`. at_hand: finds files of the Hub that need not be downloaded.
     """
+    # Imported here: a local file needs no HTTP, which takes 0.1 s to import.
     max_bytes = client.settings.max_bytes
     match place:
         case HubRepo():
-            fetched = fetch_repo(place, ref, checks, client, into, report)
+            from sd_loader.source.hub import fetch_repo
+
+            fetched = fetch_repo(place, ref, checks, client, into, report, at_hand)
         case HubFile():
-            fetched = fetch_file(place, ref, checks, client, into, report)
+            from sd_loader.source.hub import fetch_file
+
+            fetched = fetch_file(place, ref, checks, client, into, report, at_hand)
         case LocalFile():
             fetched = take_file(place, checks, max_bytes, into)
         case Link(url):
+            from sd_loader.source.link import fetch_link
+
             fetched = fetch_link(replace(ref, url=url), checks, client, into, report)
     if ref.model_type is ModelType.API_TRAINED:
+        from sd_loader.source.archive import unpack_pipeline  # for the same reason
+
         return unpack_pipeline(fetched, ref, checks, max_bytes, into)
     return fetched

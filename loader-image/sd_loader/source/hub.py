@@ -38,15 +38,17 @@ from sd_loader.diffusers_repo.index import (
 from sd_loader.diffusers_repo.listed import read_pipeline
 from sd_loader.diffusers_repo.listed_files import choose_pipeline_files
 from sd_loader.errors import LoaderError
-from sd_loader.handover import Arrived, Fetched
+from sd_loader.formats.sniff import HEAD_BYTES
+from sd_loader.handover import Arrived, AtHand, Fetched, nothing_at_hand
 from sd_loader.net.client import HttpClient
 from sd_loader.net.download import Downloader, Wanted
-from sd_loader.net.partial import Got, ensure_space, file_of
+from sd_loader.net.partial import Got, PartialDownload, ensure_space, file_of
 from sd_loader.progress import Report
 from sd_loader.snippet import snippet
 from sd_loader.source.hub_errors import HubErrors
-from sd_loader.source.link import FILE_NAME, arrived, file_format
+from sd_loader.source.link import arrived
 from sd_loader.source.ref import Checks, SourceRef, inspector, refuse_unsuitable
+from sd_loader.source.single import FILE_NAME, file_format
 
 if TYPE_CHECKING:
     from sd_loader.source.hub_api import Repo
@@ -56,7 +58,13 @@ _ENDPOINT = "the loader's setting HF_ENDPOINT"
 
 
 def fetch_repo(
-    repo: HubRepo, ref: SourceRef, checks: Checks, client: HttpClient, into: Path, report: Report
+    repo: HubRepo,
+    ref: SourceRef,
+    checks: Checks,
+    client: HttpClient,
+    into: Path,
+    report: Report,
+    at_hand: AtHand,
 ) -> Fetched:
     """Download the needed files of the repo, or resume their download."""
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
@@ -64,7 +72,7 @@ def fetch_repo(
     if whole:
         _refuse_digest(checks)
     with _open_repo(repo.repo_id, repo.revision or MAIN, ref, client) as (found, downloader):
-        copy = _Copy(found, into / FOLDER_NAME, downloader, report)
+        copy = _Copy(found, into / FOLDER_NAME, downloader, report, at_hand)
         if ref.model_type in SINGLE:
             folder = component_folder(found.files, SINGLE[ref.model_type][0])
             if folder is not None:
@@ -92,12 +100,13 @@ def fetch_components(
     client: HttpClient,
     into: Path,
     report: Report,
+    at_hand: AtHand,
 ) -> Fetched:
     """Download some components of a pipeline's repo, or resume their download."""
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
     with _open_repo(ref.url, MAIN, ref, client) as (found, downloader):
         require_pipeline(list(found.files))
-        copy = _Copy(found, into / FOLDER_NAME, downloader, report)
+        copy = _Copy(found, into / FOLDER_NAME, downloader, report, at_hand)
         return copy.fetch_pipeline(ref, checks, components)
 
 
@@ -117,7 +126,13 @@ def fetch_configs(
 
 
 def fetch_file(
-    file: HubFile, ref: SourceRef, checks: Checks, client: HttpClient, into: Path, report: Report
+    file: HubFile,
+    ref: SourceRef,
+    checks: Checks,
+    client: HttpClient,
+    into: Path,
+    report: Report,
+    at_hand: AtHand,
 ) -> Fetched:
     """Download one file of a repo, or resume its download."""
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
@@ -129,7 +144,7 @@ def fetch_file(
                 f"{repo.repo_id} has no file {snippet(file.path)} at {snippet(file.revision)};"
                 f" {holds(list(repo.files))}",
             )
-        copy = _Copy(repo, into / FOLDER_NAME, downloader, report)
+        copy = _Copy(repo, into / FOLDER_NAME, downloader, report, at_hand)
         return copy.fetch_one(found, ref, checks, into / FILE_NAME)
 
 
@@ -170,6 +185,7 @@ class _Copy:
     path: Path
     downloader: Downloader
     report: Report
+    at_hand: AtHand = nothing_at_hand
 
     def fetch_one(self, file: RepoFile, ref: SourceRef, checks: Checks, path: Path) -> Fetched:
         """Download the one file of the repo that is needed."""
@@ -184,15 +200,17 @@ class _Copy:
             sha256=file.sha256 or checks.sha256,
             inspect=inspector(ref, checks),
         )
-        got = self._fetch(file, wanted, 0, file.size)
+        one = self._at_hand(file, wanted)
+        if one is None:
+            one = arrived(path, self._fetch(file, wanted, 0, file.size))
         return Fetched(
             kind="file",
             path=FILE_NAME,
-            files={FILE_NAME: arrived(path, got)},
+            files={FILE_NAME: one},
             source=Source(
                 commit=self.repo.commit,
-                sha256=got.sha256,
-                size_bytes=got.size,
+                sha256=one.sha256,
+                size_bytes=one.size,
                 format=file_format(path),
             ),
             warnings=self.repo.warnings(),
@@ -254,15 +272,36 @@ class _Copy:
             raise LoaderError(
                 Reason.TOO_LARGE, f"the repo's files are {total} bytes; the limit is {limit} bytes"
             )
+        found = {}
+        for file in files:
+            at_hand = self._at_hand(file, self._wanted(file, self.path / file.path))
+            if at_hand is not None:
+                found[file.path] = at_hand
         present = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
         ensure_space(self.path, total - present)
         done = 0
-        found = {}
         for file in files:
             path = self.path / file.path
-            got = self._fetch(file, self._wanted(file, path), done, total)
-            found[f"{FOLDER_NAME}/{file.path}"] = arrived(path, got)
+            if file.path not in found:
+                got = self._fetch(file, self._wanted(file, path), done, total)
+                found[file.path] = arrived(path, got)
             done += file.size
+        return {f"{FOLDER_NAME}/{path}": one for path, one in sorted(found.items())}
+
+    def _at_hand(self, file: RepoFile, wanted: Wanted) -> Arrived | None:
+        """Take a file from the volume instead of downloading it. None if it must be downloaded.
+
+        The Hub must let this load download it: the digests of a gated repo are public.
+        """
+        if file.sha256 is None or PartialDownload.is_begun(wanted.path, wanted.url):
+            return None
+        # A note of another version would state the wrong digests of the file that is put there.
+        PartialDownload.forget(wanted.path)
+        found = self.at_hand(file.sha256, file.size, wanted.path)
+        if found is not None:
+            self.downloader.require_access(wanted)
+            with wanted.path.open("rb") as opened:
+                wanted.inspect(opened.read(HEAD_BYTES), file.size)
         return found
 
     def _fetch_small(self, file: RepoFile) -> None:

@@ -25,7 +25,8 @@ from sd_api.url_forms import HUB_REPO_PATTERN
 from sd_loader.diffusers_repo.component_files import RepoFile, check_names
 from sd_loader.errors import LoaderError
 from sd_loader.net.client import HttpClient
-from sd_loader.net.http_errors import Retries, unreachable
+from sd_loader.net.http_errors import unreachable
+from sd_loader.net.patience import Retries
 from sd_loader.net.transport import LOADER_VERSION, READ_SECONDS
 from sd_loader.snippet import snippet
 from sd_loader.source.hub_errors import HubErrors

@@ -10,7 +10,6 @@ from pathlib import Path
 import httpx2
 
 from sd_api.wire import Progress, Source, Stage
-from sd_loader.formats.sniff import HEAD_BYTES, Container, identify
 from sd_loader.handover import Arrived, Fetched
 from sd_loader.net.client import HttpClient
 from sd_loader.net.download import Downloader, Wanted, too_large
@@ -19,8 +18,7 @@ from sd_loader.net.partial import Got, PartialDownload
 from sd_loader.net.ranges import RemoteFile
 from sd_loader.progress import Report
 from sd_loader.source.ref import Checks, SourceRef, inspector
-
-FILE_NAME = "download"
+from sd_loader.source.single import FILE_NAME, file_format
 
 
 @dataclass(frozen=True)
@@ -97,11 +95,3 @@ def fetch_link(
 def arrived(path: Path, got: Got) -> Arrived:
     """Return the record of a downloaded file."""
     return Arrived(got.blake3, got.size, path.stat().st_mtime_ns, got.sha256)
-
-
-def file_format(path: Path) -> str:
-    """Return a model file's format as status.source.format has it."""
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-    container = identify(head, path.stat().st_size)
-    return "safetensors" if container is Container.SAFETENSORS else "ckpt"

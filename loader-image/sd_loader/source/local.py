@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 
 from sd_api.reasons import Reason
-from sd_api.wire import Source
+from sd_api.wire import Sha256Missing, Source
 from sd_loader.bulk import copy_file
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
 from sd_loader.net.partial import ensure_space
-from sd_loader.source.link import FILE_NAME, file_format
 from sd_loader.source.locate import LocalFile
 from sd_loader.source.ref import Checks
+from sd_loader.source.single import FILE_NAME, file_format
 
 
 def take_file(local: LocalFile, checks: Checks, max_bytes: int, into: Path) -> Fetched:
@@ -38,7 +38,11 @@ def take_file(local: LocalFile, checks: Checks, max_bytes: int, into: Path) -> F
 
 
 def _source(origin: Path, checks: Checks, max_bytes: int) -> Source:
-    """Check a file's size and digest. The digest is computed only if the spec gives one."""
+    """Check a file's size and digest.
+
+    The digest is computed only if the spec gives one. Nothing else reads all bytes of the file: the
+    kernel copies weights that do not change, and the conversion reads only what it needs.
+    """
     if not origin.is_file():
         raise LoaderError(
             Reason.SOURCE_NOT_FOUND,
@@ -57,4 +61,9 @@ def _source(origin: Path, checks: Checks, max_bytes: int) -> Source:
             raise LoaderError(
                 Reason.DIGEST_MISMATCH, f"{origin} has sha256 {sha256}, not {checks.sha256}"
             )
-    return Source(sha256=sha256, size_bytes=size, format=file_format(origin))
+    return Source(
+        sha256=sha256,
+        sha256_missing=Sha256Missing.RANGES_ONLY if sha256 is None else None,
+        size_bytes=size,
+        format=file_format(origin),
+    )

@@ -134,7 +134,7 @@ def _at_best(path: str) -> Iterator[None]:
 
 def _is_shared(volume: Volume, parent: Folder, name: str, file: PublishedFile) -> bool:
     """Replace the file by the blob's hard link if possible. Return whether the file is shared."""
-    folder = volume.find(*_folder_of(file.blake3))
+    folder = volume.find(*folder_of(file.blake3))
     if folder is None:
         return False
     with folder:
@@ -184,7 +184,7 @@ def _register(volume: Volume, version: Folder, path: str, digest: str) -> None:
             return  # It was removed in the meantime, or is not a regular file.
 
         def put() -> None:
-            with volume.make(*_folder_of(digest)) as blobs:
+            with volume.make(*folder_of(digest)) as blobs:
                 blob = blobs.status(digest)
                 if blob is not None and blob.st_nlink == 1:
                     blobs.unlink(digest)
@@ -195,5 +195,6 @@ def _register(volume: Volume, version: Folder, path: str, digest: str) -> None:
         insist(put)
 
 
-def _folder_of(digest: str) -> tuple[str, ...]:
+def folder_of(digest: str) -> tuple[str, ...]:
+    """Return the folder of a blob, as names on the volume."""
     return BLOBS_DIR, _ALGORITHM, digest[:2]

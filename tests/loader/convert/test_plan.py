@@ -25,8 +25,8 @@ from devkit.ldm_layouts import (
 from sd_api.choices import BaseModelName, PredictionType
 from sd_api.reasons import Reason
 from sd_loader.convert.plan.checkpoint import missing_components, plan_checkpoint
-from sd_loader.convert.plan.extras import NO_EXTRAS, PlannedComponent, PlannedExtras
 from sd_loader.convert.plan.original import NO_ORIGINAL, OriginalConfig
+from sd_loader.convert.plan.planned_extras import NO_EXTRAS, PlannedComponent, PlannedExtras
 from sd_loader.convert.write.files import Item, json_file, weights_file
 from sd_loader.errors import LoaderError
 from sd_loader.inspect import inspect

@@ -25,7 +25,7 @@ from sd_loader.convert.plan.original import (
 from sd_loader.convert.run import convert
 from sd_loader.errors import LoaderError
 from sd_loader.net.client import HttpClient
-from sd_loader.net.http_errors import Retries
+from sd_loader.net.patience import Retries
 from sd_loader.request import conversion_of
 from sd_loader.settings import Settings
 from sd_loader.source.small_file import fetch_small_file

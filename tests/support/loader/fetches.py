@@ -6,9 +6,9 @@ from pathlib import Path
 
 from sd_api.load import LoadRequest
 from sd_loader.acquire import acquire
-from sd_loader.handover import Fetched
+from sd_loader.handover import AtHand, Fetched, nothing_at_hand
 from sd_loader.net.client import HttpClient
-from sd_loader.net.http_errors import Retries
+from sd_loader.net.patience import Retries
 from sd_loader.progress import Report
 from sd_loader.settings import Settings
 
@@ -24,11 +24,12 @@ def fetch(
     *,
     retries: Retries = QUICK,
     out: Path | None = None,
+    at_hand: AtHand = nothing_at_hand,
     allow_local: bool = False,
 ) -> Fetched:
     """Fetch everything that a load needs, as the fetch container does."""
     client = HttpClient(settings, has_token=request.credentials, retries=retries)
-    return acquire(request, client, into, report, out=out, allow_local=allow_local)
+    return acquire(request, client, into, report, out=out, at_hand=at_hand, allow_local=allow_local)
 
 
 def secret(settings: Settings, token: str = TOKEN, host: str | None = None) -> None:

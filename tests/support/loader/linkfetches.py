@@ -12,8 +12,7 @@ from sd_api.load import LoadRequest
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
 from sd_loader.net.client import HttpClient
-from sd_loader.net.http_errors import Retries
-from sd_loader.net.transport import PACE, Pace
+from sd_loader.net.patience import PACE, Pace, Retries
 from sd_loader.settings import Settings
 from sd_loader.source.link import fetch_link
 from sd_loader.source.ref import Checks, SourceRef

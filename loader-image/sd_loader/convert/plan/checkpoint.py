@@ -8,8 +8,8 @@ from dataclasses import replace
 from sd_api.choices import BaseModelName, PredictionType, Weights
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.checkpoint import family_of, task_of
-from sd_loader.convert.plan.extras import NO_EXTRAS, PlannedExtras
 from sd_loader.convert.plan.original import NO_ORIGINAL, OriginalConfig
+from sd_loader.convert.plan.planned_extras import NO_EXTRAS, PlannedExtras
 from sd_loader.convert.plan.precision import published_items
 from sd_loader.convert.plan.prediction import decide_prediction
 from sd_loader.convert.plan.small_files import Choices, pipeline_class, small_files

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sd_api.choices import BaseModelName, ModelType
@@ -12,6 +12,7 @@ from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.component import plan_component
 from sd_loader.convert.plan.open_files import OpenFiles
+from sd_loader.convert.plan.planned_extras import PlannedComponent, PlannedExtras
 from sd_loader.convert.plan.repo_check import checked_config
 from sd_loader.convert.plan.repo_component import (
     component_tensors,
@@ -24,36 +25,10 @@ from sd_loader.convert.plan.vae import VAE, vae_files
 from sd_loader.convert.tables.architecture import load_architecture
 from sd_loader.convert.tables.dimensions import Dimensions
 from sd_loader.convert.tables.families import SDXL_FAMILIES
-from sd_loader.convert.write.files import PlannedFile
 from sd_loader.diffusers_repo.component_files import choose_files
 from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME, parse_pipeline
 from sd_loader.errors import LoaderError
 from sd_loader.formats import SAFETENSORS
-
-
-@dataclass(frozen=True)
-class PlannedComponent:
-    """An extra component whose folder is planned."""
-
-    files: tuple[PlannedFile, ...]
-    """All files of its folder, including config.json."""
-
-    dimensions: Mapping[str, int] = field(default_factory=dict)
-    """Dimensions that its shapes show. The pipeline's other components must agree."""
-
-
-@dataclass(frozen=True)
-class PlannedExtras:
-    """The extra components of a pipeline."""
-
-    components: Mapping[str, PlannedComponent] = field(default_factory=dict)
-    """Components by the names of their folders. Each replaces one of the source, or is added."""
-
-    warnings: tuple[str, ...] = ()
-    """Warnings for the user about them."""
-
-
-NO_EXTRAS = PlannedExtras()
 
 
 def plan_extras(

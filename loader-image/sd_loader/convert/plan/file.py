@@ -14,14 +14,10 @@ from sd_loader.convert.detect.quantized import refuse_quantized
 from sd_loader.convert.plan.all_in_one import missing_of, plan_all_in_one
 from sd_loader.convert.plan.checkpoint import plan_checkpoint
 from sd_loader.convert.plan.companions import Companions
-from sd_loader.convert.plan.controlnet import plan_controlnet
-from sd_loader.convert.plan.embedding import plan_embedding
-from sd_loader.convert.plan.extras import NO_EXTRAS, PlannedExtras, plan_extras
-from sd_loader.convert.plan.lora import plan_lora
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.original import NO_ORIGINAL, OriginalConfig, read_original
+from sd_loader.convert.plan.planned_extras import NO_EXTRAS, PlannedExtras
 from sd_loader.convert.plan.scaled_fp8 import scaled
-from sd_loader.convert.plan.vae import plan_vae
 from sd_loader.convert.write.files import FolderPlan
 from sd_loader.errors import LoaderError
 from sd_loader.formats import SAFETENSORS
@@ -47,14 +43,23 @@ def plan_file(
     if conversion.model_type not in _UNSCALED:
         file = scaled(file)
     refuse_quantized(file.tensors)
+    # Imported here: a load plans one kind of model, and starts faster without the others.
     match conversion.model_type:
         case ModelType.CONTROLNET:
+            from sd_loader.convert.plan.controlnet import plan_controlnet
+
             return plan_controlnet(file, conversion)
         case ModelType.VAE:
+            from sd_loader.convert.plan.vae import plan_vae
+
             return plan_vae(file, conversion)
         case ModelType.LORA:
+            from sd_loader.convert.plan.lora import plan_lora
+
             return plan_lora(file, conversion)
         case ModelType.EMBEDDINGS:
+            from sd_loader.convert.plan.embedding import plan_embedding
+
             return plan_embedding(file, conversion)
         case _:
             found = transformer_file(file.tensors)
@@ -77,6 +82,8 @@ def plan_download(
         original = read_original(companions.folder / companions.original_config)
     if not companions.extras:
         return plan_file(file, conversion, opened, original=original, configs=companions.configs)
+    from sd_loader.convert.plan.extras import plan_extras  # for the same reason
+
     base_model = family_of(file.tensors, conversion.base_model)
     extras = plan_extras(companions, base_model, conversion, opened)
     plan = plan_file(file, conversion, opened, extras, original)

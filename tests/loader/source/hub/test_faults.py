@@ -17,7 +17,7 @@ from devkit.loopback import Loopback, Request
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
-from sd_loader.net.http_errors import Retries
+from sd_loader.net.patience import Retries
 from sd_loader.settings import Settings
 from sd_loader.source import hub_api
 from tests.support.loader.fetches import QUICK, fetch

@@ -11,7 +11,7 @@ from devkit.fakefiles import Faults
 from sd_api.reasons import Reason
 from sd_api.wire import Progress
 from sd_loader.errors import LoaderError
-from sd_loader.net.http_errors import Retries
+from sd_loader.net.patience import Retries
 from sd_loader.settings import Settings
 from tests.support.loader.arrivals import arrived_in
 from tests.support.loader.fetches import fetch

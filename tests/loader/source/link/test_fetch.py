@@ -8,7 +8,7 @@ import pytest
 
 from sd_api.wire import Progress
 from sd_loader.errors import LoaderError
-from sd_loader.net.http_errors import Retries
+from sd_loader.net.patience import Retries
 from tests.support.loader.arrivals import arrived_in, bytes_read
 from tests.support.loader.fetches import fetch
 from tests.support.loader.linkfetches import (

@@ -12,7 +12,7 @@ import pytest
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.net import partial
-from sd_loader.net.transport import Pace
+from sd_loader.net.patience import Pace
 from tests.support.loader.linkfetches import BODY, SHA256, load, refusal
 from tests.support.paths import ROOT
 

@@ -6,7 +6,7 @@ import pytest
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.net.http_errors import Retries
+from sd_loader.net.patience import Retries
 from tests.support.loader.fetches import fetch
 from tests.support.loader.linkfetches import BODY, SHA256, load, refusal, request
 
@@ -173,6 +173,7 @@ def test_local_file_is_accepted_only_by_hand(settings, into, tmp_path):
         fetch(request(str(origin)), settings, into, lambda _: None)
     assert caught.value.reason is Reason.INVALID_SPEC
     fetched = fetch(request(str(origin)), settings, into, lambda _: None, allow_local=True)
+    assert (fetched.source.sha256, fetched.source.sha256_missing) == (None, "RangesOnly")
     assert (into / fetched.path).read_bytes() == BODY
     assert fetched.source.format == "safetensors"
     wrong = request(str(origin), sha256="0" * 64)
