@@ -90,16 +90,16 @@ KINDS = [
         "a LoRA of the program lora_diffusion",
     ),
     (
-        under("lora_unet_double_blocks_0_img_mlp_0", "lora_up.weight", "lora_down.weight"),
-        "a LoRA of FLUX.1",
+        under("lora_unet_double_blocks_0_img_mlp_fc1", "lora_up.weight", "lora_down.weight"),
+        "a LoRA of HunyuanVideo",
     ),
     (
         under("lora_unet_joint_blocks_0_x_block_mlp_fc1", "lora_up.weight", "lora_down.weight"),
         "a LoRA of Stable Diffusion 3",
     ),
     (
-        under("lora_unet_blocks_0_self_attn_q", "lora_up.weight", "lora_down.weight"),
-        "a LoRA of Wan",
+        under("lora_unet_double_layers_0_attn_w1q", "lora_up.weight", "lora_down.weight"),
+        "a LoRA of AuraFlow",
     ),
 ]
 

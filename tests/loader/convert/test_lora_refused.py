@@ -131,12 +131,18 @@ REFUSED = [
     ),
     pytest.param(
         lambda: {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": ZERO},
-        UNSUPPORTED,
-        "a LoRA of FLUX",
-        id="FLUX",
+        CONTRADICTS,
+        "lacks its lora_B.weight",
+        id="half of FLUX in PEFT's style",
     ),
     pytest.param(
-        lambda: {"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": ZERO},
+        lambda: {"transformer.double_stream_blocks.0.block.attn1.to_q.lora_A.weight": ZERO},
+        UNSUPPORTED,
+        "a LoRA of HiDream",
+        id="HiDream",
+    ),
+    pytest.param(
+        lambda: {"transformer.patch_embed.proj.lora_A.weight": ZERO},
         UNSUPPORTED,
         "a LoRA of another model",
         id="another transformer",
