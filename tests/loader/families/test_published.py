@@ -12,7 +12,7 @@ from devkit.fakehub import FakeHub
 from sd_api.sources import HubRepo
 from sd_api.spec import ModelType
 from sd_loader.formats import open_tensor_file
-from sd_loader.handover import Fetched
+from sd_loader.handover import Fetched, nothing_at_hand
 from sd_loader.net.client import HttpClient
 from sd_loader.settings import Settings
 from sd_loader.source.hub import fetch_repo
@@ -38,7 +38,9 @@ def fetch(files: Files, tmp_path: Path) -> tuple[Fetched, Path]:
             credentials_dir=tmp_path / "secret",
         )
         client = HttpClient(settings, has_token=False, retries=QUICK)
-        return fetch_repo(HubRepo("org/model"), ref, Checks(), client, into, lambda _: None), into
+        place = HubRepo("org/model")
+        fetched = fetch_repo(place, ref, Checks(), client, into, lambda _: None, nothing_at_hand)
+        return fetched, into
 
 
 def dtypes(path: Path) -> dict[str, str]:
