@@ -81,14 +81,14 @@ def render(folder: Path, converted: Converted, conversion: Conversion, report: R
         if precision == MIXED and conversion.precision is not None:
             precision = conversion.precision.value
         pipeline = open_pipeline(folder, _dtype(device, precision)).to(device)
-        if not _draws(pipeline):
-            return Rendered(
-                warning=f"not rendered: {type(pipeline).__name__} does not draw an image in steps"
-            )
         arguments, lacking = _arguments(pipeline, conversion.verify)
         if lacking:
             return Rendered(
                 warning=f"not rendered: {type(pipeline).__name__} also takes {', '.join(lacking)}"
+            )
+        if not _draws(pipeline):
+            return Rendered(
+                warning=f"not rendered: {type(pipeline).__name__} does not draw an image in steps"
             )
         watch = _Watch(report)
         watch.attach(pipeline, halves=device == "cpu" and converted.precision == "fp16")

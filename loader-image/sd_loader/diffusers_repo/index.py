@@ -154,10 +154,13 @@ class Pipeline:
         return _SECOND if is_second and encoders == {"text_encoder"} else {}
 
 
-def parse_json(content: bytes, name: str, *, infinite: bool = False) -> dict[str, Any]:
+def parse_json(
+    content: bytes, name: str, *, infinite: bool = False, rewritten: bool = False
+) -> dict[str, Any]:
     """Parse a JSON object of the repo. Refuse one that asks to run code of the repo.
 
-    infinite: accept -Infinity, as Python writes it.
+    infinite: accept -Infinity, as Python writes it. rewritten: only keys that a class documents are
+    published, so that what unknown keys contain does not matter.
     """
 
     def constant(text: str) -> float:
@@ -171,7 +174,7 @@ def parse_json(content: bytes, name: str, *, infinite: bool = False) -> dict[str
         raise LoaderError(Reason.DAMAGED_FILE, f"{name} is nested more than {_MAX_DEPTH} deep")
     if not isinstance(value, dict):
         raise LoaderError(Reason.DAMAGED_FILE, f"{name} is not a JSON object")
-    if _has_key(value, "auto_map"):
+    if "auto_map" in value or (not rewritten and _has_key(value, "auto_map")):
         raise LoaderError(Reason.UNSAFE_MODEL, f"{name} asks for code of the repo (auto_map)")
     return value
 
@@ -207,7 +210,7 @@ def _depth(value: object) -> int:
 
 def parse_pipeline(content: bytes) -> Pipeline:
     """Check a model_index.json against the lists. Raise UnsafeModel or UnsupportedFormat."""
-    index = parse_json(content, INDEX_NAME)
+    index = parse_json(content, INDEX_NAME, rewritten=True)
     class_name = index.get("_class_name")
     if not isinstance(class_name, str):
         raise LoaderError(
@@ -243,7 +246,7 @@ def parse_pipeline(content: bytes) -> Pipeline:
 
 def parse_component(content: bytes, model_type: ModelType) -> dict[str, Any]:
     """Check the config of a component against the model type, and return it."""
-    config = parse_json(content, CONFIG_NAME)
+    config = parse_json(content, CONFIG_NAME, rewritten=True)
     expected = SINGLE[model_type][1]
     class_name = config.get("_class_name")
     if class_name == expected:

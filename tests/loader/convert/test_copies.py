@@ -21,7 +21,7 @@ from sd_loader.convert.write.writer import write_folder
 from sd_loader.digests import blake3_of
 from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
-from sd_loader.handover import FileDigest
+from sd_loader.handover import Arrived, FileDigest
 from sd_loader.tensors import Dtype, Joined, Tensor, TensorFile, rows
 
 CONTENT = os.urandom(5 * 2**20 + 77)
@@ -292,6 +292,8 @@ def test_file_with_the_source_in_another_order_is_not_linked(tmp_path: Path) -> 
     plain = weights_file(NAME, [Item("one", whole, Dtype.U8)])
     path = tmp_path / NAME
     path.write_bytes(plain.header + bytes(range(8)))
+    status = path.stat()
+    arrived = Arrived(blake3_of(path.read_bytes()), status.st_size, status.st_mtime_ns)
     with open_tensor_file(path) as file:
         tensor = file.tensors["one"]
         swapped = Joined((rows(tensor, 1, 2), rows(tensor, 0, 1)))
@@ -299,6 +301,6 @@ def test_file_with_the_source_in_another_order_is_not_linked(tmp_path: Path) -> 
             plan = FolderPlan(files=(weights_file(NAME, [Item("one", source, Dtype.U8)]),))
             out = tmp_path / str(linked)
             out.mkdir()
-            write_or_link(plan, {file.fd: file}, out, lambda _: None)
+            write_or_link(plan, {file.fd: file}, {path: arrived}, out, lambda _: None)
             assert path.samefile(out / NAME) is linked
     assert (tmp_path / "False" / NAME).read_bytes()[-8:] == bytes([4, 5, 6, 7, 0, 1, 2, 3])

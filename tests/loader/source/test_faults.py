@@ -22,7 +22,7 @@ from sd_api.wire import LoadResult
 from sd_loader import stages, streaming
 from sd_loader.errors import LoaderError
 from sd_loader.failures import is_permanent
-from sd_loader.net import http_errors, ranges, transport
+from sd_loader.net import patience, ranges, transport
 from sd_loader.settings import Settings
 from tests.support.loader.loadercli import load_request
 from tests.support.servers.sourcefaults import (
@@ -113,7 +113,7 @@ def pod(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     waited: list[float] = []
     monkeypatch.setattr(streaming, "LEAST_BYTES", 0 if way == "streamed" else 1 << 40)
     monkeypatch.setattr(ranges, "HEAD_BYTES", 4096)
-    monkeypatch.setitem(vars(http_errors.RETRIES), "sleep", waited.append)
+    monkeypatch.setitem(vars(patience.RETRIES), "sleep", waited.append)
     store = tmp_path / "store"
     store.mkdir()
     yield Pod(store, waited)
@@ -285,7 +285,7 @@ def test_slow_server_is_given_up(
 ) -> None:
     """An open connection does not keep a load waiting."""
     monkeypatch.setattr(transport, "TIMEOUT", httpx2.Timeout(0.5))
-    monkeypatch.setitem(vars(transport.PACE), "window_seconds", 0.5)
+    monkeypatch.setitem(vars(patience.PACE), "window_seconds", 0.5)
     with Server(files, resumed(fault), files.content) as server:
         error = pod.refusal(server)
         assert (error.reason, words in error.message) == (Reason.SOURCE_UNREACHABLE, True), error

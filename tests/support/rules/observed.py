@@ -191,7 +191,7 @@ def published(load_hash: str = WANTED, **artifact: Any) -> dict[str, Any]:
             }
         ],
         "artifact": {
-            **ARTIFACT.model_dump(mode="json", by_alias=True),
+            **ARTIFACT.model_dump(mode="json", by_alias=True, exclude_none=True),
             "path": "sketch",
             "immutablePath": names.immutable_path(UID, load_hash),
             "claimName": "models",

@@ -55,7 +55,8 @@ def read_small(path: Path) -> bytes:
 
 def read_json(path: Path, *, infinite: bool = False) -> dict[str, Any]:
     """A JSON object of the repo. infinite: -Infinity is a number in it."""
-    return parse_json(read_small(path), f"{path.parent.name}/{path.name}", infinite=infinite)
+    name = f"{path.parent.name}/{path.name}"
+    return parse_json(read_small(path), name, infinite=infinite, rewritten=True)
 
 
 def component_config(
