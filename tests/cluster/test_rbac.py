@@ -68,8 +68,9 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other(
 
     # A Job without Pods for a while: its Events are read.
     proxy.hold_pods = True
-    url, hook = operated.light_link("sketch"), operated.receiver.url
-    operated.cluster.model("sketch", url=url, webhook=hook)
+    # The load must outlast the wait, since Events are read only while the Job runs.
+    url = operated.light_link("sketch", seconds=MIN_AGE_SECONDS + 5)
+    operated.cluster.model("sketch", url=url, webhook=operated.receiver.url)
     operated.eventually(lambda: operated.jobs("load"))
     time.sleep(MIN_AGE_SECONDS + 1)
     operated.cluster.annotate("sdm", "sketch", {"example.com/look": "now"})
@@ -88,7 +89,7 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other(
     assert leader is not None
     leader.terminate()
     assert leader.wait(10) == 0
-    item = operated.cluster.model("other", url=url, suspend=True)
+    item = operated.cluster.model("other", url=operated.light_link("other"), suspend=True)
     name = names.job_name("other", item["metadata"]["uid"], Model.from_body(item).wanted, 0)
     container = {"name": "x", "image": "x", "command": ["x"]}
     pod = {"restartPolicy": "Never", "containers": [container]}
