@@ -110,7 +110,7 @@ def test_killed_during_the_clean_up(operated: Operated, propagation: str) -> Non
     operated.start()
     operated.gone()
     assert operated.left() == []
-    assert len(operated.jobs("remove")) == 1
+    operated.eventually(lambda: operated.jobs("remove") == [])
 
 
 @pytest.mark.slow

@@ -288,7 +288,7 @@ def test_a_pvc_that_is_not_for_models_is_not_mounted(operated: Operated) -> None
     operated.wait("sketch", lambda one: one["status"]["artifact"]["immutablePath"] != first)
     operated.delete()
     operated.gone()
-    assert [job["status"].get("succeeded") for job in operated.jobs("remove")] == [1]
+    operated.eventually(lambda: operated.jobs("remove") == [])
 
 
 def test_a_secret_that_is_created_later_is_found(shared_operated: Operated) -> None:
