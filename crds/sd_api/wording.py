@@ -42,7 +42,7 @@ PATTERNS = {
     DATA_KEY_PATTERN: "must be letters, digits, dashes, dots and underscores",
     SHA256_PATTERN: "must be 64 digits of lower-case hex",
 }
-"""What each pattern of the spec's fields asks for: messages do not show regular expressions."""
+"""The words that messages show instead of each regular expression of the spec's fields."""
 
 _OPTIONS = {"vae.url": "vae"}
 _VALUES = sorted(

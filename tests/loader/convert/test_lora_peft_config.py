@@ -144,8 +144,8 @@ def test_layers_of_a_text_encoder_are_left_to_diffusers(tmp_path):
 
 REFUSED = {
     "text encoder": (layer(TEXT, 768, 768), Reason.INVALID_SPEC, "the file has none; leave it out"),
-    "nan": (UNET | layer(kohya(QUERY), 64, 64, alpha=np.nan), None, "is nan, which is no scale"),
-    "inf": (UNET | layer(kohya(QUERY), 64, 64, alpha=np.inf), None, "is inf, which is no scale"),
+    "nan": (UNET | layer(kohya(QUERY), 64, 64, alpha=np.nan), None, "is nan, which is not a scale"),
+    "inf": (UNET | layer(kohya(QUERY), 64, 64, alpha=np.inf), None, "is inf, which is not a scale"),
 }
 
 

@@ -25,7 +25,7 @@ class _Kind:
     """Its usual name, with an article."""
 
     remedy: str = "merge it into a checkpoint with the program that trained it, or train a LoRA"
-    """What to do to use it."""
+    """How the user can still load such a file."""
 
 
 _EXPAND = "spec.lora.expandLycoris: true publishes this one as a LoRA of higher rank"

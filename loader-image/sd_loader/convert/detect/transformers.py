@@ -34,7 +34,7 @@ class Family:
     """Name of its key table. None if it has none."""
 
     encoders: str = _ONE
-    """Whether its pipeline has one text encoder or several, as messages call them."""
+    """How messages name the text encoders of its pipeline: as one or as several."""
 
 
 _FAMILIES = (
@@ -142,18 +142,18 @@ class TransformerFile:
     is_in_diffusers_layout: bool
 
     has_encoders: bool
-    """Whether the file has any text encoder."""
+    """True if the file has at least one text encoder."""
 
     has_vae: bool
 
     @property
     def is_alone(self) -> bool:
-        """Whether the file has no other component of the pipeline."""
+        """True if the transformer is the only component in the file."""
         return not self.has_encoders and not self.has_vae
 
     @property
     def lacking(self) -> str:
-        """What the file lacks of the pipeline, as messages call it. Empty if nothing."""
+        """The missing components of the pipeline, in words for messages; empty if none is."""
         lacking = [] if self.has_encoders else [self.family.encoders]
         lacking += [] if self.has_vae else ["VAE"]
         return " and ".join(lacking)

@@ -67,7 +67,7 @@ class _Layout:
     """Name of T5's folder."""
 
     t5_is_optional: bool
-    """Whether the pipeline works without T5."""
+    """True if the pipeline works without T5."""
 
     projected: str | None
     """The CLIP encoder that has a projection, although the file has none: it changes nothing."""

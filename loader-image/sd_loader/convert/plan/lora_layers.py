@@ -40,7 +40,7 @@ BLOCKS: Mapping[str, Mapping[int, Mapping[str, int]]] = {
     "wan": {1536: {"blocks": 30}, 3072: {"blocks": 30}, 5120: {"blocks": 40}},
     "lumina2": {2304: {"layers": 26, "noise_refiner": 2, "context_refiner": 2}},
 }
-"""By family and width: the number of blocks of the published models."""
+"""The number of blocks of each published model, by its family and width."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class LayerKind:
     """The modules of diffusers that it consists of, by version of the model."""
 
     is_optional: bool
-    """Whether some versions of the model lack it."""
+    """True if some published versions of the model do not have this layer."""
 
     def fits(self, layer: Tensor, dimensions: Dimensions) -> tuple[Row, ...] | None:
         """The modules that a layer of this shape consists of. None if it fits no version."""

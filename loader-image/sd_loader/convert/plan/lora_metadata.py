@@ -71,7 +71,7 @@ def passed_on(
 
 
 def component_config(metadata: Mapping[str, str], component: str) -> dict[str, Any]:
-    """What published metadata state of the PEFT config of a component. Empty if they do not."""
+    """Return the PEFT config of a component from published metadata. Empty if they have none."""
     return _own(json.loads(metadata.get(ADAPTER, "{}")), component)
 
 

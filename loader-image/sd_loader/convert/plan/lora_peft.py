@@ -34,7 +34,7 @@ _NUMBERS = {
 
 @dataclass(frozen=True)
 class Change:
-    """What the LoRA changes in one module of the model."""
+    """The tensors by which the LoRA changes one module of the model."""
 
     module: str
     """The module's name in diffusers."""
@@ -103,7 +103,7 @@ def _config(
 
 
 _STATED = ("r", "rank_pattern", "lora_alpha", "alpha_pattern", "use_rslora")
-"""What the metadata says of the scale. The rest follows from the tensors."""
+"""The keys of the metadata that set the scale. The tensors give all other values."""
 
 
 def _pattern(
@@ -124,7 +124,7 @@ def _alpha(change: Change) -> float:
     if value is None or value in (float("inf"), float("-inf")) or value != value:
         raise LoaderError(
             Reason.VERIFICATION_FAILED,
-            f"{shown(change.alpha_name)} is {value}, which is no scale",
+            f"{shown(change.alpha_name)} is {value}, which is not a scale",
         )
     return int(value) if value == int(value) else value
 

@@ -33,14 +33,14 @@ class Layout(Enum):
 
 
 class Alphas(Enum):
-    """Whether a layer may have an alpha."""
+    """Whether the layers of a style may, must or must not have alphas."""
 
     OPTIONAL = "optional"
     NEEDED = "needed"
-    """diffusers fails without."""
+    """diffusers fails without an alpha."""
 
     FORBIDDEN = "forbidden"
-    """diffusers fails with one."""
+    """diffusers fails with an alpha."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class LoraStyle:
     layout: Layout
     halves: Mapping[str, Half]
     separator: str = "."
-    """What joins the parts of a layer's name."""
+    """The text between the parts of a layer's name."""
 
     alphas: Alphas = Alphas.OPTIONAL
     only: str = ""
     """Matches the beginning of the layers that diffusers reads, with dots. It leaves others out."""
 
     whole_blocks: bool = False
-    """Whether diffusers fails unless each block that is there has all of its layers."""
+    """True if diffusers needs all layers of each block that the LoRA changes."""
 
     published_prefix: str | None = None
     """The prefix that diffusers needs, if it is another one."""
@@ -78,7 +78,7 @@ class LoraStyle:
         return None
 
     def matches(self, template: str) -> bool:
-        """Whether diffusers reads a layer, by its name with dots and `{}`."""
+        """Return whether diffusers reads a layer. template: its name, with `{}` for numbers."""
         return re.match(self.only, template) is not None
 
     def published(self, name: str) -> str:

@@ -40,7 +40,7 @@ class Needs:
     """Hub repo with configs and tokenizers that the pipeline needs. None if it needs none."""
 
     whole_file: bool = False
-    """Whether the file must be complete before it is converted: the plan needs some numbers."""
+    """True if the plan needs values of tensors, so that the whole file must be there first."""
 
 
 def needs(file: TensorFile, conversion: Conversion) -> Needs:

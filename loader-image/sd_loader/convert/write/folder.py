@@ -48,11 +48,10 @@ def _link(
     if len(fds) != 1:
         return None
     fd = fds.pop()
-    source = arrived.get(sources[fd].path)
-    status = os.fstat(fd)
-    if source is None or (source.size, source.mtime_ns) != (status.st_size, status.st_mtime_ns):
+    digest = _known_digest(arrived.get(sources[fd].path), os.fstat(fd))
+    if digest is None or digest.size != file.size:
         return None
-    if source.size != file.size or os.pread(fd, len(file.header), 0) != file.header:
+    if os.pread(fd, len(file.header), 0) != file.header:
         return None
     position = len(file.header)
     for item in file.items:
@@ -68,7 +67,7 @@ def _link(
         os.link(sources[fd].path, path)
     except OSError:
         return None  # no hard links on this volume: the file is copied
-    return FileDigest(source.blake3, source.size)
+    return digest
 
 
 def _take(file: CopiedFile, arrived: Mapping[Path, Arrived], out: Path) -> FileDigest:
@@ -86,10 +85,12 @@ def _take(file: CopiedFile, arrived: Mapping[Path, Arrived], out: Path) -> FileD
             copy_file(source.fileno(), copy.fileno())
     with path.open("rb") as published:
         status = os.fstat(published.fileno())
-        known = arrived.get(file.source)
-        if known is not None and (known.size, known.mtime_ns) == (
-            status.st_size,
-            status.st_mtime_ns,
-        ):
-            return FileDigest(known.blake3, known.size)
-        return FileDigest(blake3_of_file(published.fileno()), status.st_size)
+        known = _known_digest(arrived.get(file.source), status)
+        return known or FileDigest(blake3_of_file(published.fileno()), status.st_size)
+
+
+def _known_digest(arrived: Arrived | None, status: os.stat_result) -> FileDigest | None:
+    """Return the digest that was taken on arrival. None if the file may have changed since."""
+    if arrived is None or (arrived.size, arrived.mtime_ns) != (status.st_size, status.st_mtime_ns):
+        return None
+    return FileDigest(arrived.blake3, arrived.size)
