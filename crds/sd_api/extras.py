@@ -8,8 +8,8 @@ from collections.abc import Callable
 from importlib import import_module
 
 _OURS = ("sd_api", "sd_operator", "sd_loader")
-_KILLED = 128
-"""A shell adds the signal's number to this: the exit code of a process that a signal ended."""
+KILLED = 128
+"""If a signal ends a process, shells report this number plus the signal's as its exit code."""
 
 
 def start(command: str, module: str, extra: str) -> int:
@@ -19,7 +19,7 @@ def start(command: str, module: str, extra: str) -> int:
         return main()
     except KeyboardInterrupt:  # Ctrl-C before the command handles it
         print(f"{command}: stopped by SIGINT", file=sys.stderr)
-        return _KILLED + signal.SIGINT
+        return KILLED + signal.SIGINT
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in _OURS:

@@ -38,9 +38,9 @@ Text = Annotated[str, StringConstraints(max_length=TEXT_MAX_LENGTH)]
 ShortText = Annotated[str, StringConstraints(max_length=253)]
 DNS_NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 DnsName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=DNS_NAME_PATTERN)]
-SHA256_PATTERN = r"^[0-9a-f]{64}$"
-Sha256 = Annotated[str, StringConstraints(max_length=64, pattern=SHA256_PATTERN)]
-Blake3 = Annotated[str, StringConstraints(max_length=64, pattern=r"^[0-9a-f]{64}$")]
+HEX_64_PATTERN = r"^[0-9a-f]{64}$"
+Sha256 = Annotated[str, StringConstraints(max_length=64, pattern=HEX_64_PATTERN)]
+Blake3 = Annotated[str, StringConstraints(max_length=64, pattern=HEX_64_PATTERN)]
 FolderDigest = Annotated[str, StringConstraints(max_length=71, pattern=r"^blake3:[0-9a-f]{64}$")]
 LoadHash = Annotated[str, StringConstraints(max_length=16, pattern=r"^[0-9a-f]{16}$")]
 Uid = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9-]{1,64}$")]

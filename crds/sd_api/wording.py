@@ -14,15 +14,11 @@ from collections.abc import Callable, Mapping
 from pydantic_core import ErrorDetails
 
 from sd_api.choices import BaseModelName, LoraFormat, ModelType, PredictionType, Revision, Weights
-from sd_api.fields import DNS_NAME_PATTERN, SHA256_PATTERN
+from sd_api.fields import DNS_NAME_PATTERN, HEX_64_PATTERN
 from sd_api.loader_env import LoaderEnv
 from sd_api.names import ANNOTATION_RELOAD, MODEL_ID_PATTERN
 from sd_api.reasons import Reason
-from sd_api.spec import (
-    DATA_KEY_PATTERN,
-    GIT_REVISION_PATTERN,
-    QUANTITY_PATTERN,
-)
+from sd_api.spec import DATA_KEY_PATTERN, GIT_REVISION_PATTERN, QUANTITY_PATTERN
 
 DNS_NAME_WORDS = (
     "must be lower-case letters, digits, dashes and dots, with a letter or digit at both ends"
@@ -40,7 +36,7 @@ PATTERNS = {
     MODEL_ID_PATTERN: MODEL_ID_WORDS,
     QUANTITY_PATTERN: "must be a quantity such as 2, 500m or 8Gi",
     DATA_KEY_PATTERN: "must be letters, digits, dashes, dots and underscores",
-    SHA256_PATTERN: "must be 64 digits of lower-case hex",
+    HEX_64_PATTERN: "must be 64 digits of lower-case hex",
 }
 """The words that messages show instead of each regular expression of the spec's fields."""
 

@@ -152,9 +152,7 @@ def _stream_version(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched |
     if remote is None:
         return None
     with open_incoming(remote, supplies.into, link.checks.sha256) as incoming:
-        if incoming is None:
-            return None
-        if supplies.fetch_needed(incoming.file).whole_file:
+        if incoming is None or supplies.fetch_needed(incoming.file).whole_file:
             return None
         return _convert(incoming, supplies, out)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from blake3 import blake3
 
@@ -21,19 +21,24 @@ def blake3_of(content: bytes) -> str:
 
 def blake3_of_file(fd: int) -> str:
     """Return the BLAKE3 of a file that was just opened, in lower-case hex."""
-    digest, buffer = Blake3(), memoryview(bytearray(_BUFFER_BYTES))
-    while count := os.readv(fd, [buffer]):
-        digest.update(buffer[:count])
+    digest = Blake3()
+    _read(fd, digest.update)
     return digest.hexdigest()
 
 
 def both_digests_of_file(fd: int) -> tuple[str, str]:
     """Return the BLAKE3 and the SHA-256 of a file that was just opened, in lower-case hex."""
-    blake3, sha256, buffer = Blake3(), hashlib.sha256(), memoryview(bytearray(_BUFFER_BYTES))
-    while count := os.readv(fd, [buffer]):
-        blake3.update(buffer[:count])
-        sha256.update(buffer[:count])
+    blake3, sha256 = Blake3(), hashlib.sha256()
+    _read(fd, blake3.update, sha256.update)
     return blake3.hexdigest(), sha256.hexdigest()
+
+
+def _read(fd: int, *take: Callable[[memoryview], object]) -> None:
+    """Read a file once, and pass each piece to all that take it."""
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    while count := os.readv(fd, [buffer]):
+        for taker in take:
+            taker(buffer[:count])
 
 
 def folder_digest(files: Mapping[str, str]) -> str:

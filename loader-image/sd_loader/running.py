@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 from types import FrameType
 
+from sd_api.extras import KILLED
 from sd_api.reasons import ExitCode, Reason
 from sd_api.redaction import hide, secrets_of
 from sd_api.wire import MESSAGE_MAX_LENGTH, LoadResult, Message
@@ -24,8 +25,6 @@ from sd_loader.settings import Settings
 from sd_loader.snippet import snippet
 
 _UMASK = 0o022
-_KILLED = 128
-"""If a signal ends a process, shells report this number plus the signal's as its exit code."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,7 +58,7 @@ def _without_output(error: OutputError) -> int:
     """Return the exit code after stdout has failed. A reader that has read enough is no failure."""
     cause = error.__cause__
     if isinstance(cause, BrokenPipeError):
-        return _KILLED + signal.SIGPIPE
+        return KILLED + signal.SIGPIPE
     why = cause.strerror if isinstance(cause, OSError) else cause
     print_error(f"error: cannot write the command's output: {why}")
     return ExitCode.TRY_AGAIN
@@ -123,7 +122,7 @@ def _report_when_stopped(args: argparse.Namespace, settings: Settings) -> None:
     def stop(signum: int, _: FrameType | None) -> None:
         name = signal.Signals(signum).name
         of_job = args.command in arguments.OF_JOBS
-        code = Reason.LOADER_CRASHED.exit_code if of_job else _KILLED + signum
+        code = Reason.LOADER_CRASHED.exit_code if of_job else KILLED + signum
         try:
             if of_job:
                 message = f"stopped by {name}; the next attempt continues from here"

@@ -32,8 +32,8 @@ def fetch(
 
     place: the result of `locate`. at_hand: finds files of the Hub that need not be downloaded.
     """
-    # Imported here: a local file needs no HTTP, which takes 0.1 s to import.
     max_bytes = client.settings.max_bytes
+    # Imported here: a local file needs no HTTP, which takes 0.1 s to import.
     match place:
         case HubRepo():
             from sd_loader.source.hub import fetch_repo

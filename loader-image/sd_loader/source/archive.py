@@ -23,7 +23,7 @@ from sd_loader.diffusers_repo.index import INDEX_NAME
 from sd_loader.diffusers_repo.listed import read_pipeline
 from sd_loader.diffusers_repo.listed_files import choose_pipeline_files
 from sd_loader.digests import Blake3
-from sd_loader.errors import LoaderError
+from sd_loader.errors import LoaderError, prefixing
 from sd_loader.formats.fileio import read_at
 from sd_loader.formats.sniff import ZIP_MAGIC
 from sd_loader.formats.zipdir import DEFLATED, Member, Record, locate_members, read_directory
@@ -113,7 +113,7 @@ class _Archive:
         files = {name: RepoFile(name, member.size) for name, member in self.members.items()}
         index = files[INDEX_NAME]
         check_size(index)
-        try:
+        with prefixing("the zip archive"):
             pipeline = read_pipeline(b"".join(self._content(INDEX_NAME)))
             refuse_unsuitable(pipeline, ref)
             chosen = choose_pipeline_files(
@@ -122,8 +122,6 @@ class _Archive:
                 ref.precision,
                 safetensors_only=checks.safetensors_only,
             )
-        except LoaderError as error:
-            raise LoaderError(error.reason, f"the zip archive: {error.message}") from error
         for file in chosen:
             check_size(file)
         total = sum(file.size for file in chosen)

@@ -9,7 +9,7 @@ from sd_api.choices import ModelType, Revision
 from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
 from sd_loader.diffusers_repo.listed import AnyPipeline, ListedPipeline
-from sd_loader.errors import LoaderError
+from sd_loader.errors import LoaderError, prefixing
 from sd_loader.formats.sniff import HEAD_BYTES, Container, identify
 
 
@@ -75,10 +75,8 @@ def inspector(ref: SourceRef, checks: Checks) -> Callable[[bytes, int], None]:
     shown = redact_url(ref.url)
 
     def inspect(head: bytes, size: int) -> None:
-        try:
+        with prefixing(shown):
             container = identify(head[:HEAD_BYTES], size)
-        except LoaderError as error:
-            raise LoaderError(error.reason, f"{shown}: {error.message}") from error
         # A trained model's zip may contain a folder. Only the end of the file shows that.
         may_be_folder = container is Container.ZIP and ref.model_type is ModelType.API_TRAINED
         is_pickle = container is not Container.SAFETENSORS and not may_be_folder

@@ -16,7 +16,7 @@ from sd_loader.convert.tables.vae_names import current_name
 from sd_loader.convert.write.files import PlannedFile, component_files, json_file
 from sd_loader.diffusers_repo.component_files import RepoFile
 from sd_loader.diffusers_repo.index import CONFIG_NAME, WEIGHTS
-from sd_loader.errors import LoaderError
+from sd_loader.errors import LoaderError, prefixing
 from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor, TensorFile
 
@@ -39,10 +39,8 @@ def component_tensors(
     """All tensors of a component under their canonical names."""
     found: dict[str, Tensor] = {}
     for file in files:
-        try:
+        with prefixing(component):
             refuse_quantized(file.tensors)
-        except LoaderError as error:
-            raise LoaderError(error.reason, f"{component}: {error.message}") from None
         for old, tensor in file.tensors.items():
             name = _canonical(old, component)
             if name is None or _is_unused_projection(name, class_name):

@@ -25,7 +25,7 @@ from sd_loader.diffusers_repo.index import (
     Pipeline,
     parse_json,
 )
-from sd_loader.errors import LoaderError
+from sd_loader.errors import LoaderError, prefixing
 from sd_loader.snippet import snippet
 
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
@@ -63,10 +63,8 @@ def component_config(
     config: Mapping[str, Any], component: str, pipeline: Pipeline, conversion: Conversion
 ) -> dict[str, Any]:
     """A component's config, with the class that model_index.json names."""
-    try:
+    with prefixing(component):
         refuse_quantized_config(config)
-    except LoaderError as error:
-        raise LoaderError(error.reason, f"{component}: {error.message}") from None
     class_name = pipeline.components[component]
     kept = allowed_config(config, class_name, f"{component}/{CONFIG_NAME}")
     if component.startswith("text_encoder"):

@@ -23,7 +23,7 @@ from sd_loader.convert.tables.clip import VOCABULARY_FILES, vocabulary_file
 from sd_loader.convert.tables.dimensions import Dimensions
 from sd_loader.convert.write.files import SmallFile, json_file
 from sd_loader.diffusers_repo.index import parse_json
-from sd_loader.errors import LoaderError
+from sd_loader.errors import LoaderError, prefixing
 from sd_loader.snippet import snippet
 
 _FLAGS = ("add_prefix_space", "clean_up_tokenization_spaces", "do_lower_case")
@@ -55,7 +55,7 @@ def tokenizer_files(
     if vocabulary.is_file() and merges.is_file():
         pair = read_json(vocabulary), read_small(merges)
     encoder = component.replace("tokenizer", "text_encoder")
-    try:
+    with prefixing(component):
         files = _files(
             configs,
             _from_one_file(configs.single) if pair is None else _from_two_files(*pair),
@@ -63,8 +63,6 @@ def tokenizer_files(
             rows=dimensions[f"{encoder}_vocabulary"],
             positions=dimensions[f"{encoder}_positions"],
         )
-    except LoaderError as error:
-        raise LoaderError(error.reason, f"{component}: {error.message}") from None
     return [replace(file, path=f"{component}/{file.path}") for file in files]
 
 
