@@ -110,6 +110,18 @@ REFUSED = [
         id="auto_map of a model",
     ),
     pytest.param(
+        with_entry("transformer/config.json", extra={"auto_map": {"AutoModel": "m.M"}}),
+        Reason.UNSAFE_MODEL,
+        f"{FLUX}transformer/config.json asks for code of the repo (auto_map)",
+        id="auto_map inside a model's config",
+    ),
+    pytest.param(
+        with_entry("scheduler/scheduler_config.json", extra={"auto_map": {"x": "m.M"}}),
+        Reason.UNSAFE_MODEL,
+        f"{FLUX}scheduler/scheduler_config.json asks for code of the repo (auto_map)",
+        id="auto_map inside a scheduler's config",
+    ),
+    pytest.param(
         with_entry("text_encoder_2/config.json", d_model=2**31),
         Reason.UNSUPPORTED_FORMAT,
         f"{FLUX}text_encoder_2/config.json: d_model is 2147483648, which T5Config cannot have",

@@ -105,7 +105,8 @@ def _text_encoder(
         safetensors_only=conversion.safetensors_only,
     )
     folder = repo / component
-    config = component_config(read_json(folder / CONFIG_NAME), component, pipeline, conversion)
+    raw = read_json(folder / CONFIG_NAME, rewritten=True)
+    config = component_config(raw, component, pipeline, conversion)
     tensors = without_skipped_layers(
         component_tensors(component, expected, opened.open_chosen(repo, folder, chosen)), config
     )

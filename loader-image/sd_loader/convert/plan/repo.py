@@ -79,7 +79,7 @@ def plan_repo(
         if component in WEIGHTS and component not in extras.components:
             folder = repo / origin(component)
             config = component_config(
-                read_json(folder / CONFIG_NAME), component, pipeline, conversion
+                read_json(folder / CONFIG_NAME, rewritten=True), component, pipeline, conversion
             )
             tensors = without_skipped_layers(
                 component_tensors(
@@ -97,7 +97,7 @@ def plan_repo(
             files += tokenizer_files(repo / origin(component), component, templates, dimensions)
     scheduler = scheduler_config(
         # diffusers writes and reads the lower limit of DPM solvers as -Infinity.
-        read_json(repo / SCHEDULER_CONFIG, infinite=True),
+        read_json(repo / SCHEDULER_CONFIG, infinite=True, rewritten=True),
         pipeline,
         conversion,
     )

@@ -53,10 +53,10 @@ def read_small(path: Path) -> bytes:
     return content
 
 
-def read_json(path: Path, *, infinite: bool = False) -> dict[str, Any]:
-    """A JSON object of the repo. infinite: -Infinity is a number in it."""
+def read_json(path: Path, *, infinite: bool = False, rewritten: bool = False) -> dict[str, Any]:
+    """Return a JSON object of the repo. infinite, rewritten: see `parse_json`."""
     name = f"{path.parent.name}/{path.name}"
-    return parse_json(read_small(path), name, infinite=infinite, rewritten=True)
+    return parse_json(read_small(path), name, infinite=infinite, rewritten=rewritten)
 
 
 def component_config(

@@ -182,4 +182,4 @@ def _merges_file(lines: list[str]) -> bytes:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_json(path, rewritten=True) if path.is_file() else {}
