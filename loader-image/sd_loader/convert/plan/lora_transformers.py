@@ -186,12 +186,15 @@ def _check_whole(layer: TransformerLayer, style: LoraStyle) -> None:
                 f" {seen} alone",
             )
     has_alpha = Half.ALPHA in layer.names
-    if has_alpha is (style.alphas is Alphas.FORBIDDEN) and style.alphas is not Alphas.OPTIONAL:
-        problem = "does not read alphas" if has_alpha else "needs an alpha for each layer"
-        raise LoaderError(
-            Reason.UNSUPPORTED_FORMAT,
-            f"diffusers {problem} in {style.who} style (seen: {seen})",
-        )
+    if has_alpha and style.alphas is Alphas.FORBIDDEN:
+        problem = "does not read alphas"
+    elif not has_alpha and style.alphas is Alphas.NEEDED:
+        problem = "needs an alpha for each layer"
+    else:
+        return
+    raise LoaderError(
+        Reason.UNSUPPORTED_FORMAT, f"diffusers {problem} in {style.who} style (seen: {seen})"
+    )
 
 
 def _check_shapes(
