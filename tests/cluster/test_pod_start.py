@@ -117,7 +117,9 @@ def test_a_stuck_clean_up_job_is_deleted_when_the_files_are_given_up(
     operated.load(url=operated.light_link("sketch"))
     block(operated)
     operated.delete()
-    operated.eventually(lambda: operated.jobs("remove") != [])
+    # The operator deletes the Job whose uid it has recorded, which is a moment after its creation.
+    operated.wait("sketch", lambda one: one["status"].get("cleanupJob"))
+    assert operated.jobs("remove") != []
     operated.cluster.annotate("sdm", "sketch", {names.ANNOTATION_SKIP_CLEANUP: "true"})
     operated.gone()
     operated.eventually(lambda: operated.jobs("remove") == [])
