@@ -79,7 +79,7 @@ class FileServer:
         self.links: dict[str, tuple[Path | bytes, Faults]] = {}
         self.requests: list[Request] = []
         self.served: Counter[str] = Counter()
-        """The bytes of bodies that were sent, by link."""
+        """The bytes of bodies that were handed to a connection, by link."""
         self._used: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._running = False
@@ -91,7 +91,7 @@ class FileServer:
 
     @property
     def bytes_served(self) -> int:
-        """The bytes of all file bodies that were sent."""
+        """The bytes of all file bodies that were handed to a connection."""
         return sum(self.served.values())
 
     def add_origin(self) -> str:
@@ -180,8 +180,9 @@ class FileServer:
         left = faults.cut_at if cut else None
         for chunk in _chunks(body, faults):
             piece = chunk if left is None else chunk[:left]
-            yield b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece
+            # Counted before it is sent: the client may look as soon as it has the last byte.
             self.served[key] += len(piece)
+            yield b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece
             if left is not None:
                 left -= len(piece)
                 if left == 0:
