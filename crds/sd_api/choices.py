@@ -47,6 +47,8 @@ class BaseModelName(StrEnum):
     SD2 = "sd2"
     SDXL = "sdxl"
     SDXL_REFINER = "sdxl-refiner"
+    SD3 = "sd-3"
+    FLUX = "flux"
 
 
 class LoraFormat(StrEnum):

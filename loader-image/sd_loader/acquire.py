@@ -78,6 +78,7 @@ def acquire(
         precision=request.revision,
         replaced=frozenset() if request.vae is None else frozenset({_VAE}),
         only_for_sd=_only_for_sd(request),
+        base_model=request.base_model,
         needs_token=True,
     )
     checks = Checks(request.sha256, safetensors_only=conversion.safetensors_only)
@@ -114,7 +115,6 @@ def acquire(
 def _only_for_sd(request: LoadRequest) -> tuple[str, ...]:
     """The fields of the spec that are set and that only pipelines of Stable Diffusion can use."""
     fields = {
-        "spec.baseModel": request.base_model,
         "spec.predictionType": request.prediction_type,
         "spec.upcastAttention": request.upcast_attention,
         "spec.vae": request.vae,

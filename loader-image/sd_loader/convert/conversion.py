@@ -97,7 +97,6 @@ def refuse_without_effect(what: str, conversion: Conversion) -> None:
     """Refuse, by name, a field that has no effect on such a file. what: the file, in words."""
     given = {
         "weights": conversion.weights is Weights.EMA,
-        "baseModel": conversion.base_model is not None,
         "predictionType": conversion.prediction_type is not None,
         "upcastAttention": conversion.upcast_attention is not None,
         "originalConfig": conversion.original_config,

@@ -261,6 +261,17 @@ def test_repo_without_the_tokenizer_is_refused(opened: OpenFiles, tmp_path: Path
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
 
 
+def test_base_model_must_be_that_of_the_file(opened: OpenFiles, configs: Path) -> None:
+    """The family of the file itself is accepted."""
+    assert planned(opened, configs, whole("sd-3"), base_model="sd-3").base_model == "sd-3"
+    with pytest.raises(LoaderError) as caught:
+        planned(opened, configs, whole("sd-3"), base_model="sdxl")
+    assert caught.value.reason is Reason.INVALID_SPEC
+    assert caught.value.message == (
+        "spec.baseModel is sdxl, but the file is the pipeline of Stable Diffusion 3.5 in one file"
+    )
+
+
 def test_field_without_effect_is_refused(opened: OpenFiles, configs: Path) -> None:
     """The message names the field and the file."""
     with pytest.raises(LoaderError) as caught:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType
+from sd_api.spec import BaseModelName, ModelType
 from sd_loader.diffusers_repo.classes import Role
 from sd_loader.diffusers_repo.index import Pipeline
 from sd_loader.diffusers_repo.listed import Component, ListedPipeline, read_pipeline, title
@@ -189,6 +190,19 @@ def test_an_old_name_of_a_class_and_a_module_of_a_pipeline_are_known():
         "tokenizer": Component("transformers", "GemmaTokenizerFast", Role.PROCESSOR),
         "connectors": Component("ltx2", "LTX2TextConnectors", Role.MODEL),
     }
+
+
+def test_a_base_model_that_contradicts_the_index_is_refused_before_the_download():
+    """The family of the pipeline itself is accepted."""
+    ref = SourceRef("org/x", "spec.url", ModelType.HUGGINGFACE, base_model=BaseModelName.FLUX)
+    refuse_unsuitable(read_pipeline(flux()), ref)
+    with pytest.raises(LoaderError) as caught:
+        refuse_unsuitable(read_pipeline(flux()), replace(ref, base_model=BaseModelName.SDXL))
+    assert caught.value.reason is Reason.INVALID_SPEC
+    assert caught.value.message == (
+        "spec.baseModel is sdxl, but the repo is a FLUX pipeline (FluxPipeline); remove it from the"
+        " spec"
+    )
 
 
 def test_fields_for_stable_diffusion_are_refused_before_the_download():

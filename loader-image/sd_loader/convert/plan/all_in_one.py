@@ -147,8 +147,13 @@ def plan_all_in_one(
     only shown.
     """
     _refuse_incomplete(found, missing)
-    refuse_without_effect(str(found), conversion)
     family = found.family.table or ""
+    if conversion.base_model not in (None, family):
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"spec.baseModel is {conversion.base_model}, but the file is {found}",
+        )
+    refuse_without_effect(str(found), conversion)
     layout = _LAYOUTS[family]
     tensors = _canonical(file.tensors)
     has_t5 = _has_t5(tensors)

@@ -17,11 +17,14 @@ from sd_loader.convert.plan.repo_component import component_tensors, files_of
 from sd_loader.convert.plan.repo_configs import component_config, read_small
 from sd_loader.convert.plan.vae import vae_template
 from sd_loader.convert.tables.architecture import DIFFUSERS_WEIGHTS
+from sd_loader.convert.tables.families import LATENT_CHANNELS
 from sd_loader.convert.write.files import FolderPlan, component_files, json_file
 from sd_loader.diffusers_repo.component_files import choose_component
 from sd_loader.diffusers_repo.index import CONFIG_NAME, SINGLE, Pipeline, parse_component
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Tensor
+
+_SD_CHANNELS = LATENT_CHANNELS[BaseModelName.SD1]
 
 
 def plan_component(
@@ -76,9 +79,14 @@ def _checked(
         upcast = {} if wanted is None else {"upcast_attention": wanted}
         return checked_controlnet({**config, **upcast}, tensors)
     checked = checked_config("vae", pipeline, config, tensors, {})
-    if checked.get("latent_channels", 4) != 4:
-        return checked, None
-    if checked.get("scaling_factor") == vae_template(BaseModelName.SDXL)["scaling_factor"]:
+    channels = checked.get("latent_channels", _SD_CHANNELS)
+    factor = checked.get("scaling_factor")
+    if channels != _SD_CHANNELS:
+        like = (it for it, own in LATENT_CHANNELS.items() if own == channels)
+        return checked, next(
+            (it for it in like if vae_template(it)["scaling_factor"] == factor), None
+        )
+    if factor == vae_template(BaseModelName.SDXL)["scaling_factor"]:
         # The refiner has the same VAE.
         is_refiner = conversion.base_model is BaseModelName.SDXL_REFINER
         return checked, BaseModelName.SDXL_REFINER if is_refiner else BaseModelName.SDXL

@@ -28,7 +28,14 @@ TYPES = {
     ModelType.CONTROLNET: "ControlNet",
     ModelType.VAE: "VAE",
 }
-BASES = {"sd1": "SD 1", "sd2": "SD 2", "sdxl": "SDXL", "sdxl-refiner": "SDXL refiner"}
+BASES = {
+    "sd1": "SD 1",
+    "sd2": "SD 2",
+    "sdxl": "SDXL",
+    "sdxl-refiner": "SDXL refiner",
+    "sd-3": "SD 3",
+    "flux": "FLUX.1",
+}
 
 _TONES = {
     Phase.READY: "good",
