@@ -47,7 +47,7 @@ def plan_lora(file: TensorFile, conversion: Conversion) -> FolderPlan:
     refuse_other_kinds(file.tensors, ModelType.LORA)
     # The numbers and strings in a pickle belong to the training program, not to the LoRA.
     metadata = file.metadata if file.format == SAFETENSORS else {}
-    found = transformer_lora(file.tensors, metadata)
+    found = transformer_lora(file.tensors, metadata, conversion.base_model)
     if found is not None:
         return _plan_transformer(file, conversion, metadata, *found)
     layers = layers_of(file.tensors)
@@ -65,7 +65,7 @@ def plan_lora(file: TensorFile, conversion: Conversion) -> FolderPlan:
     files: tuple[PlannedFile, ...] = (weights_file(LORA_FILE, [*items.values()], kept),)
     if conversion.lora.format is LoraFormat.PEFT:
         files += _peft(layers, items, file.tensors, kept, base_model)
-        warnings += _left_to_diffusers(layers)
+        warnings += _left_to_diffusers(layers, "UNet")
     return FolderPlan(
         files=files,
         base_model=base_model,
@@ -84,14 +84,16 @@ def _plan_transformer(
 ) -> FolderPlan:
     """Plan the files of a LoRA of a transformer. families: those whose layers it fits."""
     names = " and ".join(families)
-    if conversion.base_model is not None:
+    if conversion.base_model is not None and conversion.base_model not in families:
         raise LoaderError(
             Reason.INVALID_SPEC,
             f"spec.baseModel is {conversion.base_model.value}, but the file is a LoRA of {names}",
         )
-    layers = [layer.named(lora.style) for layer in lora.layers]
+    of_transformer = [layer.named(lora.style) for layer in lora.layers]
+    _check_halves(TRANSFORMER, of_transformer)
+    _check_readable(lora.clip)
+    layers = [*of_transformer, *lora.clip]
     _check_types(layers, file.tensors)
-    _check_halves(TRANSFORMER, layers)
     missing = TRANSFORMER if lora.style.published_prefix else ""
     kept, warnings = passed_on(metadata, file.left_out, layers, file.tensors, missing=missing)
     if len(families) > 1:
@@ -103,6 +105,7 @@ def _plan_transformer(
         stated = component_config(kept, TRANSFORMER)
         modules_of_family = layer_kinds(lora.family, Layout.DIFFUSERS)
         files += peft_files(_changes(lora, items, file.tensors), stated, modules_of_family)
+        warnings += _left_to_diffusers(layers, "transformer")
     return FolderPlan(
         files=files,
         base_model=lora.family if len(families) == 1 else None,
@@ -190,13 +193,14 @@ def _peft(
     return peft_files(changes, stated, names)
 
 
-def _left_to_diffusers(layers: Sequence[Layer]) -> tuple[str, ...]:
-    others = sorted({layer.component for layer in layers} - {UNET})
+def _left_to_diffusers(layers: Sequence[Layer], name: str) -> tuple[str, ...]:
+    """The warning that the PEFT adapter has layers of one model only. name: of that model."""
+    others = sorted({layer.component for layer in layers} - {UNET, TRANSFORMER})
     if not others:
         return ()
     # The names of a text encoder's modules depend on the version of transformers.
     return (
-        f"{WEIGHTS_FILE} has the layers of the UNet only; those of {' and '.join(others)} are in"
+        f"{WEIGHTS_FILE} has the layers of the {name} only; those of {' and '.join(others)} are in"
         f" {LORA_FILE}",
     )
 

@@ -7,10 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import NoReturn
 
+from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
 from sd_loader.convert.detect.lora_kinds import shown
-from sd_loader.convert.plan.lora_keys import Half, Key, Layer, Style
+from sd_loader.convert.plan.lora_families import check_clip_l
+from sd_loader.convert.plan.lora_keys import Half, Key, Layer, Style, layers_of
 from sd_loader.convert.plan.lora_layers import BLOCKS, WIDTH, LayerKind, layer_kinds, module_of
 from sd_loader.convert.plan.lora_styles import STYLES, Alphas, LoraStyle, template_of
 from sd_loader.convert.tables.architecture import Row
@@ -93,12 +96,19 @@ class TransformerLora:
     family: str
     style: LoraStyle
     layers: tuple[TransformerLayer, ...]
+    clip: tuple[Layer, ...] = ()
+    """The layers of CLIP-L that it changes as well."""
 
 
 def transformer_lora(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    base_model: BaseModelName | None = None,
 ) -> tuple[TransformerLora, tuple[str, ...]] | None:
-    """Return the LoRA and the families that it fits. None if it has no layer of a transformer."""
+    """Return the LoRA and the families that it fits. None if it has no layer of a transformer.
+
+    base_model: the family that the user specifies. It decides if the LoRA fits several.
+    """
     names = [*islice(filter(_BLOCK.match, tensors), _SAMPLE)]
     readings: list[TransformerLora] = []
     errors: list[tuple[int, LoaderError]] = []
@@ -112,7 +122,7 @@ def transformer_lora(
             except LoaderError as error:
                 errors.append((known, error))
     if readings:
-        return _choose(readings, metadata)
+        return _choose(readings, metadata, base_model)
     if errors:
         raise max(errors, key=lambda pair: pair[0])[1]
     return None
@@ -143,13 +153,25 @@ def _find(
 
 
 def _read(tensors: Mapping[str, Tensor], family: str, style: LoraStyle) -> TransformerLora:
-    layers = _layers(tensors, family, style)
+    of_clip = {name: tensor for name, tensor in tensors.items() if style.is_of_clip(name)}
+    own = {name: tensor for name, tensor in tensors.items() if name not in of_clip}
+    layers = _layers(own, family, style)
     for layer in layers:
         _check_whole(layer, style)
     _check_shapes(layers, tensors, family)
     if style.whole_blocks:
         _check_blocks(layers, family, style)
-    return TransformerLora(family, style, tuple(layers))
+    return TransformerLora(family, style, tuple(layers), _clip_layers(of_clip, family, style))
+
+
+def _clip_layers(tensors: Mapping[str, Tensor], family: str, style: LoraStyle) -> tuple[Layer, ...]:
+    layers = layers_of(tensors)
+    check_clip_l(layers, tensors, f"CLIP-L, the text encoder of {family},")
+    if style.alphas is Alphas.NEEDED:
+        for layer in layers:
+            if Half.ALPHA not in layer.names:
+                _refuse_alphas("needs an alpha for each layer", style, layer.names[Half.DOWN])
+    return tuple(layers)
 
 
 def _layers(tensors: Mapping[str, Tensor], family: str, style: LoraStyle) -> list[TransformerLayer]:
@@ -187,11 +209,12 @@ def _check_whole(layer: TransformerLayer, style: LoraStyle) -> None:
             )
     has_alpha = Half.ALPHA in layer.names
     if has_alpha and style.alphas is Alphas.FORBIDDEN:
-        problem = "does not read alphas"
-    elif not has_alpha and style.alphas is Alphas.NEEDED:
-        problem = "needs an alpha for each layer"
-    else:
-        return
+        _refuse_alphas("does not read alphas", style, seen)
+    if not has_alpha and style.alphas is Alphas.NEEDED:
+        _refuse_alphas("needs an alpha for each layer", style, seen)
+
+
+def _refuse_alphas(problem: str, style: LoraStyle, seen: str) -> NoReturn:
     raise LoaderError(
         Reason.UNSUPPORTED_FORMAT, f"diffusers {problem} in {style.who} style (seen: {seen})"
     )
@@ -276,9 +299,13 @@ def _check_blocks(layers: Sequence[TransformerLayer], family: str, style: LoraSt
 
 
 def _choose(
-    readings: Sequence[TransformerLora], metadata: Mapping[str, str]
+    readings: Sequence[TransformerLora],
+    metadata: Mapping[str, str],
+    base_model: BaseModelName | None,
 ) -> tuple[TransformerLora, tuple[str, ...]]:
     families = tuple(dict.fromkeys(reading.family for reading in readings))
+    if base_model in families:
+        return next(it for it in readings if it.family == base_model), (base_model,)
     stated = {
         family
         for key, beginnings in _METADATA.items()
