@@ -43,8 +43,8 @@ class Weights(StrEnum):
 class BaseModelName(StrEnum):
     """The architecture family, if the file does not show it or shows a wrong one."""
 
-    SD1 = "sd1"
-    SD2 = "sd2"
+    SD1 = "sd-1"
+    SD2 = "sd-2"
     SDXL = "sdxl"
     SDXL_REFINER = "sdxl-refiner"
 

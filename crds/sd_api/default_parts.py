@@ -1,6 +1,6 @@
 """The setting that names, for each base model, the Hub repo of missing components.
 
-Operator and loader read the same text: `sd1=ORG/NAME,sdxl=ORG/NAME`.
+Operator and loader read the same text: `sd-1=ORG/NAME,sdxl=ORG/NAME`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sd_api.url_forms import HUB_REPO_PATTERN
 
 
 def parse_default_parts(text: str) -> dict[str, str]:
-    """Read `sd1=ORG/NAME,sdxl=ORG/NAME`; raise ValueError with the cause."""
+    """Read `sd-1=ORG/NAME,sdxl=ORG/NAME`; raise ValueError with the cause."""
     found: dict[str, str] = {}
     for entry in (entry.strip() for entry in text.split(",") if entry.strip()):
         base, _, repo = (part.strip() for part in entry.partition("="))

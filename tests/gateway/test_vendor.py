@@ -247,7 +247,7 @@ SPEC = {
     "modelType": "custom_ckpt",
     "revision": "fp16",
     "sha256": "0" * 64,
-    "baseModel": "sd1",
+    "baseModel": "sd-1",
     "credentialsSecretRef": {"name": "civitai"},
     "storage": {"claimName": "fast"},
     "priority": 5,

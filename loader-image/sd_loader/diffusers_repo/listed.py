@@ -37,7 +37,7 @@ _FAMILIES = (
     ("Flux", "FLUX", "flux"),
     ("HiDreamImage", "HiDream", "hidream"),
     ("HunyuanVideo", "HunyuanVideo", "hunyuan-video"),
-    ("Krea2", "Krea 2", "krea2"),
+    ("Krea2", "Krea 2", "krea-2"),
     ("LTX2", "LTX-2", "ltx2"),
     ("LTX", "LTX", "ltx"),
     ("Lumina2", "Lumina 2", "lumina2"),

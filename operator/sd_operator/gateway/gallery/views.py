@@ -28,7 +28,7 @@ TYPES = {
     ModelType.CONTROLNET: "ControlNet",
     ModelType.VAE: "VAE",
 }
-BASES = {"sd1": "SD 1", "sd2": "SD 2", "sdxl": "SDXL", "sdxl-refiner": "SDXL refiner"}
+BASES = {"sd-1": "SD 1", "sd-2": "SD 2", "sdxl": "SDXL", "sdxl-refiner": "SDXL refiner"}
 
 _TONES = {
     Phase.READY: "good",
