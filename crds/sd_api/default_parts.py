@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from sd_api.choices import BaseModelName
+from sd_api.taxonomy import UNETS
 from sd_api.url_forms import HUB_REPO_PATTERN
 
 
@@ -17,7 +17,7 @@ def parse_default_parts(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for entry in (entry.strip() for entry in text.split(",") if entry.strip()):
         base, _, repo = (part.strip() for part in entry.partition("="))
-        bases = [name.value for name in BaseModelName]
+        bases = [name.value for name in UNETS]
         if base not in bases or not re.match(HUB_REPO_PATTERN, repo):
             raise ValueError(
                 "must be entries BASE=ORG/NAME, separated by commas, where BASE is one of"

@@ -184,10 +184,10 @@ def test_inspect_describes_a_file(containers: Containers, checkpoint: Path) -> N
     """The output is text, or JSON with `--json`."""
     ended = containers.run("inspect", checkpoint)
     assert ended.code == ExitCode.DONE, ended.stderr
-    assert "base model: sd-1" in ended.stdout
+    assert "base model: sd-1\nvariant:    normal\n" in ended.stdout
     found = json.loads(containers.run("inspect", checkpoint, "--json").stdout)
     assert found["format"] == "safetensors"
-    assert found["baseModel"] == "sd-1"
+    assert (found["baseModel"], found["variant"]) == ("sd-1", "normal")
     assert found["precision"] == "fp16"
     assert found["tensors"] > 600
 
