@@ -18,8 +18,8 @@ UNETS = (
 
 _INPAINT_OR_EDIT = {
     "normal": "makes an image from a text",
-    "inpaint": "fills in a masked part of an image: its UNet has 9 input channels",
-    "edit": "changes an image as a text says (InstructPix2Pix): its UNet has 8 input channels",
+    "inpaint": "fills in a masked part of an image",
+    "edit": "changes an image as a text says (InstructPix2Pix)",
 }
 
 

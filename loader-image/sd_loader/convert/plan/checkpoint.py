@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from sd_api.choices import BaseModelName, PredictionType, Weights
 from sd_loader.convert.conversion import Conversion
-from sd_loader.convert.detect.checkpoint import family_of, input_channels, task_of
+from sd_loader.convert.detect.checkpoint import family_of, task_of
+from sd_loader.convert.detect.kinds import input_channels
 from sd_loader.convert.detect.variants import variant_of
 from sd_loader.convert.plan.original import NO_ORIGINAL, OriginalConfig
 from sd_loader.convert.plan.planned_extras import NO_EXTRAS, PlannedExtras
