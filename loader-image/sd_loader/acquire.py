@@ -77,8 +77,8 @@ def acquire(
         git_revision=request.git_revision,
         precision=request.revision,
         replaced=frozenset() if request.vae is None else frozenset({_VAE}),
-        only_for_sd=_only_for_sd(request),
         base_model=request.base_model,
+        only_for_sd=_only_for_sd(request),
         needs_token=True,
     )
     checks = Checks(request.sha256, safetensors_only=conversion.safetensors_only)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sd_api.choices import ModelType
+from sd_api.choices import BaseModelName, ModelType
 from sd_api.reasons import Reason
 from sd_loader.diffusers_repo.classes import Role
 from sd_loader.diffusers_repo.index import CONFIG_NAME, parse_json, shown
@@ -24,26 +24,26 @@ SINGLE = {
 """Model types that are a single component: its name in pipelines, and its class in those of Stable
 Diffusion."""
 
-OTHER_FAMILIES: Mapping[ModelType, Mapping[str, str]] = {
+OTHER_FAMILIES: Mapping[ModelType, Mapping[str, BaseModelName]] = {
     ModelType.CONTROLNET: {
-        "FluxControlNetModel": "flux",
-        "QwenImageControlNetModel": "qwen-image",
-        "SD3ControlNetModel": "sd-3",
-        "SanaControlNetModel": "sana",
-        "ZImageControlNetModel": "z-image",
+        "FluxControlNetModel": BaseModelName.FLUX,
+        "QwenImageControlNetModel": BaseModelName.QWEN_IMAGE,
+        "SD3ControlNetModel": BaseModelName.SD3,
+        "SanaControlNetModel": BaseModelName.SANA,
+        "ZImageControlNetModel": BaseModelName.Z_IMAGE,
     },
     ModelType.VAE: {
-        "AutoencoderDC": "sana",
-        "AutoencoderKLCogVideoX": "cogvideox",
-        "AutoencoderKLFlux2": "flux2",
-        "AutoencoderKLHunyuanVideo": "hunyuan-video",
-        "AutoencoderKLLTX2Video": "ltx2",
-        "AutoencoderKLLTXVideo": "ltx",
-        "AutoencoderKLQwenImage": "qwen-image",
-        "AutoencoderKLWan": "wan",
+        "AutoencoderDC": BaseModelName.SANA,
+        "AutoencoderKLCogVideoX": BaseModelName.COGVIDEOX,
+        "AutoencoderKLFlux2": BaseModelName.FLUX2,
+        "AutoencoderKLHunyuanVideo": BaseModelName.HUNYUAN_VIDEO,
+        "AutoencoderKLLTX2Video": BaseModelName.LTX2,
+        "AutoencoderKLLTXVideo": BaseModelName.LTX,
+        "AutoencoderKLQwenImage": BaseModelName.QWEN_IMAGE,
+        "AutoencoderKLWan": BaseModelName.WAN,
     },
 }
-"""Classes of other families that diffusers opens alone, with status.artifact.baseModel."""
+"""Classes of other families that diffusers opens alone, with their families."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class SingleComponent:
     config: Mapping[str, Any]
     """As the repo has it."""
 
-    other_family: str | None
-    """The family, as status.artifact.baseModel states it. None for a class of Stable Diffusion."""
+    other_family: BaseModelName | None
+    """The family. None for a class of Stable Diffusion."""
 
     @property
     def listed(self) -> Component:

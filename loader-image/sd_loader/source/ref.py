@@ -35,12 +35,12 @@ class SourceRef:
     replaced: frozenset[str] = frozenset()
     """Components of a pipeline that are not downloaded, because others replace them."""
 
+    base_model: BaseModelName | None = None
+    """The family that the pipeline must be of. None if any will do."""
+
     only_for_sd: tuple[str, ...] = ()
     """Fields of the spec that are set, and that only pipelines of Stable Diffusion have a use for.
     """
-
-    base_model: BaseModelName | None = None
-    """The family of spec.baseModel."""
 
     needs_token: bool = False
     """Whether the load fails if the token is for another host than the source's.
@@ -61,14 +61,13 @@ class Checks:
 
 
 def refuse_unsuitable(pipeline: AnyPipeline, ref: SourceRef) -> None:
-    """Refuse fields of the spec that the pipeline has no use for, before it is downloaded."""
+    """Refuse fields of the spec that do not fit the pipeline, before it is downloaded."""
     if not isinstance(pipeline, ListedPipeline):
         return
     if ref.base_model not in (None, pipeline.base_model):
         raise LoaderError(
             Reason.INVALID_SPEC,
-            f"spec.baseModel is {ref.base_model}, but the repo is {pipeline.title}; remove it from"
-            " the spec",
+            f"spec.baseModel is {ref.base_model.value}, but the repo is {pipeline.title}",
         )
     if ref.only_for_sd:
         raise LoaderError(

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from devkit.ldm_layouts import Shapes
-from sd_api.choices import ModelType
+from sd_api.choices import BaseModelName, ModelType
 from sd_api.reasons import Reason
+from sd_api.taxonomy import LOADED, UNETS
 from sd_api.wire import Source
 from sd_loader.convert.run import convert
 from sd_loader.diffusers_repo import classes
@@ -96,6 +97,13 @@ def test_each_class_is_a_model_of_the_generated_list() -> None:
         for name in names:
             assert classes.role("diffusers", name) is classes.Role.MODEL
             assert classes.entry(name)["keys"]
+
+
+def test_the_families_are_those_that_spec_base_model_may_name() -> None:
+    """VAEs of SD 3 and FLUX.1 have the class of Stable Diffusion, which is not in the list."""
+    of_unets = {*UNETS, BaseModelName.SD3, BaseModelName.FLUX}
+    for model_type, names in OTHER_FAMILIES.items():
+        assert LOADED[model_type] - of_unets == set(names.values()) - of_unets
 
 
 def lacking(name: str) -> Files:

@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from sd_api.reasons import Reason
-from sd_loader.convert.conversion import Conversion, refuse_without_effect
+from sd_loader.convert.conversion import (
+    Conversion,
+    refuse_contradiction,
+    refuse_without_effect,
+)
 from sd_loader.convert.detect.checkpoint import REPO_INSTEAD
 from sd_loader.convert.detect.transformers import TransformerFile
+from sd_loader.convert.detect.variants import variant_of
 from sd_loader.convert.plan.config_rules import check_heads
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.precision import published_items, torch_dtype
@@ -148,11 +153,7 @@ def plan_all_in_one(
     """
     _refuse_incomplete(found, missing)
     family = found.family.table or ""
-    if conversion.base_model not in (None, family):
-        raise LoaderError(
-            Reason.INVALID_SPEC,
-            f"spec.baseModel is {conversion.base_model}, but the file is {found}",
-        )
+    refuse_contradiction(conversion.base_model, [family], f"the file is {found}")
     refuse_without_effect(str(found), conversion)
     layout = _LAYOUTS[family]
     tensors = _canonical(file.tensors)
@@ -184,10 +185,12 @@ def plan_all_in_one(
         files += _tokenizer(configs, _tokenizer_folder(layout), layout.tokenizer_repo(tensors))
     known = tuple(component.prefix for component in components)
     unused += [name for name in tensors if not name.startswith(known)]
+    class_name = contents[INDEX_NAME]["_class_name"]
     return FolderPlan(
         files=tuple(files),
         base_model=family,
-        pipeline_class=contents[INDEX_NAME]["_class_name"],
+        variant=variant_of(family, class_name, contents[f"{TRANSFORMER}/{CONFIG_NAME}"]),
+        pipeline_class=class_name,
         warnings=tuple(_warnings(layout, unused, has_t5=has_t5)),
     )
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from sd_api.reasons import Reason
-from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.conversion import Conversion, refuse_contradiction
 from sd_loader.convert.plan.config_rules import check_opens, is_checked
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.quantized_repo import precision_of
@@ -18,7 +17,6 @@ from sd_loader.diffusers_repo.component_files import RepoFile
 from sd_loader.diffusers_repo.config_keys import allowed_config
 from sd_loader.diffusers_repo.index import CONFIG_NAME
 from sd_loader.diffusers_repo.single_component import SingleComponent
-from sd_loader.errors import LoaderError
 
 
 def plan_listed_component(
@@ -34,12 +32,11 @@ def plan_listed_component(
     folder: where it lies in the repo. own: the chosen files in it.
     """
     name = component.name
-    if conversion.base_model not in (None, component.other_family):
-        raise LoaderError(
-            Reason.INVALID_SPEC,
-            f"spec.baseModel is {conversion.base_model}, but the repo is a {component.class_name},"
-            f" a {name} of {component.other_family}",
-        )
+    refuse_contradiction(
+        conversion.base_model,
+        () if component.other_family is None else (component.other_family,),
+        f"the repo is a {component.class_name}, a {name} of {component.other_family}",
+    )
     model = plan_model(repo, folder, name, component.listed, own, conversion, opened)
     is_quantized = bool(model.formats)
     has_shapes = is_checked(component.class_name) and not is_quantized

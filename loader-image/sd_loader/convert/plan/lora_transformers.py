@@ -304,13 +304,15 @@ def _choose(
     base_model: BaseModelName | None,
 ) -> tuple[TransformerLora, tuple[str, ...]]:
     families = tuple(dict.fromkeys(reading.family for reading in readings))
-    if base_model in families:
-        return next(it for it in readings if it.family == base_model), (base_model,)
-    stated = {
-        family
-        for key, beginnings in _METADATA.items()
-        for beginning, family in beginnings.items()
-        if metadata.get(key, "").lower().startswith(beginning)
-    }
+    stated = (
+        {base_model.value}
+        if base_model in families
+        else {
+            family
+            for key, beginnings in _METADATA.items()
+            for beginning, family in beginnings.items()
+            if metadata.get(key, "").lower().startswith(beginning)
+        }
+    )
     likely = tuple(family for family in families if family in stated) or families
     return next(reading for reading in readings if reading.family == likely[0]), likely

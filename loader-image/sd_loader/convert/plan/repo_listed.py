@@ -10,11 +10,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.detect.variants import variant_of
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.quantized_repo import precision_of
 from sd_loader.convert.plan.repo_component import files_of
 from sd_loader.convert.plan.repo_configs import read_json, read_small
 from sd_loader.convert.plan.repo_model import model_config, plan_model
+from sd_loader.convert.tables.transformers import TRANSFORMER
 from sd_loader.convert.write.files import (
     CopiedFile,
     FolderPlan,
@@ -48,6 +50,7 @@ def plan_listed_repo(
     )
     files: list[PlannedFile] = []
     formats: set[str] = set()
+    main: dict[str, Any] = {}
     with prefixing(pipeline.title):
         for name, component in sorted(pipeline.components.items()):
             own = [file for file in chosen if PurePosixPath(file.path).parts[0] == name]
@@ -57,6 +60,7 @@ def plan_listed_repo(
                 model = plan_model(repo, name, name, component, own, conversion, opened)
                 files += model.files
                 formats |= model.formats
+                main = model.config if name == TRANSFORMER else main
             else:
                 files.append(_settings(repo, name, component))
     files.append(json_file(INDEX_NAME, _index(pipeline)))
@@ -65,6 +69,13 @@ def plan_listed_repo(
         files=tuple(files),
         copied=tuple(copied),
         base_model=pipeline.base_model,
+        variant=variant_of(
+            pipeline.base_model,
+            pipeline.class_name,
+            main,
+            pipeline.options,
+            pipeline.components,
+        ),
         pipeline_class=pipeline.class_name,
         quantized=precision_of(formats) if formats else None,
         checked=CHECKED_NAMES,

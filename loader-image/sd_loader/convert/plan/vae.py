@@ -8,7 +8,7 @@ from typing import Any
 
 from sd_api.choices import BaseModelName, ModelType, Revision
 from sd_api.reasons import Reason
-from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.conversion import Conversion, refuse_contradiction
 from sd_loader.convert.detect.kinds import (
     UNET_PREFIX,
     refuse_patterns,
@@ -87,13 +87,10 @@ class VaeFiles:
 def plan_vae(file: TensorFile, conversion: Conversion) -> FolderPlan:
     """Plan the folder of a VAE. Reads no weights and writes nothing."""
     channels = _latent_channels(file.tensors)
-    given = conversion.base_model
-    if given is not None and LATENT_CHANNELS[given] != channels:
-        raise LoaderError(
-            Reason.INVALID_SPEC,
-            f"spec.baseModel is {given}, but the file is {_described(channels)}",
-        )
-    family = given or _family(file, channels)
+    refuse_contradiction(
+        conversion.base_model, _families(channels), f"the file is {_described(channels)}"
+    )
+    family = conversion.base_model or _family(file, channels)
     base_model = family or _ASSUMED[channels]
     vae = vae_files(file, base_model, conversion.precision)
     warnings = list(vae.warnings)
@@ -167,10 +164,13 @@ def _table(base_model: BaseModelName) -> Component:
     return encoders.vae("")
 
 
+def _families(channels: int) -> list[BaseModelName]:
+    return [family for family, own in LATENT_CHANNELS.items() if own == channels]
+
+
 def _described(channels: int) -> str:
     """The file, in words for messages."""
-    families = [family.value for family, own in LATENT_CHANNELS.items() if own == channels]
-    return f"a VAE of {channels} latent channels, as {' and '.join(families)} have it"
+    return f"a VAE of {channels} latent channels, as {' and '.join(_families(channels))} have it"
 
 
 def _latent_channels(tensors: Mapping[str, Tensor]) -> int:
@@ -224,9 +224,7 @@ def _family(file: TensorFile, channels: int) -> BaseModelName | None:
     if channels != _SD_CHANNELS:
         transformer = transformer_file(file.tensors)
         table = None if transformer is None else transformer.family.table
-        return next(
-            (it for it, own in LATENT_CHANNELS.items() if own == channels and it == table), None
-        )
+        return next((family for family in _families(channels) if family == table), None)
     if any(name.startswith(_SDXL_TEXT_ENCODERS) for name in file.tensors):
         return BaseModelName.SDXL
     if any(name.startswith(UNET_PREFIX) for name in file.tensors):
