@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from sd_loader.handover import Converted, Fetched
 from tests.support.loader.arrivals import arrived_in
 from tests.support.models.controlnetrepos import FORMS, STEM, configured, repo, shapes
 from tests.support.models.conversions import conversion
-from tests.support.models.familyrepos import Files, lay
+from tests.support.models.familyrepos import NF4, Files, lay
 from tests.support.models.vaeshapes import empty_weights
 
 WEIGHTS = f"{STEM}.safetensors"
@@ -73,11 +73,12 @@ def test_the_folder_of_a_pipeline_is_enough(tmp_path: Path) -> None:
     assert converted.base_model == "sd-3"
 
 
-def test_the_index_of_shards_is_fetched() -> None:
-    """It shows whether a shard lacks a tensor."""
+def test_the_index_of_shards_is_fetched_and_code_is_not() -> None:
+    """It shows whether a shard lacks a tensor. Files that the model does not need are left out."""
     files = {name: RepoFile(name, len(it)) for name, it in repo("FLUX.1", shards=2).items()}
+    others = {name: RepoFile(name, 1) for name in ("net.py", "README.md", "net.safetensors")}
     component = parse_component(repo("FLUX.1")["config.json"], ModelType.CONTROLNET)
-    chosen = choose_single(files, Path(), component, None)
+    chosen = choose_single({**files, **others}, PurePosixPath(), component, None)
     assert {file.path for file in chosen} == files.keys()
 
 
@@ -119,6 +120,24 @@ REFUSED = [
         Reason.CONVERSION_FAILED,
         "controlnet lacks the tensor controlnet_blocks.0.bias, which its config.json asks for",
         id="a missing tensor",
+    ),
+    pytest.param(
+        {
+            name: content
+            for name, content in repo("FLUX.1", shards=2).items()
+            if name != f"{STEM}-00002-of-00002.safetensors"
+        },
+        {},
+        Reason.UNSUPPORTED_FORMAT,
+        f"the repo lacks {STEM}-00002-of-00002.safetensors, one of the 2 shards of its weights",
+        id="a missing shard",
+    ),
+    pytest.param(
+        repo("FLUX.1", quantization_config={"quant_method": "bitsandbytes", **NF4}),
+        {"revision": "fp16"},
+        Reason.INVALID_SPEC,
+        "spec.revision is fp16, but the weights of controlnet are quantized (nf4, by bitsandbytes)",
+        id="a quantized repo with a precision",
     ),
     pytest.param(
         repo("FLUX.1", num_mode=10),
