@@ -148,6 +148,8 @@ def test_a_job_that_exceeds_its_deadline_is_reported(operated: Operated) -> None
     assert "spec.job.activeDeadlineSeconds" in condition(item, "Ready")["message"]
 
 
+# test_election.py has two operators.
+@pytest.mark.slow
 def test_two_operators_do_no_harm(light_operated: Operated) -> None:
     """Two operators may run before one is elected, or while a previous leader still runs."""
     operated = light_operated

@@ -94,13 +94,9 @@ def run_tests(
     )
 
 
-@pytest.mark.parametrize(
-    "loads",
-    [
-        pytest.param({}, id="no load"),
-        pytest.param(LOADS, id="loads", marks=pytest.mark.slow),
-    ],
-)
+# It runs pytest; the other tests here enter and leave the same cluster without that.
+@pytest.mark.slow
+@pytest.mark.parametrize("loads", [pytest.param({}, id="no load"), pytest.param(LOADS, id="loads")])
 @pytest.mark.usefixtures("without_crd")
 def test_tests_run_on_the_nodes_and_nothing_is_left(
     outside: Cluster, env: dict[str, str], loads: dict[str, list[str]]
