@@ -28,6 +28,8 @@ def test_killed_before_the_job(operated: Operated) -> None:
     loaded_once(operated)
 
 
+# test_outages.py has a Job that ends unseen, and the next test here a restart.
+@pytest.mark.slow
 def test_killed_during_the_load(light_operated: Operated) -> None:
     """The Job ends while no operator runs; its Pod still has the result."""
     operated = light_operated

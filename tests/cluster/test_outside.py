@@ -26,7 +26,8 @@ from tests.support.kube.cluster import CLAIM, TEST_LABEL, Backend, Cluster
 from tests.support.kube.rawapi import RawApi
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.cluster
+# They test how the cluster tests run on a cluster of yours, on a standalone of their own.
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 WORKER = "worker"
 CRD = custom_resource_definition()
@@ -94,8 +95,6 @@ def run_tests(
     )
 
 
-# It runs pytest; the other tests here enter and leave the same cluster without that.
-@pytest.mark.slow
 @pytest.mark.parametrize("loads", [pytest.param({}, id="no load"), pytest.param(LOADS, id="loads")])
 @pytest.mark.usefixtures("without_crd")
 def test_tests_run_on_the_nodes_and_nothing_is_left(

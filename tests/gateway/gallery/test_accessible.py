@@ -106,6 +106,7 @@ def test_pages_are_accessible(
         assert_scheme(visit.page, scheme)
 
 
+@pytest.mark.slow
 def test_error_pages_are_accessible(browser: Any, backend: Any, tmp_path: Path) -> None:
     """The test checks a rejected form, a missing page, a wrong key and an empty gallery."""
     with (

@@ -101,7 +101,14 @@ def test_progress_updates_without_a_reload(visitor: Tab, shared_cluster: Cluster
     page.locator("#snippet").wait_for()
 
 
-@pytest.mark.parametrize("path", ["/", "/models/steady"], ids=["list", "model"])
+# The test before this one has the list, too.
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param("/", id="list", marks=pytest.mark.slow),
+        pytest.param("/models/steady", id="model"),
+    ],
+)
 def test_progress_follows_every_change(
     visitor: Tab, shared_cluster: Cluster, path: str, request: pytest.FixtureRequest
 ) -> None:
