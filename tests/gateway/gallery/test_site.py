@@ -9,6 +9,8 @@ import pytest
 
 from sd_api.names import LABEL_MODELS
 from sd_api.reasons import Reason
+from sd_api.starters import STARTERS
+from sd_operator.gateway.gallery.words import in_words
 from tests.support.gateway import gallerymodels
 from tests.support.gateway.gallerymodels import HASH, failed, ready
 from tests.support.gateway.gallerysite import Page, serve
@@ -52,19 +54,22 @@ def test_long_list_is_shown_in_parts(shared_cluster, site):
 
 
 def test_empty_gallery_links_to_the_load_form(backend, tmp_path):
-    """The page says that there are no models and how to load one."""
+    """The page says that there are no models, and offers the starter catalog instead of filters."""
     with namespace_of(backend, tmp_path) as empty, serve(empty, tmp_path) as fresh:
         fresh.login()
         text = fresh.get("/gallery/").text
     assert "There are no models yet" in text
     assert 'href="/gallery/load"' in text
+    offered = set(re.findall(r'name="name" value="([^"]+)"', text))
+    assert offered == {starter.name for starter in STARTERS}
+    assert 'id="filter"' not in text
 
 
 def test_page_of_a_failed_model_shows_the_remedy(shared_cluster, site):
     """The remedy is separate from the message."""
     gallerymodels.make(shared_cluster, "failed", failed(Reason.NOT_A_MODEL, "A web page"), url=LINK)
     text = unescape(site.get("/gallery/models/failed").text)
-    assert f"<strong>What to do:</strong> {Reason.NOT_A_MODEL.remedy}" in text
+    assert f"<strong>What to do:</strong> {in_words(Reason.NOT_A_MODEL.remedy)}" in text
 
 
 def test_no_page_shows_secrets_of_a_source(shared_cluster, site):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import textwrap
-from datetime import timedelta
 
 import pytest
 import yaml
@@ -13,12 +12,11 @@ from hypothesis import strategies as st
 
 from sd_api.choices import ModelType
 from sd_api.reasons import Reason
-from sd_operator.base import times
 from sd_operator.gateway.gallery import views
 from sd_operator.gateway.gallery.snippets import manifest_yaml, snippet
 from sd_operator.resources.model import Model
-from tests.support.gateway.gallerymodels import JOB, artifact, condition, failed, loading, ready
-from tests.support.rules.observed import NOW, UID, body
+from tests.support.gateway.gallerymodels import artifact, condition, failed, loading, ready
+from tests.support.rules.observed import UID, body
 
 STALLED_BUT_SERVED = {
     **ready(UID, "sketch"),
@@ -78,54 +76,6 @@ def test_card_shows_type_base_and_size():
 def test_every_model_type_has_its_own_display_name():
     """No two model types share a display name."""
     assert len(set(views.TYPES.values())) == len(ModelType)
-
-
-@pytest.mark.parametrize(
-    ("fields", "matches"),
-    [
-        pytest.param({}, True, id="no-filter"),
-        pytest.param({"text": "SKE"}, True, id="part-of-the-name"),
-        pytest.param({"text": "example checkpoint"}, True, id="words-in-different-fields"),
-        pytest.param({"text": "example lora"}, False, id="one-word-missing"),
-        pytest.param({"text": "secret"}, False, id="secret-in-the-source"),
-        pytest.param({"type": "custom_ckpt"}, True, id="type"),
-        pytest.param({"type": "lora"}, False, id="other-type"),
-        pytest.param({"phase": "Pending"}, True, id="phase"),
-        pytest.param({"phase": "Ready"}, False, id="other-phase"),
-    ],
-)
-def test_filter_matches_by_text_type_and_phase(fields, matches):
-    """Every word of the text must occur in some field; secrets cannot be searched for."""
-    card = views.card(body(url="https://example.com/m.safetensors?token=secret"))
-    assert views.Filter(**fields).matches(card) is matches
-
-
-def test_query_of_a_filter_has_only_its_set_fields():
-    """An empty filter has an empty query."""
-    assert views.Filter().query == ""
-    assert views.Filter(text="a&b", phase="Ready").query == "q=a%26b&phase=Ready"
-
-
-@pytest.mark.parametrize("reason", list(Reason))
-def test_remedy_of_every_reason_is_shown_once(reason):
-    """The page shows the message of Stalled. Ready has the same message, which is left out."""
-    first, second = views.detail(body(failed(reason, "It is so")), NOW).conditions
-    assert (first.type, first.message, first.tone) == ("Stalled", "It is so.", "bad")
-    assert first.remedy == reason.remedy.replace("<status.job.name>", JOB)
-    assert (second.type, second.message, second.remedy) == ("Ready", "", "")
-
-
-def test_detail_shows_what_is_published():
-    """The facts have size, digest and path of the published folder."""
-    status = ready(UID, "sketch", sharedBytes=1_900_000_000)
-    model = body(status)
-    model["metadata"]["creationTimestamp"] = times.stamp(NOW - timedelta(minutes=5))
-    detail = views.detail(model, NOW)
-    facts = dict(detail.facts)
-    assert facts["Size"] == "2.1 GB in 14 files, 1.9 GB shared"
-    assert facts["Folder digest"] == "blake3:" + "ab" * 32
-    assert facts["Path"] == "sketch in PVC models"
-    assert detail.created == "5 min ago"
 
 
 @pytest.mark.parametrize(
