@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd_api import names
-from sd_api.choices import PIPELINES
 from sd_api.humanize import size
-from sd_api.wire import Receipt
+from sd_api.wire import Artifact, Receipt
 from sd_operator.gateway.gallery import volume
 from sd_operator.resources.model import Model
 
@@ -63,13 +62,12 @@ def components(receipt: Receipt) -> tuple[Component, ...]:
     )
 
 
-def memory(model: Model, receipt: Receipt | None) -> str:
-    """Return an estimate of the GPU memory that a pipeline needs; empty for other types.
+def memory(artifact: Artifact | None, receipt: Receipt | None) -> str:
+    """Return an estimate of the GPU memory that a pipeline needs; empty before it is published.
 
     Weights take the memory of their files, because they are opened in the published precision.
     """
-    artifact = model.status.artifact
-    if artifact is None or model.model_type not in PIPELINES:
+    if artifact is None:
         return ""
     weights = artifact.size_bytes
     if receipt is not None:

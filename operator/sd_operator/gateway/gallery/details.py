@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from sd_api import defaults
-from sd_api.choices import ModelType
+from sd_api.choices import PIPELINES, ModelType
 from sd_api.humanize import size
 from sd_api.reasons import Reason
 from sd_api.status import ConditionType
@@ -68,8 +68,9 @@ def detail(body: Json, now: datetime, receipt: Receipt | None = None) -> Detail:
     model = Model.from_body(body)
     text, link = views.source(model)
     artifact = model.status.artifact
+    card = views.card(body)
     return Detail(
-        card=views.card(body),
+        card=card,
         uid=model.uid,
         namespace=model.namespace,
         headline=words.headline(model, now),
@@ -77,11 +78,11 @@ def detail(body: Json, now: datetime, receipt: Receipt | None = None) -> Detail:
         about=cardview.card_view(model),
         painted=_painted(model),
         snippet=snippets.snippet(model),
-        servers=snippets.servers(model),
+        servers=snippets.servers(model) if card.type in PIPELINES else (),
         claim_name=artifact.claim_name if artifact else "",
         files=tuple(_files(model)),
         components=components.components(receipt) if receipt else (),
-        memory=components.memory(model, receipt),
+        memory=components.memory(artifact, receipt) if card.type in PIPELINES else "",
         source=text,
         source_link=link,
         origin=tuple(_origin(model, body, now)),
@@ -89,7 +90,7 @@ def detail(body: Json, now: datetime, receipt: Receipt | None = None) -> Detail:
         yaml=snippets.manifest_yaml(body),
         deleting=model.deleted_at is not None,
         suspended=model.spec is not None and model.spec.suspend,
-        retypes=_retypes(model),
+        retypes=_retypes(model, card),
         retain=model.retain,
     )
 
@@ -142,11 +143,9 @@ def _origin(model: Model, body: Json, now: datetime) -> Iterable[tuple[str, str]
         yield "Job", f"{model.status.job.name} (attempt {model.status.job.attempt + 1})"
 
 
-def _retypes(model: Model) -> tuple[tuple[str, str], ...]:
+def _retypes(model: Model, card: views.Card) -> tuple[tuple[str, str], ...]:
     conditions = model.status.conditions
     stalled = {item.reason for item in conditions if item.type == ConditionType.STALLED}
     if not stalled & _OF_THE_TYPE:
         return ()
-    return tuple(
-        (kind.value, views.TYPES[kind]) for kind in ModelType if kind is not model.model_type
-    )
+    return tuple((kind.value, views.TYPES[kind]) for kind in ModelType if kind != card.type)

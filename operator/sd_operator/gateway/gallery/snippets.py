@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from sd_api.choices import PIPELINES
 from sd_api.loader_env import STORE_MOUNT
 from sd_api.names import GROUP
 from sd_api.opening import python_code
@@ -87,12 +86,12 @@ class Server:
 
 
 def servers(model: Model) -> tuple[Server, ...]:
-    """Return the inference servers that open the model; none if it is not a published pipeline.
+    """Return the inference servers that open a pipeline; none before it is published.
 
     The shell resolves the link, because a reload moves it while the server still reads files.
     """
     artifact = model.status.artifact
-    if snippet(model) is None or artifact is None or model.model_type not in PIPELINES:
+    if artifact is None or artifact.missing_time is not None:
         return ()
     link = shlex.quote(f"{STORE_MOUNT}/{artifact.path}")
     return tuple(

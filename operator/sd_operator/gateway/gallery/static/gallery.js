@@ -23,7 +23,7 @@ document.addEventListener("click", async (event) => {
 document.addEventListener("keydown", (event) => {
   const search = document.getElementById("q");
   if (event.key !== "/" || !search || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.target.closest("input:not([type=checkbox]), select, textarea")) return;
+  if (event.target.closest("input:not([type=checkbox])")) return;
   event.preventDefault();
   search.focus();
 });
