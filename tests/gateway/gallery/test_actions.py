@@ -7,10 +7,8 @@ from html import unescape
 
 import pytest
 
-from sd_api.reasons import Reason
 from sd_api.starters import STARTERS
 from tests.support.gateway import gallerymodels
-from tests.support.gateway.gallerymodels import failed
 
 pytestmark = pytest.mark.cluster
 
@@ -80,8 +78,7 @@ def test_refused_edit_names_the_field(shared_cluster, site, field, value, messag
 
 def test_model_is_suspended_resumed_and_loaded_as_another_type(shared_cluster, site):
     """Each button changes one field and leads back to the model's page."""
-    status = failed(Reason.UNSUPPORTED_FORMAT, "The file is a LoRA")
-    gallerymodels.make(shared_cluster, "wrong-type", status, url=LINK)
+    gallerymodels.make(shared_cluster, "wrong-type", url=LINK)
     path = "/gallery/models/wrong-type"
     for action, form, expected in (
         ("suspend", {}, (True, None)),
@@ -108,7 +105,8 @@ def test_several_models_are_deleted_with_one_confirmation(shared_cluster, site):
     assert "the files stay, because the deletion policy is Retain" in text
     assert all(shared_cluster.exists("sdm", name) for name in ("many-a", "many-b"))
     confirmed = re.findall(r'name="confirmed" value="([^"]+)"', text)
-    shared_cluster.kubectl("delete", "sdm", "many-b")
+    shared_cluster.delete("sdm", "many-b")
+    shared_cluster.wait_gone("sdm", "many-b")
     gallerymodels.make(shared_cluster, "many-b", url=LINK)
     response = site.post("/gallery/delete", [("confirmed", value) for value in confirmed])
     assert (response.code, response.location) == (303, "/gallery/")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sd_operator.gateway.gallery import edits
@@ -94,6 +94,7 @@ def applied(target: object, change: object) -> object:
     return result
 
 
+@settings(max_examples=50)
 @given(_OBJECTS, _OBJECTS)
 def test_patch_turns_one_object_into_the_other(old, new):
     """The patch is empty if they are equal."""

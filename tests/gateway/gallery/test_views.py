@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sd_api.choices import ModelType
 from sd_api.reasons import Reason
 from sd_operator.gateway.gallery import views
+from sd_operator.gateway.gallery.art import art
 from sd_operator.gateway.gallery.snippets import manifest_yaml, snippet
 from sd_operator.resources.model import Model
 from tests.support.gateway.gallerymodels import artifact, condition, failed, loading, ready
@@ -76,6 +77,13 @@ def test_card_shows_type_base_and_size():
 def test_every_model_type_has_its_own_display_name():
     """No two model types share a display name."""
     assert len(set(views.TYPES.values())) == len(ModelType)
+
+
+def test_model_without_a_preview_has_a_picture_of_its_own():
+    """The picture follows from the name."""
+    pictures = {art(f"model-{number}") for number in range(100)}
+    assert len(pictures) == 100
+    assert art("model-1") in pictures
 
 
 @pytest.mark.parametrize(

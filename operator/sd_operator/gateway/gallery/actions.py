@@ -24,7 +24,6 @@ class Actions:
     """The handlers of these buttons. Every change is made by POST and ends in a redirect."""
 
     def __init__(self, context: Context) -> None:
-        self._clock = context.clock
         self._models = context.models
 
     async def edit(self, request: Request, key: Key) -> Response:
@@ -93,7 +92,7 @@ class Actions:
         if uid:
             await self._models.delete(key.namespace, {"metadata": {"name": name, "uid": uid}})
             return RedirectResponse(f"{ROOT}/", 303)
-        return self._confirmation([await self._get(request, key)], key)
+        return _confirmation([await self._get(request, key)], key)
 
     async def delete_several(self, request: Request, key: Key) -> Response:
         """Ask for one confirmation, then delete the models with the uids that the user confirmed.
@@ -110,7 +109,7 @@ class Actions:
         chosen = [body for body in bodies if body["metadata"]["name"] in names]
         if not chosen:
             raise RefusedError(400, "No model is selected; select the models to delete")
-        return self._confirmation(chosen, key)
+        return _confirmation(chosen, key)
 
     async def load_starter(self, request: Request, key: Key) -> Response:
         """Create a model of the starter catalog."""
@@ -120,11 +119,6 @@ class Actions:
         await self._models.create(key.namespace, body, dry_run=False)
         return RedirectResponse(f"{ROOT}/starter", 303)
 
-    def _confirmation(self, bodies: list[Json], key: Key) -> Response:
-        now = self._clock.now()
-        models = [details.detail(body, now) for body in bodies]
-        return page("delete.html", namespace=key.namespace, models=models)
-
     async def _get(self, request: Request, key: Key) -> Json:
         return await self._models.get(key.namespace, request.path_params["name"])
 
@@ -132,6 +126,12 @@ class Actions:
 def to_model(request: Request) -> Response:
     """Redirect to the page of the model in the request's path."""
     return RedirectResponse(model_url(request.path_params["name"]), 303)
+
+
+def _confirmation(bodies: list[Json], key: Key) -> Response:
+    """Ask whether to delete models."""
+    models = [details.doomed(body) for body in bodies]
+    return page("delete.html", namespace=key.namespace, models=models)
 
 
 def _generation(body: Json) -> str:

@@ -29,8 +29,6 @@ class Detail:
     """A model as its own page shows it."""
 
     card: views.Card
-    uid: str
-    namespace: str
     headline: words.Headline
     run: steps.Run | None
     """The load that is under way."""
@@ -56,8 +54,22 @@ class Detail:
     suspended: bool
     retypes: tuple[tuple[str, str], ...]
     """Other types to try, with their names; empty unless the type may be the cause of a failure."""
+
+
+@dataclass(frozen=True)
+class Doomed:
+    """A model that a visitor wants to delete."""
+
+    card: views.Card
+    uid: str
     retain: bool
     """Whether the files stay when the model is deleted."""
+
+
+def doomed(body: Json) -> Doomed:
+    """Return a model as the question shows it whether to delete it."""
+    model = Model.from_body(body)
+    return Doomed(views.card(body), model.uid, model.retain)
 
 
 def detail(body: Json, now: datetime, receipt: Receipt | None = None) -> Detail:
@@ -71,8 +83,6 @@ def detail(body: Json, now: datetime, receipt: Receipt | None = None) -> Detail:
     card = views.card(body)
     return Detail(
         card=card,
-        uid=model.uid,
-        namespace=model.namespace,
         headline=words.headline(model, now),
         run=steps.run(model, now),
         about=cardview.card_view(model),
@@ -91,7 +101,6 @@ def detail(body: Json, now: datetime, receipt: Receipt | None = None) -> Detail:
         deleting=model.deleted_at is not None,
         suspended=model.spec is not None and model.spec.suspend,
         retypes=_retypes(model, card),
-        retain=model.retain,
     )
 
 
