@@ -119,14 +119,17 @@ def test_page_of_an_embedding_shows_its_word():
 
 def test_files_and_origin_are_shown_apart():
     """The facts have size, digest and path of the published folder, and what was downloaded."""
-    model = body(ready(UID, "sketch", sharedBytes=1_900_000_000, loraRank=8))
+    kind = {"baseModel": "flux", "variant": "dev_fill", "format": "diffusers"}
+    model = body(ready(UID, "sketch", sharedBytes=1_900_000_000, loraRank=8, **kind))
     model["metadata"]["creationTimestamp"] = times.stamp(NOW - timedelta(minutes=5))
     detail = details.detail(model, NOW)
     files, origin = dict(detail.files), dict(detail.origin)
     assert files["Size"] == "2.1 GB in 14 files, 1.9 GB shared"
     assert files["Folder digest"] == "blake3:" + "ab" * 32
     assert files["Path"] == "sketch in PVC models"
+    assert (files["Variant"], files["Format"]) == ("dev_fill", "diffusers")
     assert files["LoRA rank"] == "8"
+    assert detail.card.base == "FLUX.1"
     assert (origin["Downloaded"], origin["Created"]) == ("2.1 GB", "5 min ago")
 
 
@@ -177,7 +180,7 @@ def test_page_of_a_failed_model_unfolds_its_conditions():
 @pytest.mark.parametrize(
     ("base", "servers"),
     [
-        ("sd1", ["python3 server.py"]),
+        ("sd-1", ["python3 server.py"]),
         ("sd-3", ["python3 server.py", "vllm serve"]),
         ("flux", ["python3 server.py", "sglang serve", "vllm serve"]),
     ],

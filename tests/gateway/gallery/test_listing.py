@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -18,7 +19,7 @@ from tests.support.rules.observed import UID, body
 BORN = datetime(2026, 1, 2, tzinfo=UTC)
 
 
-def card(name: str, model_type: str, base: str | None = "sd1", **fields: object) -> views.Card:
+def card(name: str, model_type: str, base: str | None = "sd-1", **fields: object) -> views.Card:
     """Return the card of a published model; `fields` are fields of its artifact."""
     status = ready(UID, name, baseModel=base, **fields)
     return views.card(body(status, name=name, modelType=model_type))
@@ -39,18 +40,24 @@ SHELF = [
         pytest.param({"text": "SKE"}, True, id="part-of-the-name"),
         pytest.param({"text": "example checkpoint"}, True, id="words-in-different-fields"),
         pytest.param({"text": "example lora"}, False, id="one-word-missing"),
+        pytest.param({"text": "SD 1.5"}, True, id="base-model-in-other-words"),
+        pytest.param({"text": "sdxl"}, False, id="other-base-model"),
         pytest.param({"text": "secret"}, False, id="secret-in-the-source"),
         pytest.param({"type": "custom_ckpt"}, True, id="type"),
         pytest.param({"type": "lora"}, False, id="other-type"),
         pytest.param({"phase": "Pending"}, True, id="phase"),
         pytest.param({"phase": "Ready"}, False, id="other-phase"),
-        pytest.param({"base": "SDXL"}, False, id="base-that-is-not-known-yet"),
+        pytest.param({"base": "SD 1"}, True, id="base"),
+        pytest.param({"base": "SDXL"}, False, id="other-base"),
     ],
 )
 def test_filter_matches_by_text_type_and_phase(fields, matches):
-    """Every word of the text must occur in some field; secrets cannot be searched for."""
-    source = "https://example.com/m.safetensors?token=secret"
-    assert Filter(**fields).matches(views.card(body(url=source))) is matches
+    """Every word of the text must occur in some field, or the text names the base model.
+
+    Secrets cannot be searched for.
+    """
+    source = body(url="https://example.com/m.safetensors?token=secret")
+    assert Filter(**fields).matches(replace(views.card(source), base="SD 1")) is matches
 
 
 def test_query_of_a_filter_has_only_its_set_fields():

@@ -171,7 +171,7 @@ def test_any_text_survives_the_yaml(text):
 
 
 CODE = {
-    ("custom_ckpt", "StableDiffusionPipeline", "sd1"): "StableDiffusionPipeline.from_pretrained",
+    ("custom_ckpt", "StableDiffusionPipeline", "sd-1"): "StableDiffusionPipeline.from_pretrained",
     (
         "huggingface",
         "StableDiffusionXLInpaintPipeline",
@@ -179,11 +179,15 @@ CODE = {
     ): "XLInpaintPipeline.from_pretrained",
     ("api_trained", None, None): "DiffusionPipeline.from_pretrained",
     ("lora", None, "sdxl"): "pipe.load_lora_weights(folder)",
-    ("embeddings", None, "sd1"): "pipe.load_textual_inversion(folder)",
+    ("embeddings", None, "sd-1"): "pipe.load_textual_inversion(folder)",
     ("embeddings", None, "sdxl"): 'weight_name="learned_embeds_2.safetensors"',
-    ("controlnet", "ControlNetModel", "sd1"): "controlnet = ControlNetModel.from_pretrained(folder",
-    ("vae", "AutoencoderKL", "sd1"): "vae = AutoencoderKL.from_pretrained(folder",
-    ("custom_ckpt", "no.class", "sd1"): "import DiffusionPipeline\n",
+    (
+        "controlnet",
+        "ControlNetModel",
+        "sd-1",
+    ): "controlnet = ControlNetModel.from_pretrained(folder",
+    ("vae", "AutoencoderKL", "sd-1"): "vae = AutoencoderKL.from_pretrained(folder",
+    ("custom_ckpt", "no.class", "sd-1"): "import DiffusionPipeline\n",
 }
 
 

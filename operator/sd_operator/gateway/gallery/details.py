@@ -124,6 +124,10 @@ def _files(model: Model) -> Iterable[tuple[str, str]]:
     yield "Size", f"{artifact.size} in {files}{shared}"
     if artifact.precision:
         yield "Precision", artifact.precision
+    if artifact.variant:
+        yield "Variant", artifact.variant
+    if artifact.format:
+        yield "Format", artifact.format
     if artifact.pipeline_class:
         yield "Class", artifact.pipeline_class
     if artifact.prediction_type:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from operator import attrgetter
 from urllib.parse import urlencode
 
 from sd_api.humanize import size
+from sd_api.taxonomy import canonical, title_of
 from sd_operator.gateway.gallery.views import Card
 
 PAGE = 60
@@ -80,7 +82,7 @@ class Filter:
         return f"?{query}" if query else ""
 
     def matches(self, card: Card) -> bool:
-        """Return whether a card has every word of the text, and the type, base and phase."""
+        """Return whether a card has the text, and the type, base and phase."""
         return self.has_words(card) and self.fits(card)
 
     def fits(self, card: Card, besides: str = "") -> bool:
@@ -92,9 +94,17 @@ class Filter:
         )
 
     def has_words(self, card: Card) -> bool:
-        """Return whether a card contains every word of the text."""
+        """Return whether the text is the name of the card's base, or words that the card has."""
         words = f"{card.name} {card.model_id} {card.type_name} {card.base} {card.source}".lower()
-        return all(word in words for word in self.text.lower().split())
+        return (self._named_base != "" and self._named_base == card.base) or all(
+            word in words for word in self.text.lower().split()
+        )
+
+    @cached_property
+    def _named_base(self) -> str:
+        """The base model that the text names; empty if it names none."""
+        base = canonical(self.text)
+        return title_of(base) if base is not None else ""
 
 
 @dataclass(frozen=True)

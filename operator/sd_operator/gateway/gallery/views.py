@@ -11,6 +11,7 @@ from sd_api.choices import ModelType
 from sd_api.reasons import ReadyReason
 from sd_api.redaction import redact_url
 from sd_api.status import Condition, ConditionType, Phase
+from sd_api.taxonomy import title_of
 from sd_operator.resources.model import Model
 
 Json = Mapping[str, Any]
@@ -24,7 +25,6 @@ TYPES = {
     ModelType.CONTROLNET: "ControlNet",
     ModelType.VAE: "VAE",
 }
-BASES = {"sd1": "SD 1", "sd2": "SD 2", "sdxl": "SDXL", "sdxl-refiner": "SDXL refiner"}
 
 _TONES = {
     Phase.READY: "good",
@@ -91,7 +91,7 @@ def card(body: Json) -> Card:
         model_id=model.model_id,
         type=kind or "",
         type_name=TYPES[kind] if kind else "Model",
-        base=BASES.get(base, base) if base else "",
+        base=title_of(base) if base else "",
         size=artifact.size if artifact else "",
         phase=phase,
         tone="bad" if stalled else _TONES.get(phase, "busy"),
