@@ -20,6 +20,7 @@ pytestmark = pytest.mark.cluster
 
 LINK = "https://example.com/model.safetensors"
 PNG = b"\x89PNG\r\n\x1a\nrest"
+PAGES = ("delete", "edit")
 HOSTILE = '"><script>alert(1)</script>{{ 7*7 }}<img src=x onerror=alert(1)>'
 
 
@@ -76,7 +77,7 @@ def test_no_page_shows_secrets_of_a_source(shared_cluster, site):
     """Tokens and passwords in urls are left out of every page."""
     secret = "https://ann:geheim@example.com/m.safetensors?token=geheim"
     gallerymodels.make(shared_cluster, "secretive", url=secret, webhook=secret)
-    for path in ("/models/secretive", "/", "/?q=secretive", "/models/secretive/delete"):
+    for path in ("/models/secretive", "/", *(f"/models/secretive/{name}" for name in PAGES)):
         assert "geheim" not in site.get(f"/gallery{path}").text
 
 
@@ -134,7 +135,11 @@ def test_hostile_strings_are_escaped(shared_cluster, site, tally):
     shared_cluster.apply(event)
     responses = {
         path: site.get(f"/gallery{path}")
-        for path in ("/models/hostile", "/?q=hostile", "/models/hostile/delete")
+        for path in (
+            "/models/hostile",
+            "/?q=hostile",
+            *(f"/models/hostile/{name}" for name in PAGES),
+        )
     }
     responses["/?q"] = site.get(
         "/gallery/?q=%22%3E%3Cscript%3Ealert(1)%3C/script%3E&type=%22%3E%3Cb%3E"
@@ -302,8 +307,8 @@ def test_reload_button_sets_the_reload_annotation(shared_cluster, site):
 def test_invalid_names_give_status_404(shared_cluster, site, name):
     """An invalid name never addresses the collection, whose deletion would delete every model."""
     gallerymodels.make(shared_cluster, "bystander", url=LINK)
-    for path in ("", "/delete", "/preview.png"):
+    for path in ("", "/edit", "/delete", "/preview.png"):
         assert site.get(f"/gallery/models/{name}{path}").code == 404
-    for path in ("/delete", "/reload"):
+    for path in ("/delete", "/edit", "/reload", "/resume", "/retype", "/suspend"):
         assert site.post(f"/gallery/models/{name}{path}", {"uid": ""}).code in (303, 404)
     assert shared_cluster.exists("sdm", "bystander")

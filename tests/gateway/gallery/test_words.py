@@ -43,6 +43,12 @@ def headline(status: dict, **options: object) -> words.Headline:
             id="reload-failed",
         ),
         pytest.param(
+            {**loading(1), "conditions": [STALLED, condition("Reconciling", "True", "x")]},
+            {},
+            "The last attempt failed: No such file. The load is tried again.",
+            id="tried-again",
+        ),
+        pytest.param(
             {**ready(UID, "sketch"), "phase": "Deleting"},
             {"deleted_ago": 5},
             "The model is being deleted",

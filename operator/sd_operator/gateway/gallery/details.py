@@ -111,8 +111,8 @@ def _painted(model: Model) -> str:
         return ""
     verify = model.spec.verify
     prompt = verify.prompt or defaults.RENDER_PROMPT
-    steps_ = verify.steps or defaults.RENDER_STEPS
-    return f"“{prompt}”, seed {defaults.RENDER_SEED}, {steps_} steps"
+    count = verify.steps or defaults.RENDER_STEPS
+    return f"“{prompt}”, seed {defaults.RENDER_SEED}, {count} steps"
 
 
 def _files(model: Model) -> Iterable[tuple[str, str]]:

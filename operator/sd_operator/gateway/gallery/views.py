@@ -80,7 +80,7 @@ def card(body: Json) -> Card:
     model = Model.from_body(body)
     status, artifact = model.status, model.status.artifact
     phase = status.phase or Phase.PENDING
-    stalled = _find(status.conditions, ConditionType.STALLED)
+    stalled = find(status.conditions, ConditionType.STALLED)
     bar = None
     if status.progress is not None and phase not in (Phase.READY, Phase.FAILED, Phase.DELETING):
         bar = Bar(status.progress.stage, status.progress.percent, status.progress.text)
@@ -135,7 +135,7 @@ def _note(reason: str | None, phase: Phase, stalled: Condition | None) -> str:
     return reason if reason and reason not in (phase, ReadyReason.LOADED) else ""
 
 
-def _find(conditions: Iterable[Condition], kind: ConditionType) -> Condition | None:
+def find(conditions: Iterable[Condition], kind: ConditionType) -> Condition | None:
     """Return the condition of this type if its status is True."""
     true = (item for item in conditions if item.type == kind and item.status == "True")
     return next(true, None)

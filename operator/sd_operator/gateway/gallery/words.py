@@ -16,7 +16,7 @@ from sd_api.reasons import EventReason, Reason
 from sd_api.status import Condition, ConditionType, Phase
 from sd_api.wording import message_in_gallery
 from sd_operator.base import times
-from sd_operator.gateway.gallery import form
+from sd_operator.gateway.gallery import form, views
 from sd_operator.resources.model import Model
 
 _NOT_PROCESSED = (
@@ -95,15 +95,13 @@ def headline(model: Model, now: datetime) -> Headline:
     """Return the state of a model in one sentence."""
     status = model.status
     phase = status.phase or Phase.PENDING
-    stalled = _find(status.conditions, ConditionType.STALLED)
+    stalled = views.find(status.conditions, ConditionType.STALLED)
     if stalled is None and model.deleted_at is not None:
         return Headline(_PHASES[Phase.DELETING])
     if stalled is not None:
         cause, remedy = _cause_and_remedy(stalled, model)
-        served = phase is Phase.READY and stalled.reason != Reason.ARTIFACT_MISSING
-        text = f"The last load failed: {cause}" if served else cause
-        tail = " The version that was loaded before can still be opened." if served else ""
-        return Headline(f"{text}{tail}", remedy, "bad")
+        before, after = _around_a_failure(model, phase, stalled)
+        return Headline(f"{before}{cause}{after}", remedy, "bad")
     if model.spec is not None and model.spec.suspend and phase is not Phase.READY:
         return Headline(_SUSPENDED)
     if phase is Phase.READY and status.artifact is not None:
@@ -111,6 +109,16 @@ def headline(model: Model, now: datetime) -> Headline:
     if not status.conditions:
         return Headline(_NOT_PROCESSED)
     return Headline(_PHASES.get(phase, ""))
+
+
+def _around_a_failure(model: Model, phase: Phase, stalled: Condition) -> tuple[str, str]:
+    """Return what precedes and what follows the cause of a failure in the headline."""
+    if phase is Phase.QUEUED or views.find(model.status.conditions, ConditionType.RECONCILING):
+        return "The last attempt failed: ", " The load is tried again."
+    if phase is Phase.READY and stalled.reason != Reason.ARTIFACT_MISSING:
+        text = " The version that was loaded before can still be opened."
+        return "The last load failed: ", text
+    return "", ""
 
 
 def conditions(model: Model, now: datetime) -> tuple[ConditionView, ...]:
@@ -153,12 +161,6 @@ def ago(moment: object, now: datetime) -> str:
     """Return how long ago a time was; empty if it cannot be read."""
     parsed = times.parse(moment)
     return f"{duration(max(0, int((now - parsed).total_seconds())))} ago" if parsed else ""
-
-
-def _find(conditions: Iterable[Condition], kind: ConditionType) -> Condition | None:
-    """Return the condition of this type if its status is True."""
-    true = (item for item in conditions if item.type == kind and item.status == "True")
-    return next(true, None)
 
 
 def _cause_and_remedy(condition: Condition, model: Model) -> tuple[str, str]:
