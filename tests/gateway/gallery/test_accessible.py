@@ -28,6 +28,7 @@ LOOKS = [
 ]
 PAGES = {
     "list": "/",
+    "compact": "/?view=compact&select=yes",
     "nothing-found": "/?q=no-such-model",
     "ready": "/models/majicmix-realistic",
     "lora": "/models/film-grain",
@@ -35,7 +36,9 @@ PAGES = {
     "failed": "/models/wrong-link",
     "new": "/models/brand-new",
     "load": "/load?spec.vae.url=org/vae",
+    "edit": "/models/canny/edit",
     "delete": "/models/canny/delete",
+    "starter": "/starter",
 }
 RULES = {"resultTypes": ["violations"]}
 SMALL_PNG = bytes.fromhex(
