@@ -89,6 +89,15 @@ WHOLE_REPO = whole(HUB_PAGE, HUB_TREE, HF_REPO, REPO_ID)
 LINK_OR_REPO = whole(*_LINKS, REPO_ID)
 LINK_OR_TRAINED_ID = whole(*_LINKS, _BARE_ID)
 
+_BEFORE_REVISION = (
+    f"(?:(?:(?:{_HF}(?:models/)?|{_HUB}/)?{_REPO}@)"
+    f"|(?:{_HUB}/{_REPO}/(?:tree|commits?|resolve|blob|raw|blame)/))"
+)
+NAMES_REVISION = f"^{_EDGE}{_BEFORE_REVISION}"
+"""Urls of the Hub that name a revision."""
+NAMES_THIS_REVISION = (f"^{_EDGE}{_BEFORE_REVISION}(?:", f")(?:[/?#]|{_EDGE}$)")
+"""The same; the revision itself, as a pattern, goes between the two."""
+
 
 @dataclass(frozen=True)
 class Refusal:

@@ -182,7 +182,7 @@ def _find(
     if chosen.others and place.choice == FileChoice():
         warnings = (
             f"of {chosen.others + 1} files, {describe(file)} was taken; choose another by ?format=,"
-            " ?size= and ?fp= in the link",
+            " ?size= and ?fp=",
         )
     return Found(
         Link(endpoint + file.path),

@@ -58,9 +58,9 @@ def choose(
 
 def describe(file: CivitaiFile) -> str:
     """Return a file's name and what Civitai says of its content."""
-    words = [snippet(word, 20) for word in (file.format, file.size, file.fp) if word is not None]
+    words = [snippet(word, 16) for word in (file.format, file.size, file.fp) if word is not None]
     if file.type.lower() != "model":
-        words.insert(0, snippet(file.type, 20))
+        words.insert(0, snippet(file.type, 16))
     name = snippet(file.name, 60)
     return f"{name} ({', '.join(words)})" if words else name
 
