@@ -106,9 +106,8 @@ def test_columns_read_the_status_only():
 def programs():
     """Return each rule's text, program and message."""
     environment = celpy.Environment()
-    return [
-        (rule, environment.program(environment.compile(rule)), message) for _, rule, message in RULES
-    ]
+    compiled = [(rule, environment.compile(rule), message) for _, rule, message in RULES]
+    return [(rule, environment.program(tree), message) for rule, tree, message in compiled]
 
 
 def violations(spec, old=None, name="a-model"):
