@@ -27,8 +27,9 @@ _HUB_HOST = r"(?i:www\.)?(?i:huggingface\.co|hf\.co)(?::443)?"
 _HUB = f"(?:(?i:https?)://)?{_HUB_HOST}"
 
 PAGE_PATH = f"/({_REPO})(?:@({_REVISION}))?/?{_QUERY}"
-TREE_PATH = f"/({_REPO})/(?:tree|commits?|resolve)/({_REVISION_IN_PATH})/?{_QUERY}"
-FILE_PATH = f"/({_REPO})/(?:resolve|blob|raw|blame)/({_REVISION_IN_PATH})/([^?#{_BLANK}]+){_QUERY}"
+_FILE = f"([^?#{_BLANK}]*[^/?#{_BLANK}])/?{_QUERY}"
+TREE_PATH = f"/({_REPO})/(?:tree|commits?|resolve|blob|raw)/({_REVISION_IN_PATH})/?{_QUERY}"
+FILE_PATH = f"/({_REPO})/(?:resolve|blob|raw|blame)/({_REVISION_IN_PATH})/{_FILE}"
 """Paths of the Hub and its mirrors: of a repo, of a repo at a revision, of one file."""
 
 HUB_REPO_PATTERN = f"^{_REPO}$"
@@ -43,8 +44,10 @@ _PART = f"[^/?#{_BLANK}]+"
 HUB_OTHER_FILE = f"{_HUB}/(?:api/{_PART}/{_PART}/|{_REST}/resolve/{_PART}/){_REST}"
 """A file of a dataset or a Space, which is an ordinary link."""
 _HF = "(?i:hf)://"
-HF_REPO = f"{_HF}(?:models/)?({_REPO})(?:@({_REVISION_IN_PATH}))?/?"
-HF_FILE = f"{_HF}(?:models/)?({_REPO})(?:@({_REVISION_IN_PATH}))?/([^{_BLANK}]+)"
+HF_REPO = f"{_HF}(?:models/)?({_REPO})(?:@({_REVISION_IN_PATH}))?/?{_QUERY}"
+HF_FILE = f"{_HF}(?:models/)?({_REPO})(?:@({_REVISION_IN_PATH}))?/{_FILE}"
+HUB_FOLDER = f"{_HUB}/{_REPO}/tree/(?:{_REVISION_IN_PATH})/{_FILE}"
+"""A folder in a repo, or a branch whose name has a slash."""
 LINK = f"(?i:https?)://[^/?#{_BLANK}]+(?:[/?#]{_REST})?"
 HOST_AND_PATH = (
     rf"[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{{2,}}(?::[0-9]+)?/[^/{_BLANK}]+/{_REST}"
@@ -251,10 +254,18 @@ NAMED = (
         unless=whole(HUB_OTHER_FILE),
     ),
     Refusal(
+        whole(HUB_FOLDER),
+        "is a folder of a repo, or a branch with a slash in its name; give ORG/NAME with the branch"
+        " in spec.gitRevision, or the link to a file",
+        unless=whole(HUB_TREE, _OWN_PAGE),
+    ),
+    Refusal(
         whole(f"{_HUB}[/?#]{_REST}", f"(?i:https?)://{_HUB_HOST}", f"{_HF}{_REST}"),
         "is on the Hugging Face Hub, but neither a model's repo nor one of its files; give"
         " ORG/NAME, or the link to a file, https://huggingface.co/ORG/NAME/resolve/REVISION/FILE",
-        unless=whole(HUB_PAGE, HUB_TREE, HUB_FILE, HUB_OTHER_FILE, HF_REPO, HF_FILE, _OWN_PAGE),
+        unless=whole(
+            *(HUB_PAGE, HUB_TREE, HUB_FILE, HUB_OTHER_FILE, HUB_FOLDER, HF_REPO, HF_FILE, _OWN_PAGE)
+        ),
     ),
     Refusal(
         whole(f"{_REPO}(?:@{_REVISION})?:[^/{_BLANK}]*"),

@@ -60,6 +60,11 @@ MEANT: dict[str, Meaning] = {
     f"{HUB}/org/name/raw/main/b.ckpt": HubFile("org/name", "main", "b.ckpt"),
     "http://huggingface.co/org/name/blob/v1/b.ckpt#L1": HubFile("org/name", "v1", "b.ckpt"),
     "huggingface.co/org/name/resolve/main/a%20b.ckpt": HubFile("org/name", "main", "a b.ckpt"),
+    f"{HUB}/org/name/resolve/main/a/b.ckpt/": HubFile("org/name", "main", "a/b.ckpt"),
+    f"{HUB}/org/name/blob/main/b.ckpt/?download=true": HubFile("org/name", "main", "b.ckpt"),
+    f"{HUB}/org/name/blob/main/": HubRepo("org/name", "main"),
+    "hf://org/name/b.ckpt?download=true": HubFile("org/name", "main", "b.ckpt"),
+    "hf://org/name@v2?x=1": HubRepo("org/name", "v2"),
     "hf://org/name": REPO,
     "hf://org/name/": REPO,
     "hf://models/org/name": REPO,
@@ -136,6 +141,7 @@ GALLERY = "is a page of a site whose pages the loader does not read; give the li
 WEB_PAGE = "is a web page, not a file; give the link of the page's download button"
 OTHER_KIND = "is not a model's repo; give ORG/NAME, or an http(s) link to a file"
 OTHER_PAGE = "is on the Hugging Face Hub, but neither a model's repo nor one of its files; give"
+FOLDER = "is a folder of a repo, or a branch with a slash in its name; give ORG/NAME with the"
 OWN_PAGE = "is a page of the Hub, not a model's repo; give ORG/NAME"
 CIVITAI_OTHER = "is a page of Civitai, but not of a model; give the model's page, https://civitai"
 BLANK = "is an http(s) link with a blank in it; write the blank as %20, or remove what is not part"
@@ -225,7 +231,9 @@ REFUSED: dict[str, str] = {
     f"{HUB}/organizations/org/activity": OWN_PAGE,
     f"{HUB}/api/models": OWN_PAGE,
     "hf.co/docs/diffusers": OWN_PAGE,
-    f"{HUB}/org/name/tree/main/vae": OTHER_PAGE,
+    f"{HUB}/org/name/tree/main/vae": FOLDER,
+    f"{HUB}/org/name/tree/feature/x/?y=1": FOLDER,
+    "hf.co/org/name/tree/refs/pr/1/vae": FOLDER,
     f"{HUB}/org/name/discussions/3": OTHER_PAGE,
     f"{HUB}/models?search=sdxl": OWN_PAGE,
     "huggingface.co/gpt2.git": OTHER_PAGE,
