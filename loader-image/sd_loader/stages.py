@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from sd_api.load import LoadRequest, RemoveRequest
 from sd_api.names import PREVIEW_FILE
 from sd_api.reasons import Reason
+from sd_api.taxonomy import published_format
 from sd_api.wire import (
     MESSAGE_MAX_LENGTH,
     Artifact,
@@ -283,6 +284,8 @@ def _receipt(
             size_bytes=sum(file.size for file in files.values()),
             files=len(files),
             base_model=converted.base_model,
+            variant=converted.variant,
+            format=published_format(request.model_type, request.lora.format).value,
             pipeline_class=converted.pipeline_class,
             precision=converted.precision,
             prediction_type=converted.prediction_type,
