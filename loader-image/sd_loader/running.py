@@ -82,7 +82,10 @@ def _secrets(args: argparse.Namespace, settings: Settings) -> frozenset[str]:
             given = {"request": json.loads(args.request)}
     with suppress(LoaderError):
         token = read_credentials(settings.credentials_dir).token
-    urls = (settings.proxy, settings.hub_endpoint, settings.trained_url_template)
+    urls = (
+        *(settings.proxy, settings.hub_endpoint, settings.civitai_endpoint),
+        settings.trained_url_template,
+    )
     return secrets_of((given, urls), token, *settings.logins.secrets())
 
 
