@@ -27,6 +27,8 @@ ANNOTATION_ATTEMPT = f"{GROUP}/attempt"
 """On Jobs: counts the Jobs of the same model and loadHash, from 0."""
 ANNOTATION_CLAIM_UID = f"{GROUP}/claim-uid"
 """On loader Jobs: the uid of the PersistentVolumeClaim that they load onto."""
+ANNOTATION_GENERATION = f"{GROUP}/generation"
+"""On loader Jobs: the metadata.generation of the model whose spec they load."""
 ANNOTATION_SWEEP_UID = f"{GROUP}/sweep-uid"
 """On the Lease of sweeps: the uid of the Job that fulfilled the last request."""
 

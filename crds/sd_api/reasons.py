@@ -262,8 +262,8 @@ class Reason(StrEnum):
     UNSUPPORTED_FORMAT = (
         "UnsupportedFormat",
         Retry.NEVER,
-        "Choose a model of a supported type and architecture, and set the spec.modelType that fits"
-        " it.",
+        "Choose a model of a supported type and architecture, and remove spec.modelType or set the"
+        " one that fits it.",
     )
     """The loader does not support this type, format or architecture."""
     UNSAFE_MODEL = (

@@ -114,7 +114,8 @@ _REMEDIES = {
         f"Choose a smaller variant of the model, or raise {LoaderEnv.name_of('max_bytes')}."
     ),
     Reason.UNSUPPORTED_FORMAT: (
-        "Choose a model of a supported type and architecture, and the --model-type that fits it."
+        "Choose a model of a supported type and architecture, and leave --model-type out or give"
+        " the one that fits it."
     ),
     Reason.CONVERSION_FAILED: (
         "Use --base-model or --original-config if the architecture was not detected correctly;"

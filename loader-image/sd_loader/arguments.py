@@ -147,7 +147,7 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     add(
         "--model-type",
         choices=[kind.value for kind in ModelType],
-        help="default: derived from the url",
+        help="default: what the file or repo is; needed for api_trained",
     )
     add(
         "--revision",

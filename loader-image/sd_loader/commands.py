@@ -73,7 +73,7 @@ def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
     result = stages.load(request, args.store, settings, for_people())
     artifact, warnings = result.artifact, result.message
     if artifact is not None:
-        print_error(summary(args.model_id, request.model_type, artifact, warnings, args.store))
+        print_error(summary(args.model_id, artifact, warnings, args.store))
     _print(str(args.store / args.model_id))
     return result
 

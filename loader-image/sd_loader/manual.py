@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
 
-from sd_api.choices import ModelType
 from sd_api.controlnets import CONTROLNET_REPOS
 from sd_api.load import LoadRequest, Owner
 from sd_api.loadhash import load_hash
@@ -35,8 +34,6 @@ def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadR
     url, state = _local(url)
     spec = spec.model_copy(update={"url": url, "model_id": model_id})
     states = [state]
-    if state is not None:
-        spec = spec.model_copy(update={"model_type": spec.model_type or ModelType.CUSTOM_CKPT})
     if spec.vae is not None:
         vae, state = _local(spec.vae.url)
         spec = spec.model_copy(update={"vae": VaeSource(url=vae)})

@@ -269,6 +269,7 @@ ARTIFACTS = {
     "prediction_type": WORDS,
     "lora_rank": st.none() | COUNTS,
     "checked": WORDS,
+    "model_type": WORDS,
 }
 RESULTS = {
     "outcome": st.sampled_from(get_args(LoadResult.model_fields["outcome"].annotation)),
@@ -296,6 +297,7 @@ LONGEST = LoadResult(
         size_bytes=COUNT_MAX,
         shared_bytes=COUNT_MAX,
         files=COUNT_MAX,
+        model_type="w" * 64,
         base_model="w" * 64,
         pipeline_class="w" * 64,
         precision="w" * 64,

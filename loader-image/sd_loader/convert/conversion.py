@@ -24,7 +24,8 @@ class Conversion:
     """The options of a conversion."""
 
     model_type: ModelType
-    """The kind of model, as the user specifies it. It decides how it is converted."""
+    """The kind of model, as the user names it or the source shows it. It decides how the model is
+    converted."""
 
     model_id: str
     """The model's id. It names the token of an embedding whose file has no usable name."""
@@ -84,6 +85,11 @@ def refuse_impossible(conversion: Conversion) -> None:
         raise LoaderError(
             Reason.INVALID_SPEC, f"spec.lora is for LoRAs; modelType is {model_type.value}"
         )
+    refuse_render_without_torch(conversion)
+
+
+def refuse_render_without_torch(conversion: Conversion) -> None:
+    """Refuse to render an image if the libraries for it are missing."""
     if conversion.verify.render and not has_torch():
         raise LoaderError(
             Reason.INVALID_SPEC,

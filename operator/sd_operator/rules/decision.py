@@ -48,6 +48,8 @@ class JobPlan:
     """The request to the loader in the Job's container."""
     claim_uid: str = ""
     """The uid of the claim that a load is published on."""
+    generation: int = 0
+    """The generation of the spec that a load is made from."""
     overrides: JobOverrides | None = None
     """The settings of spec.job, if the administrator allows them."""
     credentials_secret: str | None = None

@@ -17,7 +17,7 @@ from sd_api.loader_env import (
     LoaderEnv,
 )
 from sd_api.reasons import ExitCode
-from sd_api.spec import JobOverrides, Spec
+from sd_api.spec import JobOverrides
 from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.resources.claim import ClaimView
 from sd_operator.resources.model import Model
@@ -55,6 +55,10 @@ def plan_load(model: Model, settings: Settings, claim: ClaimView, attempt: int) 
         raise ValueError(f"the spec of {model.namespace}/{model.name} cannot be read")
     overrides = _overrides(model, settings.loader)
     credentials = spec.credentials_secret_ref
+    request = LoadRequest.from_spec(
+        spec, model.owner, model.wanted, credentials=credentials is not None
+    )
+    renders = workload.renders(spec, overrides or JobOverrides(), settings.loader)
     return JobPlan(
         namespace=model.namespace,
         name=names.job_name(model.name, model.uid, model.wanted, attempt),
@@ -63,12 +67,8 @@ def plan_load(model: Model, settings: Settings, claim: ClaimView, attempt: int) 
         claim_name=claim.name,
         claim_uid=claim.uid,
         attempt=attempt,
-        request=LoadRequest.from_spec(
-            _resolved(spec, overrides or JobOverrides(), settings),
-            model.owner,
-            model.wanted,
-            credentials=credentials is not None,
-        ),
+        request=_resolved(request, renders=renders),
+        generation=model.generation,
         overrides=overrides,
         credentials_secret=credentials.name if credentials else None,
     )
@@ -98,10 +98,12 @@ def _overrides(model: Model, loader: LoaderSettings) -> JobOverrides | None:
     return overrides.model_copy(update={"priority_class_name": None})
 
 
-def _resolved(spec: Spec, overrides: JobOverrides, settings: Settings) -> Spec:
-    """Return the spec with verify.render filled in."""
-    renders = workload.renders(spec, overrides, settings.loader)
-    return spec.model_copy(update={"verify": spec.verify.model_copy(update={"render": renders})})
+def _resolved(request: LoadRequest, *, renders: bool) -> LoadRequest:
+    """Return the request with verify.render filled in, unless only the loader can decide it."""
+    if renders and request.verify.render is None and request.model_type is None:
+        return request.model_copy(update={"render_if_pipeline": True})
+    verify = request.verify.model_copy(update={"render": renders})
+    return request.model_copy(update={"verify": verify})
 
 
 def build(plan: JobPlan, settings: Settings) -> Manifest:
@@ -113,7 +115,7 @@ def build(plan: JobPlan, settings: Settings) -> Manifest:
 
 def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Manifest:
     loader, overrides = settings.loader, plan.overrides or JobOverrides()
-    renders = bool(request.verify.render)
+    renders = bool(request.verify.render) or request.render_if_pipeline
     resources = workload.convert_resources(overrides, loader, renders=renders)
     image = loader.image if renders else loader.slim_image
     fetch = _container(names.CONTAINER_FETCH, image, workload.FETCH, plan, settings)
@@ -137,6 +139,7 @@ def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Mani
         job["spec"]["suspend"] = True
     job["metadata"]["annotations"][names.ANNOTATION_LOAD_HASH] = request.load_hash
     job["metadata"]["annotations"][names.ANNOTATION_CLAIM_UID] = plan.claim_uid
+    job["metadata"]["annotations"][names.ANNOTATION_GENERATION] = str(plan.generation)
     job["metadata"]["ownerReferences"] = [
         {
             "apiVersion": names.API_VERSION,

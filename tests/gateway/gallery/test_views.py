@@ -96,7 +96,8 @@ def test_every_model_type_has_its_own_display_name():
 )
 def test_filter_matches_by_text_type_and_phase(fields, matches):
     """Every word of the text must occur in some field; secrets cannot be searched for."""
-    card = views.card(body(url="https://example.com/m.safetensors?token=secret"))
+    link = "https://example.com/m.safetensors?token=secret"
+    card = views.card(body(url=link, modelType="custom_ckpt"))
     assert views.Filter(**fields).matches(card) is matches
 
 

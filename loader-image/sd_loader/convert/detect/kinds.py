@@ -120,6 +120,18 @@ def model_type_of(tensors: Mapping[str, Tensor]) -> ModelType | None:
     return kind.model_type if kind else None
 
 
+def found_type(tensors: Mapping[str, Tensor]) -> ModelType:
+    """The type as which a file is loaded if the user names none.
+
+    A file that is not recognised counts as a checkpoint, which most users load: planning it says
+    why it cannot be loaded.
+    """
+    is_whole = any(name.startswith(UNET_PREFIX) for name in tensors)
+    if not LORA.fits(tensors) and (is_whole or transformer_of(tensors) or other_pipeline(tensors)):
+        return ModelType.CUSTOM_CKPT
+    return model_type_of(tensors) or ModelType.CUSTOM_CKPT
+
+
 def other_pipeline(tensors: Mapping[str, Tensor]) -> str | None:
     """Describe a pipeline whose single files this loader does not convert. None for other files."""
     if LORA.fits(tensors):

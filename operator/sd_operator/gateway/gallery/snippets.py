@@ -63,9 +63,9 @@ def snippet(model: Model) -> str | None:
     None if nothing is published yet, or if its files are missing.
     """
     artifact = model.status.artifact
-    if artifact is None or artifact.missing_time is not None or model.model_type is None:
+    if artifact is None or artifact.missing_time is not None:
         return None
-    return python_code(model.model_type, artifact, f"{STORE_MOUNT}/{artifact.path}")
+    return python_code(model.type_with(artifact), artifact, f"{STORE_MOUNT}/{artifact.path}")
 
 
 def _redact(spec: dict[str, Any], path: tuple[str, ...]) -> bool:
