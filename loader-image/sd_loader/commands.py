@@ -65,8 +65,10 @@ def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
         spec = Spec.model_validate({**fields, "verify": verify, "lora": lora})
     except ValidationError as error:
         raise invalid_options(error) from None
-    credentials = (settings.credentials_dir / "token").exists()
+    has_secret = (settings.credentials_dir / "token").exists()
+    credentials = has_secret and args.token_file is None
     request = manual.request_of(spec, args.model_id, credentials=credentials)
+    settings = replace(settings, own_tokens=manual.own_tokens(request, settings, args.token_file))
     _make(args.store)
     # Two loads on one machine must not share a staging folder.
     settings = replace(settings, pod=f"{settings.pod}-{os.getpid()}")

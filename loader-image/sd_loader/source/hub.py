@@ -154,8 +154,9 @@ def _open_repo(
 
     endpoint = client.settings.hub_endpoint
     token = client.token(endpoint, ref.field, required=ref.needs_token, is_default_host=True)
-    with hub_session(client) as session:
-        repo = resolve(repo_id, revision, endpoint, token, client.retries)
+    listing_token = token if client.lists_private(endpoint) else None
+    with hub_session(client) as session, client.naming_default_secret(endpoint):
+        repo = resolve(repo_id, revision, endpoint, listing_token, client.retries)
         errors = HubErrors(f"{endpoint}/{repo.repo_id}")
         yield (
             repo,

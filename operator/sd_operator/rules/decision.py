@@ -6,10 +6,12 @@ that exclude each other cannot be combined.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
+from sd_api.default_credentials import DefaultSecret
 from sd_api.load import LoadRequest, RemoveRequest
 from sd_api.reasons import EventReason
 from sd_api.spec import JobOverrides
@@ -54,6 +56,8 @@ class JobPlan:
     """The settings of spec.job, if the administrator allows them."""
     credentials_secret: str | None = None
     """The Secret with the token of the source."""
+    default_secrets: Mapping[str, DefaultSecret] = field(default_factory=dict)
+    """The administrator's Secrets with tokens for hosts that the request names."""
 
 
 @dataclass(frozen=True)

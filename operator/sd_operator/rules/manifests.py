@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sd_api import logins, names
+from sd_api.default_credentials import DefaultSecret, file_of
 from sd_api.load import LoadRequest, RemoveRequest
 from sd_api.loader_env import (
     CREDENTIALS_DIR,
+    DEFAULT_CREDENTIALS_DIR,
     HUB_LIBRARY_ENV,
     LOGINS_DIR,
     STORE_MOUNT,
@@ -22,6 +24,7 @@ from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.resources.claim import ClaimView
 from sd_operator.resources.model import Model
 from sd_operator.rules import workload
+from sd_operator.rules.credentials import default_secrets, own_secret
 from sd_operator.rules.decision import JobPlan
 
 BACKOFF_LIMIT = 3
@@ -32,6 +35,9 @@ GRACE_SECONDS = 15
 KUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 Manifest = dict[str, Any]
+
+_CREDENTIALS = ("token", "host")
+"""The keys of a Secret with the token of a source."""
 
 _POD_SECURITY = {
     "runAsNonRoot": True,
@@ -54,7 +60,7 @@ def plan_load(model: Model, settings: Settings, claim: ClaimView, attempt: int) 
     if spec is None:
         raise ValueError(f"the spec of {model.namespace}/{model.name} cannot be read")
     overrides = _overrides(model, settings.loader)
-    credentials = spec.credentials_secret_ref
+    credentials = own_secret(spec, settings.loader.default_credentials)
     request = LoadRequest.from_spec(
         spec, model.owner, model.wanted, credentials=credentials is not None
     )
@@ -70,7 +76,10 @@ def plan_load(model: Model, settings: Settings, claim: ClaimView, attempt: int) 
         request=_resolved(request, renders=renders),
         generation=model.generation,
         overrides=overrides,
-        credentials_secret=credentials.name if credentials else None,
+        credentials_secret=credentials,
+        default_secrets=default_secrets(
+            request, settings.loader.default_credentials, settings.hub_endpoint
+        ),
     )
 
 
@@ -156,10 +165,13 @@ def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Mani
 def _secret_volumes(plan: JobPlan, loader: LoaderSettings) -> list[tuple[str, Manifest]]:
     """Return the volumes with Secrets, each with its mount path in the container that fetches."""
     secrets = (
-        (CREDENTIALS_DIR, "credentials", plan.credentials_secret, ("token", "host")),
+        (CREDENTIALS_DIR, "credentials", plan.credentials_secret, _CREDENTIALS),
         (LOGINS_DIR, "logins", loader.logins_secret, logins.KEYS),
     )
-    return [(path, _secret_volume(name, of, keys)) for path, name, of, keys in secrets if of]
+    volumes = [(path, _secret_volume(name, of, keys)) for path, name, of, keys in secrets if of]
+    if plan.default_secrets:
+        volumes.append((DEFAULT_CREDENTIALS_DIR, _default_secrets_volume(plan.default_secrets)))
+    return volumes
 
 
 def _secret_volume(name: str, secret: str, keys: Sequence[str]) -> Manifest:
@@ -170,6 +182,21 @@ def _secret_volume(name: str, secret: str, keys: Sequence[str]) -> Manifest:
     items = [{"key": key, "path": key} for key in keys]
     source = {"secretName": secret, "optional": True, "defaultMode": 0o440, "items": items}
     return {"name": name, "secret": source}
+
+
+def _default_secrets_volume(secrets: Mapping[str, DefaultSecret]) -> Manifest:
+    """Return a volume with the tokens for some hosts. Secrets and keys are optional here, too."""
+    sources = [
+        {
+            "secret": {
+                "name": secret.name,
+                "optional": True,
+                "items": [{"key": key, "path": file_of(host, key)} for key in _CREDENTIALS],
+            }
+        }
+        for host, secret in sorted(secrets.items())
+    ]
+    return {"name": "defaults", "projected": {"defaultMode": 0o440, "sources": sources}}
 
 
 def _build_remove(plan: JobPlan, settings: Settings) -> Manifest:
@@ -267,7 +294,7 @@ def _container(
     request = plan.request.to_argument().replace("$", "\\u0024")
     arguments = [name, "--request", request, "--store", STORE_MOUNT]
     container = command(name, image, arguments, settings.loader) | {
-        "env": _env(name, settings),
+        "env": _env(name, plan, settings),
         "resources": resources,
         "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "File",
@@ -296,7 +323,7 @@ def command(name: str, image: str, arguments: list[str], loader: LoaderSettings)
     }
 
 
-def _env(container: str, settings: Settings) -> list[Manifest]:
+def _env(container: str, plan: JobPlan, settings: Settings) -> list[Manifest]:
     loader = settings.loader
     variables = LoaderEnv(
         termination_log=TERMINATION_LOG,
@@ -312,6 +339,8 @@ def _env(container: str, settings: Settings) -> list[Manifest]:
     if container == names.CONTAINER_FETCH:
         fetching = LoaderEnv(
             credentials_dir=CREDENTIALS_DIR,
+            default_credentials=plan.default_secrets,
+            default_credentials_dir=DEFAULT_CREDENTIALS_DIR if plan.default_secrets else None,
             logins_dir=LOGINS_DIR if loader.logins_secret else None,
             default_parts=loader.default_parts,
             trained_url_template=settings.trained_url_template,

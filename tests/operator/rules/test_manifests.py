@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from sd_api.controlnets import CONTROLNET_REPOS
+from sd_api.default_credentials import DefaultSecret
 from sd_api.load import LoadRequest, RemoveRequest
 from sd_api.spec import JobOverrides, Toleration
 from sd_operator.base.settings import LoaderSettings, Settings
@@ -34,6 +35,19 @@ FULL = Settings(
     https_proxy="http://proxy.example.com:3128",
     no_proxy=".example.com",
 )
+TOKENS = Settings(
+    hub_endpoint="https://mirror.example.com/hf",
+    loader=LoaderSettings(
+        gpu_count=0,
+        default_credentials={
+            "huggingface.co": DefaultSecret("hub-token"),
+            "mirror.example.com": DefaultSecret("mirror-token", for_private=True),
+            "site.example:8443": DefaultSecret("site-token"),
+            "other.example": DefaultSecret("other-token"),
+        },
+    ),
+)
+SITE_VAE = {"vae": {"url": "https://site.example:8443/vae.safetensors"}}
 KUEUE = Settings(loader=LoaderSettings(gpu_count=0, kueue_queue="gpus"))
 OVERRIDES = {
     "resources": {"requests": {"memory": "8Gi"}, "limits": {"memory": "32Gi"}},
@@ -78,6 +92,7 @@ def env(container: dict[str, Any]) -> dict[str, Any]:
             id="everything set",
         ),
         pytest.param("load-kueue", load(KUEUE), id="Kueue"),
+        pytest.param("load-tokens", load(TOKENS, url="org/name", **SITE_VAE), id="tokens"),
         pytest.param("remove", remove(FULL, job=OVERRIDES, deletionPolicy="Retain"), id="remove"),
     ],
 )

@@ -115,6 +115,12 @@ FULL: Json = {
     "hubEndpoint": "https://mirror.example.com/hf",
     "trainedUrlTemplate": "https://trainer.example.com/models/{id}",
     "loginsSecret": "logins",
+    "credentials": {
+        "defaults": {
+            "hub.example.com": {"secret": "hub-token", "private": True},
+            "site.example.com:8443": {"secret": "site-token"},
+        }
+    },
     "proxy": {"https": "http://proxy.example.com:3128", "noProxy": ".example.com"},
     "caConfigMap": "company-ca",
     "webhook": {
