@@ -15,7 +15,10 @@ from devkit.tiny import write_checkpoint
 from sd_api.choices import ModelType
 from sd_api.reasons import Reason
 from sd_loader.convert.conversion import refuse_impossible
+from sd_loader.convert.detect.kinds import UNET_PREFIX as UNET
+from sd_loader.convert.detect.kinds import found_type
 from sd_loader.errors import LoaderError
+from sd_loader.formats import open_tensor_file
 from sd_loader.request import conversion_of
 from tests.support.loader.loadercli import Containers, Ended, artifact_of, failed, load_request
 
@@ -81,6 +84,28 @@ def test_adapter_behind_a_link_is_found_while_it_streams(
     assert fetched.code == 0, fetched.stderr
     assert any((containers.store / ".staging").glob("*/*/out/*.safetensors"))
     assert type_of(containers.convert(load_request(link))) == "vae"
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ({"model.diffusion_model.out.2.weight": (4, 320, 3, 3)}, "custom_ckpt"),
+        ({"cond_stage_model.transformer.x": (4, 4)}, "custom_ckpt"),
+        ({"conditioner.embedders.0.x": (4, 4)}, "custom_ckpt"),
+        ({"control_model.time_embed.0.weight": (4, 4)}, "controlnet"),
+        ({f"{UNET}input_blocks.0.0.weight": (4, 4), "lora_unet_x.alpha": ()}, "custom_ckpt"),
+        ({"lora_unet_x.lora_up.weight": (4, 4)}, "lora"),
+        ({"x": (4, 4)}, "vae"),
+    ],
+)
+def test_file_with_a_vae_and_more_is_not_a_vae(
+    tmp_path: Path, others: Shapes, expected: str
+) -> None:
+    """Its VAE alone is not what the user means. The first ControlNets came with a checkpoint."""
+    shapes = {f"first_stage_model.{name}": shape for name, shape in VAE.items()}
+    write_checkpoint(tmp_path / "x.safetensors", {**shapes, **others})
+    with open_tensor_file(tmp_path / "x.safetensors") as file:
+        assert found_type(file.tensors) == expected
 
 
 @pytest.mark.parametrize("model_type", ["lora", "vae"])

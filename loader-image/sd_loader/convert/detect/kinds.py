@@ -20,6 +20,8 @@ UNET_PREFIX = "model.diffusion_model."
 FIRST_CONVOLUTION = f"{UNET_PREFIX}input_blocks.0.0.weight"
 """The tensor that identifies a checkpoint."""
 
+_OF_CHECKPOINTS = (UNET_PREFIX, "cond_stage_model.", "conditioner.")
+"""Prefixes of UNets and text encoders. A VAE that is found beside one is not the whole model."""
 _EXAMPLES = 3
 
 
@@ -126,9 +128,12 @@ def found_type(tensors: Mapping[str, Tensor]) -> ModelType:
     A file that is not recognised counts as a checkpoint, which most users load: planning it says
     why it cannot be loaded.
     """
-    is_whole = any(name.startswith(UNET_PREFIX) for name in tensors)
-    if not LORA.fits(tensors) and (is_whole or transformer_of(tensors) or other_pipeline(tensors)):
-        return ModelType.CUSTOM_CKPT
+    if not LORA.fits(tensors):
+        if CONTROLNET.fits(tensors):
+            return ModelType.CONTROLNET  # The first ones came with the checkpoint they were for.
+        is_whole = any(name.startswith(_OF_CHECKPOINTS) for name in tensors)
+        if is_whole or transformer_of(tensors) or other_pipeline(tensors):
+            return ModelType.CUSTOM_CKPT
     return model_type_of(tensors) or ModelType.CUSTOM_CKPT
 
 
