@@ -15,7 +15,7 @@ from sd_api.netguard import effective_port
 
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?(?::[0-9]{1,5})?")
 _SECRET = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
-_PRIVATE = "private"
+_PRIVATE, _GATEWAY = "private", "gateway"
 
 
 @dataclass(frozen=True)
@@ -27,30 +27,36 @@ class DefaultSecret:
     for_private: bool = False
     """Whether private repos of the token's owner may be loaded with it."""
 
+    for_gateway: bool = False
+    """Whether models may use it whose source a caller of the gateway chose."""
+
 
 def parse_default_credentials(text: str) -> dict[str, DefaultSecret]:
-    """Read `HOST=SECRET,HOST=SECRET:private`; raise ValueError with the cause."""
+    """Read `HOST=SECRET,HOST=SECRET:private:gateway`; raise ValueError with the cause."""
     found: dict[str, DefaultSecret] = {}
     for entry in (entry.strip() for entry in text.split(",") if entry.strip()):
         host, _, value = (part.strip() for part in entry.partition("="))
-        name, _, word = value.partition(":")
+        name, *words = value.split(":")
         host = host.lower()
         is_name = _HOST.fullmatch(host) and _SECRET.fullmatch(name)
-        if not is_name or word not in ("", _PRIVATE) or value.endswith(":"):
+        if not is_name or not {_PRIVATE, _GATEWAY}.issuperset(words):
             raise ValueError(
-                "must be entries HOST=SECRET or HOST=SECRET:private, separated by commas, where"
-                f" HOST is a host or host:port; one is {entry[:80]!r}"
+                "must be entries HOST=SECRET, separated by commas, where HOST is a host or"
+                f" host:port, and SECRET may end with :{_PRIVATE} or :{_GATEWAY}; one is"
+                f" {entry[:80]!r}"
             )
         if host in found:
             raise ValueError(f"names two Secrets for {host}")
-        found[host] = DefaultSecret(name, for_private=word == _PRIVATE)
+        found[host] = DefaultSecret(name, _PRIVATE in words, _GATEWAY in words)
     return found
 
 
 def format_default_credentials(entries: Mapping[str, DefaultSecret]) -> str:
     """The setting's text."""
     return ",".join(
-        f"{host}={secret.name}{f':{_PRIVATE}' if secret.for_private else ''}"
+        f"{host}={secret.name}"
+        + (f":{_PRIVATE}" if secret.for_private else "")
+        + (f":{_GATEWAY}" if secret.for_gateway else "")
         for host, secret in sorted(entries.items())
     )
 

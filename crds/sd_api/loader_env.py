@@ -121,7 +121,8 @@ class LoaderEnv:
         write=format_default_credentials,
     )
     """For each host, the Secret of loads that name no Secret of their own: HOST=SECRET,HOST=SECRET.
-    `:private` after a Secret's name lets it open private repos, too."""
+    `:private` after a Secret's name lets it open private repos, too; `:gateway` is the operator's.
+    """
     default_credentials_dir: str | None = _variable(
         "SD_LOADER_DEFAULT_CREDENTIALS_DIR", is_path=True
     )

@@ -29,9 +29,12 @@ EVERY: dict[str, tuple[Any, str, str]] = {
     "ca_file": ("/ca.crt", "SSL_CERT_FILE", "/ca.crt"),
     "credentials_dir": ("/run/secrets/sd", "SD_LOADER_CREDENTIALS_DIR", "/run/secrets/sd"),
     "default_credentials": (
-        {"site.example:8443": DefaultSecret("site"), "hub.example": DefaultSecret("hub", True)},
+        {
+            "site.example:8443": DefaultSecret("site"),
+            "hub.example": DefaultSecret("hub", True, True),
+        },
         "SD_LOADER_DEFAULT_CREDENTIALS",
-        "hub.example=hub:private,site.example:8443=site",
+        "hub.example=hub:private:gateway,site.example:8443=site",
     ),
     "default_credentials_dir": (
         "/run/secrets/sd-defaults",

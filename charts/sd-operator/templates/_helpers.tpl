@@ -229,7 +229,8 @@ capabilities:
 {{- $tokens := list -}}
 {{- range $host, $secret := $values.credentials.defaults -}}
 {{- $private := ternary ":private" "" (default false $secret.private) -}}
-{{- $tokens = append $tokens (printf "%s=%s%s" $host $secret.secret $private) -}}
+{{- $gateway := ternary ":gateway" "" (default false $secret.gateway) -}}
+{{- $tokens = append $tokens (printf "%s=%s%s%s" $host $secret.secret $private $gateway) -}}
 {{- end -}}
 {{- $placement := dict -}}
 {{- range $field := list "nodeSelector" "tolerations" "runtimeClassName" "priorityClassName" -}}

@@ -109,6 +109,12 @@ class Model:
         return (self.spec.effective_url(self.name) if self.spec else None) or ""
 
     @property
+    def is_by_gateway(self) -> bool:
+        """Whether a caller of the gateway chose the source."""
+        requested_by = self.annotations.get(names.ANNOTATION_REQUESTED_BY)
+        return requested_by == names.REQUESTED_BY_GATEWAY
+
+    @property
     def has_finalizer(self) -> bool:
         """Whether the operator's finalizer is set; without it there are no files on the volume."""
         return names.FINALIZER in self.finalizers

@@ -24,19 +24,25 @@ def own_secret(spec: Spec, entries: Mapping[str, DefaultSecret]) -> str | None:
 
 
 def default_secrets(
-    request: LoadRequest, entries: Mapping[str, DefaultSecret], hub_endpoint: str | None
+    request: LoadRequest,
+    entries: Mapping[str, DefaultSecret],
+    hub_endpoint: str | None,
+    *,
+    by_gateway: bool = False,
 ) -> dict[str, DefaultSecret]:
     """Return the entries for the hosts that a request names.
 
     A repo of the Hub names the host of the configured endpoint, which may be a mirror. A request
-    with credentials of its own needs no others.
+    with credentials of its own needs no others. by_gateway: whether a caller of the gateway chose
+    the source, who may use only the entries that say so.
     """
     if request.credentials:
         return {}
     named = {
         host for url in _links(request, hub_endpoint or HUB_ENDPOINT) for host in hosts_of(url)
     }
-    return {host: secret for host, secret in entries.items() if host in named}
+    allowed = {host: it for host, it in entries.items() if it.for_gateway or not by_gateway}
+    return {host: secret for host, secret in allowed.items() if host in named}
 
 
 def _links(request: LoadRequest, hub: str) -> Iterator[str]:

@@ -78,7 +78,10 @@ def plan_load(model: Model, settings: Settings, claim: ClaimView, attempt: int) 
         overrides=overrides,
         credentials_secret=credentials,
         default_secrets=default_secrets(
-            request, settings.loader.default_credentials, settings.hub_endpoint
+            request,
+            settings.loader.default_credentials,
+            settings.hub_endpoint,
+            by_gateway=model.is_by_gateway,
         ),
     )
 

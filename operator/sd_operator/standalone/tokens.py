@@ -50,7 +50,10 @@ def secret_of(token: Token) -> Json:
 
 
 def setting_of(tokens: tuple[Token, ...]) -> str:
-    """Return the operator's setting. The person's own models may be private repos of theirs."""
+    """Return the operator's setting. Models, gateway and tokens all belong to the same person."""
     return format_default_credentials(
-        {token.host: DefaultSecret(token.secret, for_private=True) for token in tokens}
+        {
+            token.host: DefaultSecret(token.secret, for_private=True, for_gateway=True)
+            for token in tokens
+        }
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sd_api import names
 from sd_api.default_credentials import DefaultSecret
 from sd_api.load import LoadRequest
 from sd_operator.base.settings import LoaderSettings, Settings
@@ -18,6 +19,7 @@ SECRETS = {
     "mirror.example": DefaultSecret("mirror-token"),
     "site.example": DefaultSecret("site-token"),
     "site.example:8443": DefaultSecret("port-token"),
+    "open.example": DefaultSecret("open-token", for_gateway=True),
 }
 LINK = "https://other.example/x"
 
@@ -81,6 +83,13 @@ def test_naming_the_secret_of_the_administrator_gives_no_more_than_the_default(
     assert "credentials" not in {volume["name"] for volume in pod["volumes"]}
     request = LoadRequest.from_argument(pod["containers"][0]["args"][2])
     assert not request.credentials
+
+
+def test_caller_of_the_gateway_uses_only_the_tokens_that_are_for_it() -> None:
+    """The administrator opens an entry to them."""
+    by_gateway = {names.ANNOTATION_REQUESTED_BY: names.REQUESTED_BY_GATEWAY}
+    assert mounted(load(url="org/name", annotations=by_gateway)) == set()
+    assert mounted(load(url="https://open.example/x", annotations=by_gateway)) == {"open-token"}
 
 
 def test_repo_on_a_mirror_mounts_the_secret_of_the_mirror() -> None:
