@@ -18,11 +18,15 @@ _TITLE = "modelspec.title"
 
 
 class Inspection(Contract):
-    """What a file is. Fields of the same name as in status.artifact have the same values."""
+    """What a file is. Fields of the same name as in the status have the same values.
+
+    format is that of status.source, the others are those of status.artifact.
+    """
 
     model_type: ModelType
     format: str
     base_model: str | None
+    variant: str | None
     pipeline_class: str | None
     prediction_type: str | None
     precision: str
@@ -43,6 +47,7 @@ class Inspection(Contract):
             "model type": self.model_type,
             "format": self.format,
             "base model": self.base_model,
+            "variant": self.variant,
             "pipeline": self.pipeline_class,
             "prediction": self.prediction_type,
             "precision": self.precision,
@@ -65,6 +70,7 @@ def inspect(path: Path) -> Inspection:
             model_type=model_type,
             format=file.format,
             base_model=plan.base_model,
+            variant=plan.variant,
             pipeline_class=plan.pipeline_class,
             prediction_type=plan.prediction_type,
             precision=plan.precision,

@@ -18,6 +18,7 @@ from sd_api.choices import ModelType, contradiction
 from sd_api.load import LoadRequest, RemoveRequest
 from sd_api.names import PREVIEW_FILE
 from sd_api.reasons import Reason
+from sd_api.taxonomy import published_format
 from sd_api.wire import (
     MESSAGE_MAX_LENGTH,
     Artifact,
@@ -308,6 +309,8 @@ def _receipt(
             files=len(files),
             model_type=model_type.value,
             base_model=converted.base_model,
+            variant=converted.variant,
+            format=published_format(request.model_type, request.lora.format).value,
             pipeline_class=converted.pipeline_class,
             precision=converted.precision,
             prediction_type=converted.prediction_type,

@@ -28,7 +28,7 @@ LORA: Shapes = {
 }
 EMBEDDING: Shapes = {"emb_params": (2, 768)}
 VAE = vae_shapes(TINY_SD15)
-CONTROLNET = controlnet_shapes(TINY["sd1"])
+CONTROLNET = controlnet_shapes(TINY["sd-1"])
 ADAPTERS = {"lora": LORA, "embeddings": EMBEDDING, "vae": VAE, "controlnet": CONTROLNET}
 ALONE = {**VAE, "model.diffusion_model.out.2.weight": (4, 320, 3, 3)}
 """A checkpoint whose UNet is cut off, so that it is not recognised."""
@@ -149,7 +149,7 @@ def test_config_of_a_component_decides_before_its_weights(
     containers: Containers, repo: Path
 ) -> None:
     """Weights of diffusers' layout need the config, so that the repo is loaded as a whole."""
-    net = TINY["sd1"]
+    net = TINY["sd-1"]
     (repo / "config.json").write_text(json.dumps(config(net)))
     write_checkpoint(repo / "other.safetensors", LORA)
     ended = containers.load(load_request("org/model"))
@@ -224,7 +224,7 @@ def test_file_by_hand_shows_its_type(containers: Containers, tmp_path: Path) -> 
     arguments = ("--url", tmp_path / "style.safetensors", "--model-id", "style")
     ended = containers.run("load", *arguments, "--store", containers.store)
     assert type_of(ended) == "lora"
-    assert "loaded lora, sd1" in ended.stderr
+    assert "loaded lora, sd-1" in ended.stderr
 
 
 def test_published_version_of_another_type_is_refused(

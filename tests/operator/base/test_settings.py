@@ -52,7 +52,7 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
         ACTIVE_DEADLINE_SECONDS="60",
         LOAD_TTL_SECONDS="1",
         REMOVE_TTL_SECONDS="2",
-        LOADER_DEFAULT_PARTS="sd1=org/one, sdxl=org/two",
+        LOADER_DEFAULT_PARTS="sd-1=org/one, sdxl=org/two",
         ALLOW_JOB_OVERRIDES="false",
         LOADER_SECURITY_CONTEXT='{"pod": {}, "container": {"runAsNonRoot": true}}',
         LOADER_PLACEMENT='{"nodeSelector": {"pool": "gpu"}, "runtimeClassName": "nvidia"}',
@@ -101,7 +101,7 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
             active_deadline_seconds=60,
             load_ttl_seconds=1,
             remove_ttl_seconds=2,
-            default_parts={"sd1": "org/one", "sdxl": "org/two"},
+            default_parts={"sd-1": "org/one", "sdxl": "org/two"},
             allow_overrides=False,
             priority_classes=frozenset({"low", "lowest"}),
             kueue_queue="gpus",
@@ -153,8 +153,8 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
         pytest.param("LOG_LEVEL", "LOUD", "must be one of DEBUG, INFO", id="level"),
         pytest.param("LOADER_DEFAULT_PARTS", "org/name", "must be entries BASE=", id="no base"),
         pytest.param("LOADER_DEFAULT_PARTS", "sd9=org/name", "must be entries BASE=", id="base"),
-        pytest.param("LOADER_DEFAULT_PARTS", "sd1=name", "must be entries BASE=", id="no repo"),
-        pytest.param("LOADER_DEFAULT_PARTS", "sd1=a/b,sd1=c/d", "names two repos", id="twice"),
+        pytest.param("LOADER_DEFAULT_PARTS", "sd-1=name", "must be entries BASE=", id="no repo"),
+        pytest.param("LOADER_DEFAULT_PARTS", "sd-1=a/b,sd-1=c/d", "names two repos", id="twice"),
         pytest.param("DEFAULT_CREDENTIALS", "a.example", "must be entries HOST=", id="no Secret"),
         pytest.param(
             "DEFAULT_CREDENTIALS", "a.b=c,A.b=d", "names two Secrets", id="one host twice"

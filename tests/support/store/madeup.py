@@ -63,7 +63,7 @@ class Parts:
             digests[path] = FileDigest(blake3_of(content), len(content))
             if self.convert_error is not None:
                 raise self.convert_error
-        return Converted(files=digests, base_model="sd1", warnings=("one", "two"))
+        return Converted(files=digests, base_model="sd-1", warnings=("one", "two"))
 
 
 def request(owner: Owner = OWNER, load_hash: str = HASH) -> LoadRequest:
