@@ -63,6 +63,8 @@ STAGING_DIR = ".staging"
 BLOBS_DIR = ".blobs"
 PREVIEW_FILE = "preview.png"
 """The rendered image in the model's folder. Programs that open the pipeline ignore it."""
+CARD_FILE = ".sd-card.json"
+"""The whole model card in the model's folder."""
 
 
 def job_name(model_name: str, uid: str, load_hash: str, attempt: int) -> str:

@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError
 
+from sd_api.card import Card
 from sd_api.fields import Blake3, Count, Extensible, FolderDigest, LoadHash, Sha256, Uid
 from sd_api.names import PREVIEW_FILE
 from sd_api.reasons import Reason
@@ -129,6 +130,11 @@ class Artifact(Extensible):
         description="names: the loader checked the tensors' names, types and sizes, but did not"
         " compare them with the architecture. Absent: it compared them, too.",
     )
+    card: Card | None = Field(
+        default=None,
+        description="What the source and the file say about the model, shortened. Nobody has"
+        " checked it.",
+    )
 
 
 def _known_reason(value: object) -> object:
@@ -141,7 +147,7 @@ def _known_reason(value: object) -> object:
 class LoadResult(Message):
     """The loader's result: its termination message."""
 
-    max_bytes: ClassVar[int] = 2048
+    max_bytes: ClassVar[int] = 3072
     """Kubernetes keeps 4096 bytes of a termination message. Without `message`, the bounds of all
     other fields together stay far below the limit."""
 

@@ -11,9 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sd_api.card import NO_CARD, Card
 from sd_api.choices import BaseModelName, ModelType
 from sd_api.load import LoadRequest
 from sd_api.sources import Link
+from sd_loader.card.clean import without
+from sd_loader.card.metadata import card_of_metadata
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.file import plan_download
@@ -100,8 +103,10 @@ def acquire(
             fetched = fetch(place, ref, checks, client, into, report, at_hand)
     if fetched.kind == "file" and fetched.converted is None:
         supplies.complete(into / fetched.path)
+    card = fetched.card.over(supplies.card)
     return fetched.model_copy(
         update={
+            "card": without(card, client.secrets(request.model_dump())),
             "original_config": supplies.original_config,
             "extras": tuple(supplies.extras),
             "files": {**supplies.files, **fetched.files},
@@ -186,6 +191,8 @@ class _Supplies:
     extras: list[ExtraComponent] = field(default_factory=list)
     files: dict[str, Arrived] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    card: Card = NO_CARD
+    """What the file's metadata says about the model."""
 
     def fetch_original_config(self, url: str, *, allow_local: bool) -> None:
         """Download the checkpoint's original config. Refuse it now if it is not valid."""
@@ -222,7 +229,11 @@ class _Supplies:
             self.fetch_needed(file)
 
     def fetch_needed(self, file: TensorFile) -> Needs:
-        """Download the configs and components that the file lacks, if their repo is known."""
+        """Read the file's card, and download the configs and components that the file lacks.
+
+        Those whose repo is not known are left to the conversion.
+        """
+        self.card = card_of_metadata(file.metadata)
         needed = needs(file, self.conversion)
         if needed.config_repo is not None:
             self._fetch_configs(needed.config_repo)

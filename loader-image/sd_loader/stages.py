@@ -14,8 +14,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from sd_api.card import Card
 from sd_api.load import LoadRequest, RemoveRequest
-from sd_api.names import PREVIEW_FILE
+from sd_api.names import CARD_FILE, PREVIEW_FILE
 from sd_api.reasons import Reason
 from sd_api.wire import (
     MESSAGE_MAX_LENGTH,
@@ -46,7 +47,7 @@ from sd_loader.store.volume import Volume
 
 log = logging.getLogger(__name__)
 
-_ADDED = (PREVIEW_FILE, RECEIPT_FILE)
+_ADDED = (CARD_FILE, PREVIEW_FILE, RECEIPT_FILE)
 """Files that this module adds to the converted ones. A failed attempt may leave them behind."""
 
 
@@ -132,7 +133,9 @@ def convert_stage(
                     out.unlink(name)
                 _check_inventory(out.files(), converted)
                 converted, preview = _rendered(request, out, converted, report)
-            receipt = _receipt(request, fetched, converted, preview)
+                card = Card(word=converted.word).over(fetched.card)
+                added = {**preview, **_written(card, out)}
+            receipt = _receipt(request, fetched, converted, card, added)
             return _publish(volume, request, staging, receipt, settings, report)
 
 
@@ -265,13 +268,23 @@ def _rendered(
     return converted, {PREVIEW_FILE: preview}
 
 
+def _written(card: Card, out: Folder) -> dict[str, PublishedFile]:
+    """Write the card into the folder. An empty card has no file."""
+    if card.or_none() is None:
+        return {}
+    content = f"{card.encode(indent=2)}\n".encode()
+    out.write(CARD_FILE, content)
+    return {CARD_FILE: PublishedFile(blake3=blake3_of(content), size=len(content))}
+
+
 def _receipt(
     request: LoadRequest,
     fetched: Fetched,
     converted: Converted,
-    preview: Mapping[str, PublishedFile],
+    card: Card,
+    added: Mapping[str, PublishedFile],
 ) -> Receipt:
-    # The preview is not part of the digest: the same weights have the same digest without it.
+    # Preview and card are not part of the digest: the same weights have the same digest without.
     files = converted.files
     sha256 = {arrived.blake3: arrived.sha256 for arrived in fetched.files.values()}
     return Receipt(
@@ -288,6 +301,7 @@ def _receipt(
             prediction_type=converted.prediction_type,
             lora_rank=converted.lora_rank,
             checked=converted.checked,
+            card=card.short(),
         ),
         message="; ".join((*fetched.warnings, *converted.warnings, *_unchecked(converted)))[
             :MESSAGE_MAX_LENGTH
@@ -299,7 +313,7 @@ def _receipt(
                 )
                 for path, file in files.items()
             },
-            **preview,
+            **added,
         },
     )
 

@@ -62,6 +62,11 @@ class HttpClient:
         except AddressRefusedError as error:
             raise LoaderError(Reason.ADDRESS_REFUSED, str(error)) from error
 
+    def secrets(self, given: object) -> frozenset[str]:
+        """Return the secrets that this client sends, and those in the urls of a request."""
+        token = read_credentials(self.settings.credentials_dir).token if self.has_token else None
+        return self.settings.secrets(given, token)
+
     def token(
         self, url: str, field: str, *, required: bool, is_default_host: bool = False
     ) -> str | None:

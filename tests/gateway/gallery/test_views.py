@@ -75,6 +75,16 @@ def test_card_shows_type_base_and_size():
     assert (card.type_name, card.base, card.size) == ("LoRA", "SDXL", "2.1 GB")
 
 
+def test_detail_shows_the_model_card():
+    """The page is a link of its own, and there is no section without a card."""
+    said = {"title": "Fish", "triggerWords": ["fishy"], "page": "https://example.com/models/1"}
+    detail = views.detail(body(ready(UID, "sketch", card=said)), NOW)
+    assert detail.about == (("Title", "Fish"), ("Trigger words", "fishy"))
+    assert detail.page == "https://example.com/models/1"
+    plain = views.detail(body(ready(UID, "sketch")), NOW)
+    assert (plain.about, plain.page) == ((), None)
+
+
 def test_every_model_type_has_its_own_display_name():
     """No two model types share a display name."""
     assert len(set(views.TYPES.values())) == len(ModelType)

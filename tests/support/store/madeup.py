@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sd_api.card import Card
 from sd_api.load import LoadRequest, Owner, RemoveRequest
 from sd_api.wire import LoadResult, Source
 from sd_loader import acquire
@@ -25,6 +26,8 @@ class Parts:
         self.content = b"partial no more"
         self.files = FILES
         self.arrived: dict[str, Arrived] = {}
+        self.card = Card()
+        self.word: str | None = None
         self.fetch_error: Exception | None = None
         self.convert_error: Exception | None = None
 
@@ -48,7 +51,8 @@ class Parts:
             raise self.fetch_error
         file.write_bytes(self.content)
         source = Source(size_bytes=15, format="ckpt")
-        return Fetched(kind="file", path="file", files=self.arrived, source=source)
+        files, card = self.arrived, self.card
+        return Fetched(kind="file", path="file", files=files, source=source, card=card)
 
     def convert(
         self, fetched: Fetched, source_dir: Path, _conversion: object, out: Path, _report: object
@@ -63,7 +67,8 @@ class Parts:
             digests[path] = FileDigest(blake3_of(content), len(content))
             if self.convert_error is not None:
                 raise self.convert_error
-        return Converted(files=digests, base_model="sd1", warnings=("one", "two"))
+        warnings = ("one", "two")
+        return Converted(files=digests, base_model="sd1", word=self.word, warnings=warnings)
 
 
 def request(owner: Owner = OWNER, load_hash: str = HASH) -> LoadRequest:

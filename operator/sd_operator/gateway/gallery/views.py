@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
+from sd_api.card import Card as ModelCard
 from sd_api.choices import ModelType
 from sd_api.humanize import duration, size
 from sd_api.reasons import ReadyReason, Reason
@@ -136,6 +137,10 @@ class Detail:
     conditions: tuple[ConditionView, ...]
     facts: tuple[tuple[str, str], ...]
     """Titles and values."""
+    about: tuple[tuple[str, str], ...]
+    """Titles and texts of the model card. Nobody has checked it."""
+    page: str | None
+    """The model's page at its source."""
     source: str
     """The URL of the source without secrets."""
     source_link: str | None
@@ -181,12 +186,15 @@ def detail(body: Json, now: datetime) -> Detail:
     model = Model.from_body(body)
     text, link = source(model)
     created = _ago(body["metadata"].get("creationTimestamp"), now)
+    about = model.status.artifact.card if model.status.artifact else None
     return Detail(
         card=card(body),
         uid=model.uid,
         namespace=model.namespace,
         conditions=_conditions(model, now),
         facts=tuple(_facts(model)),
+        about=tuple(_about(about)) if about else (),
+        page=about.page if about else None,
         source=text,
         source_link=link,
         created=created,
@@ -281,6 +289,12 @@ def _condition(condition: Condition, model: Model, now: datetime) -> ConditionVi
         tone=tone,
         ago=_ago(condition.last_transition_time, now),
     )
+
+
+def _about(about: ModelCard) -> Iterable[tuple[str, str]]:
+    """Yield the texts of a model card; its page is a link of its own."""
+    for title, text in about.model_copy(update={"page": None}).lines():
+        yield title.capitalize(), text
 
 
 def _facts(model: Model) -> Iterable[tuple[str, str]]:
