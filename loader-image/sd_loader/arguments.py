@@ -231,7 +231,11 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     _add_store(parser, "root folder of the volume")
-    add("--delete", action="store_true", help="remove the orphans; all other files stay")
+    add(
+        "--delete",
+        action="store_true",
+        help="remove the orphans, and write the lists in .index again; all other files stay",
+    )
     add("--digests", action="store_true", help="also compare the content of all published files")
     add(
         "--older-than",

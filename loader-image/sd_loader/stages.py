@@ -36,7 +36,7 @@ from sd_loader.handover import Converted, Fetched
 from sd_loader.progress import Report
 from sd_loader.request import conversion_of
 from sd_loader.settings import Settings
-from sd_loader.store import removal
+from sd_loader.store import index, removal
 from sd_loader.store.adopt import adopt
 from sd_loader.store.folder import Folder
 from sd_loader.store.ownership import give_up, take_ownership
@@ -111,6 +111,7 @@ def convert_stage(
             link(volume, request.owner, request.model_id, request.load_hash)
             with _published_anyway():
                 _tidy(volume, request, settings)
+            index.refresh(volume, request.owner.uid, request.owner.namespace)
             return receipt.result()
         with (
             resume(volume, request.owner.uid, settings.pod, request.load_hash) as resumed,
@@ -152,6 +153,7 @@ def remove_stage(request: RemoveRequest, store: Path) -> LoadResult:
             removal.release(volume, request.owner)
         else:
             removal.remove_model(volume, request.owner, request.model_id)
+        index.refresh(volume, request.owner.uid, request.owner.namespace)
     return LoadResult(outcome="removed")
 
 
@@ -203,6 +205,7 @@ def _publish(
     with _published_anyway():
         staging.discard()
         _tidy(volume, request, settings)
+    index.refresh(volume, request.owner.uid, request.owner.namespace)
     return published.result()
 
 

@@ -14,7 +14,7 @@ import pytest
 from sd_api.reasons import Reason
 from sd_loader.digests import blake3_of, folder_digest
 from sd_loader.errors import LoaderError
-from sd_loader.store import removal
+from sd_loader.store import index, removal
 from sd_loader.store.ownership import take_ownership
 from sd_loader.store.publish import publish, tidy
 from sd_loader.store.receipt import RECEIPT_FILE, find_published
@@ -220,6 +220,7 @@ def test_removal_does_not_follow_planted_links(volume: Volume, tmp_path: Path) -
     (tmp_path / ".staging/uid-1").mkdir(parents=True)
     (tmp_path / ".staging/uid-1/pod").symlink_to(outside)
     removal.remove_model(volume, OWNER, MODEL_ID)
+    index.refresh(volume, OWNER.uid, OWNER.namespace)
     assert tree(tmp_path) == {}
     assert (outside / "keep").exists()
 
