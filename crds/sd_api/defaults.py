@@ -12,6 +12,8 @@ GPU_RESOURCE = "nvidia.com/gpu"
 """The resource that a load requests to render an image."""
 HUB_ENDPOINT = "https://huggingface.co"
 """Base URL of the Hugging Face Hub."""
+CIVITAI_ENDPOINT = "https://civitai.com"
+"""Base URL of Civitai."""
 
 MAX_BYTES = 100 * 10**9
 """Size limit of one source."""

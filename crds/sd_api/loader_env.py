@@ -96,6 +96,8 @@ class LoaderEnv:
     """How long the previous version of a model stays on the volume after a reload."""
     hub_endpoint: str | None = _variable("HF_ENDPOINT")
     """Base URL of the Hugging Face Hub or of a mirror."""
+    civitai_endpoint: str | None = _variable("SD_LOADER_CIVITAI_ENDPOINT")
+    """Base URL of Civitai or of a mirror."""
     https_proxy: str | None = _variable("HTTPS_PROXY", "https_proxy")
     """URL of the proxy for downloads."""
     no_proxy: str | None = _variable("NO_PROXY", "no_proxy")

@@ -12,6 +12,7 @@ from pydantic import StringConstraints
 from sd_api.card import NO_CARD, Card
 from sd_api.fields import Contract, ShortText
 from sd_api.wire import Source
+from sd_loader.civitai_facts import CivitaiFacts
 
 CONFIGS_FOLDER = "configs"
 """The folder in the source folder for configs and tokenizers that the source does not have."""
@@ -96,6 +97,8 @@ class Fetched(Contract):
     """Warnings for the user about the source."""
     card: Card = NO_CARD
     """What the source and the file say about the model, without secrets."""
+    civitai: CivitaiFacts | None = None
+    """What Civitai says of the source. None if it is not from there, or Civitai did not answer."""
     original_config: _Name | None = None
     """The file of spec.originalConfig, relative to the source folder."""
     extras: tuple[ExtraComponent, ...] = ()

@@ -23,6 +23,7 @@ class Settings:
     """The values of the variables that LoaderEnv describes, or their defaults."""
 
     hub_endpoint: str = defaults.HUB_ENDPOINT
+    civitai_endpoint: str = defaults.CIVITAI_ENDPOINT
     trained_url_template: str | None = None
     allowed_hosts: frozenset[str] = frozenset()
     proxy: str | None = None
@@ -53,6 +54,7 @@ class Settings:
         template, proxy = values.trained_url_template, values.https_proxy
         return cls(
             hub_endpoint=(values.hub_endpoint or default.hub_endpoint).rstrip("/"),
+            civitai_endpoint=(values.civitai_endpoint or default.civitai_endpoint).rstrip("/"),
             trained_url_template=with_key(template, logins.trained) if template else None,
             allowed_hosts=values.allowed_hosts or default.allowed_hosts,
             proxy=with_login(proxy, logins.proxy) if proxy else None,
@@ -81,7 +83,9 @@ class Settings:
 
     def guard(self) -> Guard:
         """Return the guard of all requests. Hosts that the administrator configured are allowed."""
-        return Guard(self.allowed_hosts).with_hosts([self.hub_endpoint, self.trained_url_template])
+        return Guard(self.allowed_hosts).with_hosts(
+            [self.hub_endpoint, self.civitai_endpoint, self.trained_url_template]
+        )
 
 
 def _path(text: str | None) -> Path | None:
