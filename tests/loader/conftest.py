@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from devkit.fakehub import FakeHub
 from devkit.ldm_layouts import sd15_shapes
 from devkit.tiny import SMALLEST_SD15, write_checkpoint
+from tests.support.loader.inprocess import slim_image
 from tests.support.loader.loadercli import Containers
 
 
@@ -45,10 +45,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def slim(monkeypatch: pytest.MonkeyPatch) -> None:
+def slim() -> Iterator[None]:
     """The slim image: Python finds neither torch nor diffusers nor transformers."""
-    for name in ("torch", "diffusers", "transformers"):
-        monkeypatch.setitem(sys.modules, name, None)
+    with slim_image():
+        yield
 
 
 @pytest.fixture(scope="module")

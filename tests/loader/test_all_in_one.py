@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from devkit.fakehub import FakeHub
 from sd_api.reasons import ExitCode, Reason
 from sd_api.wire import Artifact
+from tests.support.loader.inprocess import slim_image
 from tests.support.loader.loadercli import Containers, failed, load_request
 from tests.support.models import tinysd3
 from tests.support.models.catalog import Row
@@ -42,7 +43,7 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def containers(hub: FakeHub, tmp_path: Path) -> Containers:
-    """Containers that can reach the Hub, with an empty volume and without torch."""
+    """Containers that can reach the Hub, with an empty volume."""
     made = Containers.reaching(hub, tmp_path)
     made.env["OMP_NUM_THREADS"] = "1"  # other tests run at the same time
     return made
@@ -102,7 +103,7 @@ def save_peer(file: Path, configs: Path, dtype: torch.dtype, out: Path, **parts:
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_weights_equal_those_of_diffusers(
-    row: Row, containers: Containers, hub: FakeHub, file: Path, tmp_path: Path, slim: dict[str, str]
+    row: Row, containers: Containers, hub: FakeHub, file: Path, tmp_path: Path
 ) -> None:
     """Each tensor equals that of diffusers.
 
@@ -113,8 +114,8 @@ def test_weights_equal_those_of_diffusers(
     given = file
     if row.container == "ckpt":
         given = save_ckpt(tmp_path / "sd35.ckpt", tinysd3.tiny_sd35())
-    containers.env |= slim
-    folder, artifact = loaded(containers, hub.serve_file("/file", given))
+    with slim_image():
+        folder, artifact = loaded(containers, hub.serve_file("/file", given))
     theirs = save_peer(file, tmp_path / "configs", torch.float16, tmp_path / "theirs")
     assert_equal(folder, theirs, wo=torch.float16)
     assert (artifact.base_model, artifact.precision) == ("sd-3", "fp16")
@@ -138,12 +139,11 @@ def test_weights_equal_those_of_diffusers_in_each_precision(
     containers: Containers,
     hub: FakeHub,
     tmp_path: Path,
-    slim: dict[str, str],
 ) -> None:
     """T5 keeps a module in fp32 where fp16 is asked for; the status then says mixed."""
     file = save_safetensors(tmp_path / "sd35.safetensors", tinysd3.tiny_sd35(stored))
-    containers.env |= slim
-    folder, artifact = loaded(containers, hub.serve_file("/file", file), revision=revision)
+    with slim_image():
+        folder, artifact = loaded(containers, hub.serve_file("/file", file), revision=revision)
     theirs = save_peer(file, tmp_path / "configs", TYPES[revision], tmp_path / "theirs")
     assert_equal(folder, theirs, wo=torch.float32 if revision == "fp16" else None)
     assert artifact.precision == ("mixed" if revision == "fp16" else revision)
@@ -154,13 +154,13 @@ def test_weights_equal_those_of_diffusers_in_each_precision(
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.slow
 def test_file_without_t5_equals_diffusers_pipeline_without_it(
-    containers: Containers, hub: FakeHub, tmp_path: Path, slim: dict[str, str]
+    containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
     """The published files with the CLIP encoders alone load, and nothing comes from the Hub."""
     tensors = {name: t for name, t in tinysd3.tiny_sd35().items() if "t5xxl" not in name}
     file = save_safetensors(tmp_path / "sd35.safetensors", tensors)
-    containers.env |= slim
-    folder, _ = loaded(containers, hub.serve_file("/file", file))
+    with slim_image():
+        folder, _ = loaded(containers, hub.serve_file("/file", file))
     theirs = save_peer(
         file,
         tmp_path / "configs",

@@ -21,7 +21,7 @@ from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor, TensorFile
 from tests.support.models.conversions import conversion
 from tests.support.models.encoders import CLIP_G, CLIP_L, T5, clip_shapes, t5_shapes
-from tests.support.models.transformers import SIZES, original_shapes
+from tests.support.models.transformershapes import SIZES, original_shapes
 
 CLIP_L_PREFIX = "text_encoders.clip_l.transformer."
 CLIP_G_PREFIX = "text_encoders.clip_g.transformer."

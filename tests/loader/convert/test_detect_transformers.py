@@ -10,7 +10,7 @@ from sd_loader.convert.detect.transformers import PREFIXES, transformer_of
 from sd_loader.convert.tables.transformers import TABLES, load_transformer
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor
-from tests.support.models.transformers import original_shapes
+from tests.support.models.transformershapes import original_shapes
 
 FAMILIES = sorted(path.stem for path in TABLES.glob("*.json"))
 SAME_NAMES = {"hidream", "qwen-image"}

@@ -81,6 +81,8 @@ def test_peft_makes_the_changes_that_diffusers_makes(tmp_path, family, style):
 
 
 @pytest.mark.slow
+# peft takes every bias of its own for a shard of a distributed run.
+@pytest.mark.filterwarnings("ignore:.*LoRA tensor.s. have invalid shape")
 @pytest.mark.parametrize(
     "options",
     [

@@ -13,7 +13,7 @@ from sd_loader.convert.tables.bind import bind, left_over
 from sd_loader.convert.tables.transformers import TABLES, load_transformer
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor
-from tests.support.models.transformers import SIZES, original_shapes
+from tests.support.models.transformershapes import SIZES, original_shapes
 
 FAMILIES = sorted(path.stem for path in TABLES.glob("*.json"))
 PREFIX = "model.diffusion_model."

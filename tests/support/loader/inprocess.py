@@ -10,10 +10,13 @@ import io
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from unittest import mock
+
+import pytest
 
 from sd_loader.__main__ import main
 
@@ -36,6 +39,15 @@ def run(arguments: Sequence[str], env: Mapping[str, str]) -> Output:
         except SystemExit as ended:  # argparse ends the process itself
             code = int(ended.code or 0)
     return Output(code, stdout.getvalue(), stderr.getvalue())
+
+
+@contextmanager
+def slim_image() -> Iterator[None]:
+    """Let Python find neither torch nor diffusers nor transformers, as in the slim image."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("torch", "diffusers", "transformers"):
+            patch.setitem(sys.modules, name, None)
+        yield
 
 
 @contextmanager
