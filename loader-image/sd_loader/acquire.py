@@ -15,6 +15,7 @@ from sd_api.card import NO_CARD, Card
 from sd_api.choices import BaseModelName, ModelType
 from sd_api.load import LoadRequest
 from sd_api.sources import Link
+from sd_loader.card.civitai import card_of_civitai
 from sd_loader.card.clean import without
 from sd_loader.card.metadata import card_of_metadata
 from sd_loader.convert.conversion import Conversion
@@ -104,6 +105,8 @@ def acquire(
     if fetched.kind == "file" and fetched.converted is None:
         supplies.complete(into / fetched.path)
     card = fetched.card.over(supplies.card)
+    if fetched.civitai is not None:
+        card = card_of_civitai(fetched.civitai, client.settings.civitai_endpoint).over(card)
     return fetched.model_copy(
         update={
             "card": without(card, client.secrets(request.model_dump())),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from devkit.fakehub import FakeHub
 from sd_api.card import Card
+from sd_loader.civitai_facts import CivitaiFacts
+from sd_loader.handover import Fetched
 from sd_loader.settings import Settings
+from sd_loader.source.link import OpenLink
 from tests.support.loader.fetches import fetch, secret
 from tests.support.loader.loadercli import safetensors_bytes
 from tests.support.models.conversions import load_request
@@ -69,6 +73,23 @@ def test_the_hubs_card_comes_with_the_listing_of_the_repo(
         page=f"{hub.url}/org/style",
     )
     assert not any("README" in asked.path for asked in hub.requests)
+
+
+def test_what_civitai_says_comes_first(
+    hub: FakeHub, settings: Settings, into: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what people see on the model's page."""
+    facts = CivitaiFacts(version_id=2, model_id=1, model_name="Scales", base_model="Pony")
+    download = OpenLink.download
+
+    def download_from_civitai(*arguments: Any) -> Fetched:
+        return download(*arguments).model_copy(update={"civitai": facts})
+
+    monkeypatch.setattr(OpenLink, "download", download_from_civitai)
+    link = hub.serve_file("/fish.safetensors", BODY)
+    fetched = fetch(load_request(url=link, model_type="lora"), settings, into)
+    page = f"{settings.civitai_endpoint}/models/1?modelVersionId=2"
+    assert fetched.card == Card(title="Scales", license="MIT", based_on="Pony", page=page)
 
 
 @pytest.mark.parametrize("card_data", ["x", ["x"], 7, {"license": {"a": [1]}, "tags": "x"}])

@@ -75,4 +75,6 @@ def without(card: Card, secrets: frozenset[str]) -> Card:
     for name, value in fields.items():
         is_text = isinstance(value, str)
         fields[name] = hide(value, secrets) if is_text else [hide(item, secrets) for item in value]
-    return Card.model_validate({**fields, "page": page(fields.get("page") or "")})
+    if fields.get("page") != card.page:
+        fields["page"] = None
+    return Card.model_validate(fields)
