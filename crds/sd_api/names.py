@@ -65,6 +65,8 @@ INDEX_DIR = ".index"
 """Has the list of each namespace's models, for programs without access to the API server."""
 PREVIEW_FILE = "preview.png"
 """The rendered image in the model's folder. Programs that open the pipeline ignore it."""
+PICTURE_FILE = "picture.jpg"
+"""In the model's folder: a picture that its source shows."""
 CARD_FILE = ".sd-card.json"
 """The whole model card in the model's folder."""
 
@@ -83,6 +85,11 @@ def artifact_path(model_id: str) -> str:
 def immutable_path(uid: str, load_hash: str) -> str:
     """Path on the volume of one load's folder; its content never changes."""
     return f"{STORE_DIR}/{uid}/{load_hash}"
+
+
+def picture_path(uid: str, load_hash: str) -> str:
+    """Path on the volume of the picture from the source of one load."""
+    return f"{immutable_path(uid, load_hash)}/{PICTURE_FILE}"
 
 
 def preview_path(uid: str, load_hash: str) -> str:

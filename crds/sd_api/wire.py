@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 
 from sd_api.card import Card
 from sd_api.fields import Blake3, Count, Extensible, FolderDigest, LoadHash, Sha256, Uid
-from sd_api.names import PREVIEW_FILE
+from sd_api.names import PICTURE_FILE, PREVIEW_FILE
 from sd_api.reasons import Reason
 
 MESSAGE_MAX_LENGTH = 512
@@ -158,6 +158,7 @@ class LoadResult(Message):
     source: Source | None = None
     artifact: Artifact | None = None
     preview: bool = False
+    picture: bool = False
 
     def encode(self) -> str:
         """The termination message as JSON; a text in `message` that does not fit is cut."""
@@ -231,6 +232,7 @@ class Receipt(Message):
             source=self.source,
             artifact=self.artifact,
             preview=PREVIEW_FILE in self.files,
+            picture=PICTURE_FILE in self.files,
         )
 
     def sharing(self, count: int) -> Receipt:

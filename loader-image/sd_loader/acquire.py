@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 from sd_api.card import NO_CARD, Card
 from sd_api.choices import BaseModelName, ModelType
 from sd_api.load import LoadRequest
+from sd_api.redaction import hide
 from sd_api.sources import Link
-from sd_loader.card.civitai import card_of_civitai
+from sd_loader.card.civitai import card_of_civitai, safe_picture
 from sd_loader.card.clean import without
 from sd_loader.card.metadata import card_of_metadata
+from sd_loader.civitai_facts import CivitaiFacts
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.file import plan_download
@@ -35,8 +37,12 @@ from sd_loader.handover import (
     nothing_at_hand,
 )
 from sd_loader.net.client import HttpClient
+from sd_loader.net.patience import Pace, Retries
+from sd_loader.picture import MAX_BYTES as PICTURE_MAX_BYTES
+from sd_loader.picture import can_decode
 from sd_loader.progress import Report
 from sd_loader.request import conversion_of
+from sd_loader.snippet import snippet
 from sd_loader.source import fetch
 from sd_loader.source.locate import locate, naming_both_readings
 from sd_loader.source.ref import Checks, SourceRef
@@ -52,6 +58,10 @@ _VAE = "vae"
 _VAE_FIELD = "spec.vae.url"
 _DEFAULTS_FOLDER = "defaults"
 _ORIGINAL_CONFIG = "config"
+_PICTURE = "picture"
+_OF_PICTURES = Retries(delays=(1.0,), longest_wait=1.0)
+_PACE_OF_PICTURES = Pace(bytes_per_second=50 << 10, window_seconds=10.0)
+_WARNING = 200
 _ATTEMPTS = 3
 """How often streaming is tried if the file changes while it is read."""
 
@@ -107,9 +117,11 @@ def acquire(
     card = fetched.card.over(supplies.card)
     if fetched.civitai is not None:
         card = card_of_civitai(fetched.civitai, client.settings.civitai_endpoint).over(card)
+        supplies.fetch_picture(fetched.civitai)
     return fetched.model_copy(
         update={
             "card": without(card, client.secrets(request.model_dump())),
+            "picture": supplies.picture,
             "original_config": supplies.original_config,
             "extras": tuple(supplies.extras),
             "files": {**supplies.files, **fetched.files},
@@ -194,6 +206,7 @@ class _Supplies:
     extras: list[ExtraComponent] = field(default_factory=list)
     files: dict[str, Arrived] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    picture: str | None = None
     card: Card = NO_CARD
     """What the file's metadata says about the model."""
 
@@ -221,6 +234,27 @@ class _Supplies:
                 place, ref, self._checks, self.client, folder, self.report, self.at_hand
             )
         self._add((_VAE,), _VAE, fetched)
+
+    def fetch_picture(self, facts: CivitaiFacts) -> None:
+        """Download a picture that the source rates as safe. A failure is a warning.
+
+        The next container has the same image of the loader, so if this one cannot decode pictures,
+        none is downloaded.
+        """
+        url = safe_picture(facts)
+        if url is None or not can_decode():
+            return
+        # A picture is not worth a long wait.
+        client = replace(self.client, retries=_OF_PICTURES, pace=_PACE_OF_PICTURES)
+        path = self.into / _PICTURE
+        try:
+            fetch_small_file(url, "the source's picture", PICTURE_MAX_BYTES, client, path)
+        except (LoaderError, OSError) as error:
+            why = error.message if isinstance(error, LoaderError) else error.strerror
+            why = hide(f"the source's picture is not kept: {why}", client.secrets(url))
+            self.warnings.append(snippet(why, _WARNING))
+        else:
+            self.picture = _PICTURE
 
     def complete(self, path: Path) -> None:
         """Download the configs and components that a downloaded file lacks."""

@@ -97,6 +97,8 @@ class Fetched(Contract):
     """Warnings for the user about the source."""
     card: Card = NO_CARD
     """What the source and the file say about the model, without secrets."""
+    picture: _Name | None = None
+    """The file of a picture that the source shows, relative to the source folder."""
     civitai: CivitaiFacts | None = None
     """What Civitai says of the source. None if it is not from there, or Civitai did not answer."""
     original_config: _Name | None = None

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from sd_api.card import Card
 from sd_api.load import LoadRequest, RemoveRequest
-from sd_api.names import CARD_FILE, PREVIEW_FILE
+from sd_api.names import CARD_FILE, PICTURE_FILE, PREVIEW_FILE
 from sd_api.reasons import Reason
 from sd_api.wire import (
     MESSAGE_MAX_LENGTH,
@@ -33,6 +33,9 @@ from sd_loader.digests import blake3_of, folder_digest
 from sd_loader.errors import LoaderError
 from sd_loader.failures import is_permanent
 from sd_loader.handover import Converted, Fetched
+from sd_loader.picture import MAX_BYTES as PICTURE_MAX_BYTES
+from sd_loader.picture import PictureError
+from sd_loader.picture import published as published_picture
 from sd_loader.progress import Report
 from sd_loader.request import conversion_of
 from sd_loader.settings import Settings
@@ -47,7 +50,7 @@ from sd_loader.store.volume import Volume
 
 log = logging.getLogger(__name__)
 
-_ADDED = (CARD_FILE, PREVIEW_FILE, RECEIPT_FILE)
+_ADDED = (CARD_FILE, PICTURE_FILE, PREVIEW_FILE, RECEIPT_FILE)
 """Files that this module adds to the converted ones. A failed attempt may leave them behind."""
 
 
@@ -134,8 +137,9 @@ def convert_stage(
                     out.unlink(name)
                 _check_inventory(out.files(), converted)
                 converted, preview = _rendered(request, out, converted, report)
+                converted, picture = _pictured(fetched, source_dir, out, converted)
                 card = Card(word=converted.word).over(fetched.card)
-                added = {**preview, **_written(card, out)}
+                added = {**preview, **picture, **_written(card, out)}
             receipt = _receipt(request, fetched, converted, card, added)
             return _publish(volume, request, staging, receipt, settings, report)
 
@@ -266,18 +270,34 @@ def _rendered(
         return converted, {}
     # A model that draws an image has the shapes that its architecture needs.
     converted = replace(converted, checked=None)
-    out.write(PREVIEW_FILE, rendered.preview)
-    preview = PublishedFile(blake3=blake3_of(rendered.preview), size=len(rendered.preview))
-    return converted, {PREVIEW_FILE: preview}
+    return converted, _added(out, PREVIEW_FILE, rendered.preview)
+
+
+def _pictured(
+    fetched: Fetched, source_dir: Folder, out: Folder, converted: Converted
+) -> tuple[Converted, dict[str, PublishedFile]]:
+    """Add the picture from the source to the folder. A failure is a warning."""
+    if fetched.picture is None:
+        return converted, {}
+    try:
+        content = published_picture(source_dir.read(fetched.picture, PICTURE_MAX_BYTES))
+    except (PictureError, OSError, ValueError) as error:
+        warning = f"the source's picture is not kept: {error}"
+        return replace(converted, warnings=(*converted.warnings, warning)), {}
+    return converted, _added(out, PICTURE_FILE, content)
+
+
+def _added(out: Folder, name: str, content: bytes) -> dict[str, PublishedFile]:
+    """Write a file that is not part of the converted model."""
+    out.write(name, content)
+    return {name: PublishedFile(blake3=blake3_of(content), size=len(content))}
 
 
 def _written(card: Card, out: Folder) -> dict[str, PublishedFile]:
     """Write the card into the folder. An empty card has no file."""
     if card.or_none() is None:
         return {}
-    content = f"{card.encode(indent=2)}\n".encode()
-    out.write(CARD_FILE, content)
-    return {CARD_FILE: PublishedFile(blake3=blake3_of(content), size=len(content))}
+    return _added(out, CARD_FILE, f"{card.encode(indent=2)}\n".encode())
 
 
 def _receipt(
@@ -287,7 +307,7 @@ def _receipt(
     card: Card,
     added: Mapping[str, PublishedFile],
 ) -> Receipt:
-    # Preview and card are not part of the digest: the same weights have the same digest without.
+    # What was added is not part of the digest: the same weights have the same digest without it.
     files = converted.files
     sha256 = {arrived.blake3: arrived.sha256 for arrived in fetched.files.values()}
     return Receipt(

@@ -286,6 +286,7 @@ RESULTS = {
     "source": st.none() | st.fixed_dictionaries(SOURCES),
     "artifact": st.none() | st.fixed_dictionaries(ARTIFACTS),
     "preview": st.booleans(),
+    "picture": st.booleans(),
 }
 LONGEST = LoadResult(
     outcome="removed",
@@ -312,6 +313,7 @@ LONGEST = LoadResult(
         card=LONG_CARD,
     ),
     preview=True,
+    picture=True,
 )
 """A result in which every field has its maximal length."""
 

@@ -10,7 +10,8 @@ import pytest
 
 from devkit.fakehub import FakeHub
 from sd_api.card import Card
-from sd_loader.civitai_facts import CivitaiFacts
+from sd_loader import acquire
+from sd_loader.civitai_facts import CivitaiFacts, CivitaiImage
 from sd_loader.handover import Fetched
 from sd_loader.settings import Settings
 from sd_loader.source.link import OpenLink
@@ -47,6 +48,16 @@ def repo(hub: FakeHub, folder: Path, card_data: object) -> None:
     hub.add_repo("org/style", folder, card_data=card_data)
 
 
+def says(monkeypatch: pytest.MonkeyPatch, facts: CivitaiFacts) -> None:
+    """Let Civitai say something of each link."""
+    download = OpenLink.download
+
+    def download_from_civitai(*arguments: Any) -> Fetched:
+        return download(*arguments).model_copy(update={"civitai": facts})
+
+    monkeypatch.setattr(OpenLink, "download", download_from_civitai)
+
+
 def test_the_card_of_a_link_is_in_the_files_metadata(
     hub: FakeHub, settings: Settings, into: Path
 ) -> None:
@@ -80,16 +91,54 @@ def test_what_civitai_says_comes_first(
 ) -> None:
     """It is what people see on the model's page."""
     facts = CivitaiFacts(version_id=2, model_id=1, model_name="Scales", base_model="Pony")
-    download = OpenLink.download
-
-    def download_from_civitai(*arguments: Any) -> Fetched:
-        return download(*arguments).model_copy(update={"civitai": facts})
-
-    monkeypatch.setattr(OpenLink, "download", download_from_civitai)
+    says(monkeypatch, facts)
     link = hub.serve_file("/fish.safetensors", BODY)
     fetched = fetch(load_request(url=link, model_type="lora"), settings, into)
     page = f"{settings.civitai_endpoint}/models/1?modelVersionId=2"
     assert fetched.card == Card(title="Scales", license="MIT", based_on="Pony", page=page)
+
+
+@pytest.mark.parametrize(
+    ("picture", "warning"),
+    [
+        pytest.param({"content": b"\xff\xd8\xffpixels"}, None, id="kept as it is"),
+        pytest.param({"content": b"", "status": 404}, "404", id="missing"),
+        pytest.param({"content": bytes(6 << 20)}, "the limit is", id="too large"),
+    ],
+)
+def test_a_safe_picture_is_kept_and_a_failure_is_a_warning(
+    hub: FakeHub,
+    settings: Settings,
+    into: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    picture: dict[str, Any],
+    warning: str | None,
+) -> None:
+    """It is not decoded in the container that has the token."""
+    image = CivitaiImage(url=hub.serve_file("/image", **picture), nsfw_level=1)
+    says(monkeypatch, CivitaiFacts(version_id=2, images=(image,)))
+    link = hub.serve_file("/fish.safetensors", BODY)
+    fetched = fetch(load_request(url=link, model_type="lora"), settings, into)
+    if warning is None:
+        assert fetched.picture is not None
+        assert (into / fetched.picture).read_bytes() == picture["content"]
+    else:
+        assert fetched.picture is None
+        assert "the source's picture is not kept: " in fetched.warnings[0]
+        assert warning in fetched.warnings[0]
+
+
+def test_no_picture_is_downloaded_that_cannot_be_decoded(
+    hub: FakeHub, settings: Settings, into: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slim image has no decoder."""
+    monkeypatch.setattr(acquire, "can_decode", lambda: False)
+    image = CivitaiImage(url=hub.serve_file("/image", b"x"), nsfw_level=1)
+    says(monkeypatch, CivitaiFacts(version_id=2, images=(image,)))
+    link = hub.serve_file("/fish.safetensors", BODY)
+    fetched = fetch(load_request(url=link, model_type="lora"), settings, into)
+    assert (fetched.picture, fetched.warnings) == (None, ())
+    assert {asked.path for asked in hub.requests} == {"/fish.safetensors"}
 
 
 @pytest.mark.parametrize("card_data", ["x", ["x"], 7, {"license": {"a": [1]}, "tags": "x"}])

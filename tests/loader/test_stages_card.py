@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from sd_api.card import CARD_MAX_BYTES, Card
-from sd_api.names import CARD_FILE
+from sd_api.names import CARD_FILE, PICTURE_FILE
 from sd_api.wire import Receipt
+from sd_loader import stages
+from sd_loader.picture import PictureError
 from sd_loader.store.receipt import RECEIPT_FILE
 from tests.support.store.madeup import Parts, loaded, removed, request
 from tests.support.store.volumes import FILES, MODEL_ID, NAMESAKE, OWNER, tree
@@ -69,6 +71,38 @@ def test_an_adopted_version_keeps_its_card(parts: Parts, tmp_path: Path) -> None
     assert first.artifact is not None
     assert again.artifact.card == first.artifact.card
     assert card_in(tmp_path) == CARD
+
+
+def test_the_picture_of_the_source_is_published_beside_the_model(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in the receipt, but not in the digest, and an adopted version keeps it."""
+    monkeypatch.setattr(stages, "published_picture", lambda content: b"encoded " + content)
+    parts.picture = b"picture"
+    result = loaded(tmp_path)
+    assert result.picture
+    assert not result.preview
+    assert (tmp_path / MODEL_ID / PICTURE_FILE).read_bytes() == b"encoded picture"
+    assert loaded(tmp_path, pod="pod-2") == result
+    removed(tmp_path, OWNER, retain=True)
+    assert loaded(tmp_path, request(NAMESAKE)).picture
+    assert result.artifact is not None
+    assert result.artifact.files == len(FILES)
+
+
+def test_a_picture_that_cannot_be_decoded_is_a_warning(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is published without it."""
+
+    def fail(_: bytes) -> bytes:
+        raise PictureError("it has 9x9 pixels")
+
+    monkeypatch.setattr(stages, "published_picture", fail)
+    parts.picture = b"picture"
+    result = loaded(tmp_path)
+    assert not result.picture
+    assert result.message == "one; two; the source's picture is not kept: it has 9x9 pixels"
 
 
 def test_the_word_of_an_embedding_is_the_one_that_is_published(

@@ -8,6 +8,8 @@ from sd_api.card import Card
 from sd_loader.card.clean import page, text, words
 from sd_loader.civitai_facts import CivitaiFacts, CivitaiLicence
 
+_SAFE = 1
+"""Civitai's rating PG. Higher powers of two are for fewer people."""
 _NO_USE = "None"
 """Civitai's word in a list of commercial uses that has no other."""
 
@@ -22,6 +24,12 @@ def card_of_civitai(facts: CivitaiFacts, endpoint: str) -> Card:
         page=_page(facts, endpoint),
         trigger_words=words(facts.trained_words),
     )
+
+
+def safe_picture(facts: CivitaiFacts) -> str | None:
+    """Return the url of the first picture that Civitai rates as safe for everyone, if any."""
+    safe = (image for image in facts.images if image.nsfw_level == _SAFE and not image.is_video)
+    return next((image.url for image in safe), None)
 
 
 def _title(facts: CivitaiFacts) -> str | None:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import pytest
 
 from sd_api.card import TRIGGER_WORDS_MAX, Card
-from sd_loader.card.civitai import card_of_civitai
-from sd_loader.civitai_facts import CivitaiFacts, CivitaiLicence
+from sd_loader.card.civitai import card_of_civitai, safe_picture
+from sd_loader.civitai_facts import CivitaiFacts, CivitaiImage, CivitaiLicence
 
 ENDPOINT = "https://civitai.com"
+IMAGES = "https://images.example.com/"
+
+
+def image(level: int | None, name: str = "a", *, is_video: bool = False) -> CivitaiImage:
+    """An image with a rating."""
+    return CivitaiImage(url=f"{IMAGES}{name}", nsfw_level=level, is_video=is_video)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +57,22 @@ ENDPOINT = "https://civitai.com"
 def test_a_card_has_what_civitai_says(facts: CivitaiFacts, card: Card) -> None:
     """A version without its model's answer has neither creator nor licence."""
     assert card_of_civitai(facts, ENDPOINT) == card
+
+
+@pytest.mark.parametrize(
+    ("images", "url"),
+    [
+        pytest.param((), None, id="none"),
+        pytest.param((image(1), image(1, "b")), f"{IMAGES}a", id="the first"),
+        pytest.param((image(2), image(None), image(0), image(32)), None, id="not rated as safe"),
+        pytest.param((image(1, is_video=True), image(1, "b")), f"{IMAGES}b", id="a video"),
+    ],
+)
+def test_only_a_picture_that_is_rated_as_safe_is_taken(
+    images: tuple[CivitaiImage, ...], url: str | None
+) -> None:
+    """A picture without a rating counts as not safe."""
+    assert safe_picture(CivitaiFacts(version_id=2, images=images)) == url
 
 
 @pytest.mark.parametrize(

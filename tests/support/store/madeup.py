@@ -28,6 +28,7 @@ class Parts:
         self.arrived: dict[str, Arrived] = {}
         self.card = Card()
         self.word: str | None = None
+        self.picture: bytes | None = None
         self.fetch_error: Exception | None = None
         self.convert_error: Exception | None = None
 
@@ -51,8 +52,13 @@ class Parts:
             raise self.fetch_error
         file.write_bytes(self.content)
         source = Source(size_bytes=15, format="ckpt")
-        files, card = self.arrived, self.card
-        return Fetched(kind="file", path="file", files=files, source=source, card=card)
+        fetched = Fetched(
+            kind="file", path="file", files=self.arrived, source=source, card=self.card
+        )
+        if self.picture is None:
+            return fetched
+        (into / "picture").write_bytes(self.picture)
+        return fetched.model_copy(update={"picture": "picture"})
 
     def convert(
         self, fetched: Fetched, source_dir: Path, _conversion: object, out: Path, _report: object

@@ -75,7 +75,10 @@ class Gallery:
                 Route("/live", signed(self._live)),
                 Route("/load", signed(self._load), methods=["GET", "POST"]),
                 Route("/models/{name}", signed(self._model)),
-                Route("/models/{name}/preview.png", signed(self._preview)),
+                *(
+                    Route(f"/models/{{name}}/{file}", signed(self._image))
+                    for file in previews.MEDIA_TYPES
+                ),
                 Route("/models/{name}/reload", signed(self._reload), methods=["POST"]),
                 Route("/models/{name}/delete", signed(self._delete), methods=["GET", "POST"]),
             ],
@@ -173,7 +176,7 @@ class Gallery:
             namespace=key.namespace,
             filter=filter_,
             cards=shown,
-            previews=await self._previewed(b for b in bodies if b["metadata"]["name"] in names),
+            images=await self._images(b for b in bodies if b["metadata"]["name"] in names),
             found=len(matches),
             total=len(cards),
             types={card.type: card.type_name for card in cards if card.type},
@@ -195,33 +198,37 @@ class Gallery:
             namespace=key.namespace,
             model=views.detail(body, now),
             events=views.events(await self._models.events(key.namespace, body), now)[:30],
-            previewed=bool(await self._previewed([body])),
+            images=(await self._images([body])).get(body["metadata"]["name"], ()),
             digest=live.digest([body]),
         )
 
-    async def _previewed(self, bodies: Iterable[Json]) -> set[str]:
-        """Return the names of the models that have a preview on the volume."""
+    async def _images(self, bodies: Iterable[Json]) -> dict[str, tuple[str, ...]]:
+        """Return the file names of the images on the volume, by the names of the models."""
         store = self._store
         if store is None:
-            return set()
+            return {}
         models = [Model.from_body(body) for body in bodies]
-        paths = {model.name: previews.preview_path(model) for model in models}
+        stated = {model.name: previews.paths(model) for model in models}
 
-        def existing() -> set[str]:
-            return {name for name, path in paths.items() if path and previews.exists(store, path)}
+        def existing() -> dict[str, tuple[str, ...]]:
+            return {
+                name: tuple(file for file, path in paths.items() if previews.exists(store, path))
+                for name, paths in stated.items()
+            }
 
         return await asyncio.to_thread(existing)
 
-    async def _preview(self, request: Request, key: Key) -> Response:
+    async def _image(self, request: Request, key: Key) -> Response:
         body = await self._models.get(key.namespace, request.path_params["name"])
-        path = previews.preview_path(Model.from_body(body))
+        file = request.url.path.rpartition("/")[2]
+        path = previews.paths(Model.from_body(body)).get(file)
         image = None
         if self._store is not None and path is not None:
             image = await asyncio.to_thread(previews.read, self._store, path)
         if image is None:
-            raise HTTPException(404, "This model has no preview image")
+            raise HTTPException(404, f"This model has no {file}")
         headers = {"Cache-Control": "private, max-age=86400"}
-        return Response(image, media_type="image/png", headers=headers)
+        return Response(image, media_type=previews.MEDIA_TYPES[file], headers=headers)
 
     async def _live(self, request: Request, key: Key) -> Response:
         # The stream counts before anything is awaited: many requests at once would all pass.
