@@ -13,7 +13,7 @@ import pytest
 from sd_api.card import Card
 from sd_api.load import Owner
 from sd_loader.errors import LoaderError
-from sd_loader.store import index, removal
+from sd_loader.store import index
 from sd_loader.store.volume import Volume
 from sd_loader.sweep import sweep
 from tests.support.store.madeup import Parts, loaded, removed, request
@@ -25,6 +25,7 @@ from tests.support.store.volumes import (
     OWNER,
     load,
     load_untidily,
+    remove,
     tree,
 )
 
@@ -109,8 +110,7 @@ def test_twenty_pods_that_publish_and_remove_at_once_leave_a_true_list(tmp_path:
         with Volume.open(tmp_path) as volume:
             load(volume, owner, model_id=owner.name)
             if number % 4 < 2:
-                removal.remove_model(volume, owner, owner.name)
-                index.refresh(volume, owner.uid, namespace)
+                remove(volume, owner, owner.name)
 
     with ThreadPoolExecutor(20) as pool:
         list(pool.map(work, range(20)))

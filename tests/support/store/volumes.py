@@ -15,7 +15,7 @@ from sd_api.wire import Artifact, PublishedFile, Receipt, Source
 from sd_loader.digests import folder_digest
 from sd_loader.errors import LoaderError
 from sd_loader.store import adopt as adoption
-from sd_loader.store import index
+from sd_loader.store import index, removal
 from sd_loader.store.folder import Folder
 from sd_loader.store.ownership import take_ownership
 from sd_loader.store.publish import publish, tidy
@@ -45,6 +45,12 @@ def load(
     tidy(volume, owner, load_hash, DAY, NOW)
     index.refresh(volume, owner.uid, owner.namespace)
     return receipt
+
+
+def remove(volume: Volume, owner: Owner, model_id: str) -> None:
+    """Do a whole removal."""
+    removal.remove_model(volume, owner, model_id)
+    index.refresh(volume, owner.uid, owner.namespace)
 
 
 def load_untidily(
