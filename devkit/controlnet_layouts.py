@@ -13,8 +13,8 @@ from typing import Any
 from devkit.ldm_layouts import RESNETS_PER_LEVEL, SD15, Shapes, Widths, unet_shapes
 
 HINTS = (16, 32, 96, 256)
-_DEPTHS = {"sd1": (1, 1, 1, 0), "sd2": (1, 1, 1, 0), "sdxl": (0, 2, 10)}
-_MULTIPLIERS = {"sd1": (1, 2, 4, 4), "sd2": (1, 2, 4, 4), "sdxl": (1, 2, 4)}
+_DEPTHS = {"sd-1": (1, 1, 1, 0), "sd-2": (1, 1, 1, 0), "sdxl": (0, 2, 10)}
+_MULTIPLIERS = {"sd-1": (1, 2, 4, 4), "sd-2": (1, 2, 4, 4), "sdxl": (1, 2, 4)}
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class ControlNet:
         return tuple(self.width * factor for factor in _MULTIPLIERS[self.family])
 
 
-SD1 = ControlNet("sd1", 320, 768)
-SD2 = ControlNet("sd2", 320, 1024)
+SD1 = ControlNet("sd-1", 320, 768)
+SD2 = ControlNet("sd-2", 320, 1024)
 SDXL = ControlNet("sdxl", 320, 2048)
 TINY = {
-    "sd1": ControlNet("sd1", 32, 64, hints=(4, 8, 12, 16)),
-    "sd2": ControlNet("sd2", 64, 32, hints=(4, 8, 12, 16)),
+    "sd-1": ControlNet("sd-1", 32, 64, hints=(4, 8, 12, 16)),
+    "sd-2": ControlNet("sd-2", 64, 32, hints=(4, 8, 12, 16)),
     "sdxl": ControlNet("sdxl", 64, 32, hints=(4, 8, 12, 16), added=96),
 }
 
@@ -56,7 +56,9 @@ def controlnet_shapes(net: ControlNet, prefix: str = "control_model.") -> Shapes
     for name, shape in unet_shapes(widths).items():
         if name.startswith(("time_embed.", "input_blocks.", "middle_block.")):
             # SD 2's transformers project with matrices instead of convolutions.
-            is_matrix = net.family == "sd2" and name.endswith(("proj_in.weight", "proj_out.weight"))
+            is_matrix = net.family == "sd-2" and name.endswith(
+                ("proj_in.weight", "proj_out.weight")
+            )
             shapes[name] = shape[:2] if is_matrix else shape
     layers = [(net.inputs, net.hints[0])]
     for narrow, wide in zip(net.hints, net.hints[1:], strict=False):
@@ -89,7 +91,7 @@ def config(net: ControlNet, **rest: Any) -> dict[str, Any]:
         "down_block_types": crossing,
         "layers_per_block": 2,
     }
-    if net.family != "sd1":
+    if net.family != "sd-1":
         fields["attention_head_dim"] = [width // 64 for width in net.levels]
         fields["use_linear_projection"] = True
     if net.family == "sdxl":

@@ -78,7 +78,7 @@ _THREE_LEVELS = Structure((1, 2, 4), (1,) * 3, (1,) * 6, middle=1)
 _KOALA = replace(_SDXL, down=(0, 2, 10), up=(10, 10, 2, 2, 0, 0))
 STRUCTURES = {
     "sd15": _SD15,
-    "sd2": replace(_SD15, linear=True),
+    "sd-2": replace(_SD15, linear=True),
     "sdxl": _SDXL,
     "refiner": Structure(
         (1, 2, 4, 4),
@@ -146,11 +146,11 @@ class Widths:
 
 
 SD15 = Widths("sd15", unet=320, vae=128, text=(768,), text_layers=(12,))
-SD2 = Widths("sd2", unet=320, vae=128, text=(1024,), text_layers=(24,))
+SD2 = Widths("sd-2", unet=320, vae=128, text=(1024,), text_layers=(24,))
 SDXL = Widths("sdxl", unet=320, vae=128, text=(768, 1280), text_layers=(12, 32))
 REFINER = Widths("refiner", unet=384, vae=128, text=(1280,), text_layers=(32,))
 TINY_SD15 = Widths("sd15", unet=32, vae=32, text=(64,), text_layers=(12,))
-TINY_SD2 = Widths("sd2", unet=32, vae=32, text=(64,), text_layers=(24,))
+TINY_SD2 = Widths("sd-2", unet=32, vae=32, text=(64,), text_layers=(24,))
 TINY_SDXL = Widths("sdxl", unet=32, vae=32, text=(64, 128), text_layers=(12, 32))
 TINY_REFINER = Widths("refiner", unet=32, vae=32, text=(64,), text_layers=(32,))
 

@@ -126,7 +126,7 @@ KINDS: dict[str, Callable[[bool], Shapes]] = {
     "sdxl": _of(sdxl_shapes, SDXL, TINY_SDXL),
     "sdxl-fp8": _of(sdxl_shapes, SDXL, TINY_SDXL),
     "controlnet": lambda tiny: controlnet_layouts.controlnet_shapes(
-        controlnet_layouts.TINY["sd1"] if tiny else controlnet_layouts.SD1
+        controlnet_layouts.TINY["sd-1"] if tiny else controlnet_layouts.SD1
     ),
     "lora": _lora,
 }

@@ -54,7 +54,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 RESULT = LoadResult(
     outcome="loaded",
     artifact=Artifact(
-        digest="blake3:" + "ab" * 32, size_bytes=2_100_000_000, files=13, base_model="sd1"
+        digest="blake3:" + "ab" * 32, size_bytes=2_100_000_000, files=13, base_model="sd-1"
     ),
     source=Source(size_bytes=2_100_000_000, format="safetensors"),
 )

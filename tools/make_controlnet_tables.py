@@ -18,7 +18,7 @@ from tools import make_tables
 from tools.make_tables import DATA, PRIMES, ROOT, Symbol, Table, fill_in, render
 
 PREFIX = "control_model."
-ORIGINALS = {"controlnet-sd1": SD1, "controlnet-sd2": SD2, "controlnet-sdxl": None}
+ORIGINALS = {"controlnet-sd-1": SD1, "controlnet-sd-2": SD2, "controlnet-sdxl": None}
 NAMES = (
     *(f"unet_{level}" for level in range(3)),
     *(f"hint_{level}" for level in range(4)),

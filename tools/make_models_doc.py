@@ -1,4 +1,4 @@
-"""Write the table in docs/models.md from the rows (ROWS) of the tests.
+"""Write the tables in docs/models.md: from the rows (ROWS) of the tests, and from the taxonomy.
 
 python -m tools.make_models_doc
 """
@@ -10,13 +10,15 @@ import re
 from itertools import groupby
 from pathlib import Path
 
-from sd_api.choices import ModelType
+from sd_api.choices import PIPELINES, ModelType
+from sd_api.taxonomy import FAMILIES, LOADED
 from tests.support.models.catalog import Row
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
 DOC = ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- made by tools/make_models_doc.py -->\n", "<!-- end -->\n"
+FAMILIES_BEGIN = "<!-- families: made by tools/make_models_doc.py -->\n"
 
 
 def rows() -> list[Row]:
@@ -52,16 +54,31 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def families_table() -> str:
+    """Return a table with a line per family: its names, its variants and its other models."""
+    lines = [
+        "| baseModel | family | variant | other types |",
+        "|---|---|---|---|",
+    ]
+    for name, family in FAMILIES.items():
+        variants = "; ".join(f"`{value}`: {what}" for value, what in family.variants.items())
+        types = [kind for kind in ModelType if kind not in PIPELINES and name in LOADED[kind]]
+        lines.append(f"| `{name}` | {family.title} | {variants} | {', '.join(types)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _suffixed(container: str) -> str:
     """Write a container as a file suffix (`ckpt` as `.ckpt`); leave other words unchanged."""
     return re.sub(r"^(safetensors|ckpt|pt|bin)\b", r".\1", container)
 
 
 def rendered(text: str) -> str:
-    """Return the document with its table up to date."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    """Return the document with its tables up to date."""
+    for begin, content in ((BEGIN, table()), (FAMILIES_BEGIN, families_table())):
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(END)
+        text = f"{before}{begin}\n{content}\n{END}{after}"
+    return text
 
 
 if __name__ == "__main__":

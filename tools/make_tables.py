@@ -139,22 +139,24 @@ def _distilled(parent: str, shapes: Mapping[str, Shape]) -> Recipe:
 
 
 RECIPES = {
-    "sd1": Recipe(sd15_shapes(SD15), SD1_PREFIXES, CLIP),
-    "sd1/variants/one-layer": _distilled("sd1", sd15_shapes(replace(SD15, architecture="bk-base"))),
-    "sd1/variants/three-levels": _distilled(
-        "sd1", sd15_shapes(replace(SD15, architecture="three-levels"))
+    "sd-1": Recipe(sd15_shapes(SD15), SD1_PREFIXES, CLIP),
+    "sd-1/variants/one-layer": _distilled(
+        "sd-1", sd15_shapes(replace(SD15, architecture="bk-base"))
     ),
-    "sd2": Recipe(
+    "sd-1/variants/three-levels": _distilled(
+        "sd-1", sd15_shapes(replace(SD15, architecture="three-levels"))
+    ),
+    "sd-2": Recipe(
         sd2_shapes(SD2),
         {"text_encoder": "cond_stage_model.model."} | REST,
         # The checkpoint has 24, but the last one is not used.
         {"text_encoder_layers": 23},
     ),
-    "sd2/variants/one-layer": _distilled(
-        "sd2", sd2_shapes(replace(SD2, architecture="bk-v2-base"))
+    "sd-2/variants/one-layer": _distilled(
+        "sd-2", sd2_shapes(replace(SD2, architecture="bk-v2-base"))
     ),
-    "sd2/variants/three-levels": _distilled(
-        "sd2", sd2_shapes(replace(SD2, architecture="three-levels-v2"))
+    "sd-2/variants/three-levels": _distilled(
+        "sd-2", sd2_shapes(replace(SD2, architecture="three-levels-v2"))
     ),
     "sdxl": Recipe(sdxl_shapes(SDXL), SDXL_PREFIXES, CLIP | {"text_encoder_2_layers": 32}),
     "sdxl/variants/one-layer": _distilled("sdxl", sdxl_shapes(replace(SDXL, architecture="koala"))),

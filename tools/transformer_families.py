@@ -346,7 +346,7 @@ FAMILIES = {
         {"inner": 1280, "context": 4111, "inputs": 131, "outputs": 137},
         original=LTX,
     ),
-    "krea2": Family(
+    "krea-2": Family(
         diffusers.Krea2Transformer2DModel,
         converters.convert_krea2_transformer_checkpoint_to_diffusers,
         (

@@ -41,12 +41,50 @@ class Weights(StrEnum):
 
 
 class BaseModelName(StrEnum):
-    """The architecture family, if the file does not show it or shows a wrong one."""
+    """The families of models. The values are InvokeAI's, where InvokeAI has the family.
 
-    SD1 = "sd1"
-    SD2 = "sd2"
+    `sd_api.taxonomy` has their titles and variants, and reads them as people write them.
+    """
+
+    SD1 = "sd-1"
+    SD2 = "sd-2"
     SDXL = "sdxl"
     SDXL_REFINER = "sdxl-refiner"
+    SD3 = "sd-3"
+    FLUX = "flux"
+    FLUX2 = "flux2"
+    FLUX3 = "flux3"
+    CHROMA = "chroma"
+    QWEN_IMAGE = "qwen-image"
+    Z_IMAGE = "z-image"
+    WAN = "wan"
+    LUMINA2 = "lumina2"
+    AURAFLOW = "auraflow"
+    COGVIDEOX = "cogvideox"
+    COGVIEW4 = "cogview4"
+    HIDREAM = "hidream"
+    HUNYUAN_VIDEO = "hunyuan-video"
+    KREA2 = "krea-2"
+    LTX = "ltx"
+    LTX2 = "ltx2"
+    PIXART = "pixart"
+    SANA = "sana"
+
+
+class ArtifactFormat(StrEnum):
+    """How a published folder is opened. The values are InvokeAI's, where InvokeAI has the format.
+
+    The status has more than these values if a later loader knows more.
+    """
+
+    DIFFUSERS = "diffusers"
+    """By `from_pretrained`, a LoRA by `load_lora_weights`."""
+
+    PEFT = "peft"
+    """A LoRA that PEFT opens, too."""
+
+    EMBEDDING_FOLDER = "embedding_folder"
+    """An embedding, by `load_textual_inversion`."""
 
 
 class LoraFormat(StrEnum):

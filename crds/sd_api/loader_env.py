@@ -113,7 +113,7 @@ class LoaderEnv:
         "SD_LOADER_DEFAULT_PARTS", read=parse_default_parts, write=format_default_parts
     )
     """For each base model, the Hub repo of components that a checkpoint lacks:
-    sd1=ORG/NAME,sdxl=ORG/NAME."""
+    sd-1=ORG/NAME,sdxl=ORG/NAME."""
     trained_url_template: str | None = _variable(
         "SD_LOADER_TRAINED_URL_TEMPLATE", read=check_template
     )

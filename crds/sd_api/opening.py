@@ -9,8 +9,8 @@ from sd_api.wire import Artifact
 
 _DTYPES = {"fp16": "torch.float16", "bf16": "torch.bfloat16", "fp32": "torch.float32"}
 _PIPELINES = {
-    "sd1": "StableDiffusionPipeline",
-    "sd2": "StableDiffusionPipeline",
+    "sd-1": "StableDiffusionPipeline",
+    "sd-2": "StableDiffusionPipeline",
     "sdxl": "StableDiffusionXLPipeline",
     "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline",
 }

@@ -115,7 +115,19 @@ class Artifact(Extensible):
         default=0, description="Bytes that this model shares with others by hard links."
     )
     files: Count
-    base_model: Word | None = Field(default=None, description="The architecture family.")
+    base_model: Word | None = Field(
+        default=None, description="The family, such as sd-1, sdxl or flux."
+    )
+    variant: Word | None = Field(
+        default=None,
+        description="The variant of the family, such as inpaint or schnell. Absent if the files do"
+        " not show it.",
+    )
+    format: Word | None = Field(
+        default=None,
+        description="How the folder is opened: diffusers, peft (a LoRA for diffusers and PEFT) or"
+        " embedding_folder.",
+    )
     pipeline_class: Word | None = Field(default=None, description="diffusers' class.")
     precision: Word | None = Field(
         default=None,

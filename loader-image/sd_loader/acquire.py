@@ -91,6 +91,7 @@ def acquire(
         git_revision=request.git_revision,
         precision=request.revision,
         replaced=frozenset() if request.vae is None else frozenset({_VAE}),
+        base_model=request.base_model,
         only_for_sd=_only_for_sd(request),
         needs_token=True,
     )
@@ -134,7 +135,6 @@ def acquire(
 def _only_for_sd(request: LoadRequest) -> tuple[str, ...]:
     """The fields of the spec that are set and that only pipelines of Stable Diffusion can use."""
     fields = {
-        "spec.baseModel": request.base_model,
         "spec.predictionType": request.prediction_type,
         "spec.upcastAttention": request.upcast_attention,
         "spec.vae": request.vae,

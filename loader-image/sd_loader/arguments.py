@@ -16,6 +16,7 @@ from sd_api.choices import (
     Weights,
 )
 from sd_api.completion import add_completion
+from sd_api.taxonomy import canonical, listed
 
 OF_JOBS = frozenset({"fetch", "convert", "remove", "check"})
 """The commands that the operator's Jobs run. People run the others."""
@@ -23,6 +24,8 @@ _OLDER_THAN_HOURS = 24.0
 """Longer than a loader Job may run (6 h), so that an older file cannot belong to a running Pod even
 on a file system without locks."""
 _WIDTH = 78
+_NAME_LENGTH = 40
+"""How much of a wrong name a message shows."""
 _URL = "https://civitai.com/api/download/models/94640"
 
 
@@ -168,8 +171,10 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--base-model",
-        choices=[name.value for name in BaseModelName],
-        help="architecture of the model; default: detected",
+        type=_base_model,
+        choices=[*BaseModelName],
+        metavar="FAMILY",
+        help=f"family of the model: {listed(BaseModelName)}; default: detected",
     )
     add(
         "--prediction-type",
@@ -246,6 +251,15 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
         " (default: 24)",
     )
     _add_json(parser, "print one JSON object per line")
+
+
+def _base_model(text: str) -> BaseModelName:
+    name = canonical(text)
+    if name is None:
+        raise argparse.ArgumentTypeError(
+            f"{text[:_NAME_LENGTH]!r} is not a family; the families are {listed(BaseModelName)}"
+        )
+    return name
 
 
 def _hours(text: str) -> float:

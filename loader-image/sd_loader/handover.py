@@ -50,13 +50,14 @@ def nothing_at_hand(_sha256: str, _size: int, _path: Path) -> None:
 class Converted:
     """A diffusers folder that is written completely.
 
-    base_model, pipeline_class, precision, prediction_type, lora_rank and checked have the values of
-    the same fields of status.artifact.
+    base_model, variant, pipeline_class, precision, prediction_type, lora_rank and checked have the
+    values of the same fields of status.artifact.
     """
 
     files: Mapping[str, FileDigest]
     """All files, by their paths in the folder."""
     base_model: str | None = None
+    variant: str | None = None
     pipeline_class: str | None = None
     precision: str | None = None
     """fp32, fp16, bf16, mixed, or the format of quantized weights."""

@@ -28,11 +28,15 @@ _CARD_BYTES_MAX = 64 << 10
 
 
 class Inspection(Contract):
-    """What a file is. Fields of the same name as in status.artifact have the same values."""
+    """What a file is. Fields of the same name as in the status have the same values.
+
+    format is that of status.source, the others are those of status.artifact.
+    """
 
     model_type: ModelType
     format: str
     base_model: str | None
+    variant: str | None
     pipeline_class: str | None
     prediction_type: str | None
     precision: str
@@ -55,6 +59,7 @@ class Inspection(Contract):
                 "model type": self.model_type,
                 "format": self.format,
                 "base model": self.base_model,
+                "variant": self.variant,
                 "pipeline": self.pipeline_class,
                 "prediction": self.prediction_type,
                 "precision": self.precision,
@@ -69,6 +74,8 @@ class PublishedModel(Contract):
     """A published model. Fields of the same name as in status.artifact have the same values."""
 
     base_model: str | None
+    variant: str | None
+    format: str | None
     pipeline_class: str | None
     prediction_type: str | None
     precision: str | None
@@ -88,6 +95,8 @@ class PublishedModel(Contract):
         return _text(
             {
                 "base model": self.base_model,
+                "variant": self.variant,
+                "format": self.format,
                 "pipeline": self.pipeline_class,
                 "prediction": self.prediction_type,
                 "precision": self.precision,
@@ -116,16 +125,8 @@ def inspect_published(path: Path) -> PublishedModel:
                 " folder of a published model",
             ) from error
         card = _whole_card(folder) or artifact.card
-    return PublishedModel(
-        base_model=artifact.base_model,
-        pipeline_class=artifact.pipeline_class,
-        prediction_type=artifact.prediction_type,
-        precision=artifact.precision,
-        files=artifact.files,
-        size_bytes=artifact.size_bytes,
-        digest=artifact.digest,
-        card=card,
-    )
+    facts = artifact.model_dump(include=PublishedModel.model_fields.keys() - {"card"})
+    return PublishedModel(**facts, card=card)
 
 
 def _whole_card(folder: Folder) -> Card | None:
@@ -148,6 +149,7 @@ def inspect(path: Path) -> Inspection:
             model_type=model_type,
             format=file.format,
             base_model=plan.base_model,
+            variant=plan.variant,
             pipeline_class=plan.pipeline_class,
             prediction_type=plan.prediction_type,
             precision=plan.precision,

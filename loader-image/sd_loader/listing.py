@@ -18,7 +18,7 @@ from sd_loader.store.ownership import Version
 from sd_loader.store.receipt import read_receipt
 from sd_loader.store.volume import Volume
 
-_COLUMNS = ("MODEL", "BASE", "PIPELINE", "PRECISION", "SIZE", "FILES", "DIGEST")
+_COLUMNS = ("MODEL", "BASE", "VARIANT", "PIPELINE", "PRECISION", "SIZE", "FILES", "DIGEST")
 _DIGEST_WIDTH = len("blake3:") + 12
 
 
@@ -27,6 +27,8 @@ class Published(Contract):
 
     model_id: str
     base_model: str | None = None
+    variant: str | None = None
+    format: str | None = None
     pipeline_class: str | None = None
     precision: str | None = None
     size_bytes: int | None = None
@@ -107,6 +109,7 @@ def _row(model: Published) -> tuple[str, ...]:
     return (
         model.model_id,
         model.base_model or "-",
+        model.variant or "-",
         model.pipeline_class or "-",
         model.precision or "-",
         size(model.size_bytes or 0),

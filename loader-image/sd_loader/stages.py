@@ -18,6 +18,7 @@ from sd_api.card import Card
 from sd_api.load import LoadRequest, RemoveRequest
 from sd_api.names import CARD_FILE, PICTURE_FILE, PREVIEW_FILE
 from sd_api.reasons import Reason
+from sd_api.taxonomy import published_format
 from sd_api.wire import (
     MESSAGE_MAX_LENGTH,
     Artifact,
@@ -319,6 +320,8 @@ def _receipt(
             size_bytes=sum(file.size for file in files.values()),
             files=len(files),
             base_model=converted.base_model,
+            variant=converted.variant,
+            format=published_format(request.model_type, request.lora.format).value,
             pipeline_class=converted.pipeline_class,
             precision=converted.precision,
             prediction_type=converted.prediction_type,

@@ -76,7 +76,7 @@ def test_every_value_sets_its_setting() -> None:
     assert settings.loader.tmp_size == "2Gi"
     assert settings.loader.active_deadline_seconds == 7200
     assert (settings.loader.load_ttl_seconds, settings.loader.remove_ttl_seconds) == (60, 30)
-    assert settings.loader.default_parts == {"sd1": "org/one", "sdxl": "org/xl"}
+    assert settings.loader.default_parts == {"sd-1": "org/one", "sdxl": "org/xl"}
     assert settings.loader.allow_overrides is False
     assert settings.loader.priority_classes == {"low", "lowest"}
     assert settings.loader.security_context == FULL["loader"]["securityContext"]

@@ -27,7 +27,7 @@ ARTIFACT = {
     "size": "2.1 GB",
     "sharedBytes": 500_000_000,
     "files": 12,
-    "baseModel": "sd1",
+    "baseModel": "sd-1",
     "lastUpdateTime": times.stamp(NOW),
 }
 
@@ -54,7 +54,7 @@ def test_list_shows_the_progress_the_reason_or_the_size() -> None:
     lines = printed(views.model_table([READY, loading, STALLED], NOW)).splitlines()
     assert [line.split() for line in lines] == [
         ["NAME", "TYPE", "PHASE", "PROGRESS", "BASE", "SIZE", "AGE"],
-        ["sketch", "custom_ckpt", "Ready", "sd1", "2.1", "GB", "3", "min"],
+        ["sketch", "custom_ckpt", "Ready", "sd-1", "2.1", "GB", "3", "min"],
         ["sketch", "Downloading", *str(PROGRESS["text"]).split(), "3", "min"],
         ["sketch", "Failed", "SourceNotFound", "3", "min"],
     ]

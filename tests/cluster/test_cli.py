@@ -66,7 +66,7 @@ def test_a_load_is_followed_to_its_end(plugin: Plugin, operated: Operated) -> No
     assert f"sketch in {operated.cluster.namespace}: Ready" in shown
     assert "✓ Ready=True Loaded" in shown
     assert "ModelLoaded" in shown
-    assert re.search(r"^sketch +custom_ckpt +Ready +sd1 ", plugin.says("list"), re.MULTILINE)
+    assert re.search(r"^sketch +custom_ckpt +Ready +sd-1 ", plugin.says("list"), re.MULTILINE)
     assert re.search(
         rf"^{operated.cluster.namespace} +sketch ", plugin.says("list", "-A"), re.MULTILINE
     )

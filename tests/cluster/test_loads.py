@@ -32,7 +32,7 @@ def test_a_model_is_loaded_served_and_removed(operated: Operated) -> None:
     assert status["modelType"] == "custom_ckpt"
     assert artifact["path"] == "Big.Model"
     assert artifact["immutablePath"] == f".store/{uid}/{status['loadHash']}"
-    assert (artifact["baseModel"], artifact["precision"]) == ("sd1", "fp16")
+    assert (artifact["baseModel"], artifact["precision"]) == ("sd-1", "fp16")
     assert "secret" not in str(status), "neither the url's query"
     assert "secret" not in str(operated.cluster.events("sketch")), "nor its token is ever shown"
     published = operated.cluster.store / "Big.Model"
@@ -67,7 +67,7 @@ def test_a_controlnet_of_the_table_and_a_vae_are_loaded(operated: Operated, tmp_
     operated.cluster.model("canny", modelType="controlnet")
     operated.cluster.model("my-vae", url=link, modelType="vae", baseModel="sdxl")
     for name, kind, base in (
-        ("canny", "ControlNetModel", "sd1"),
+        ("canny", "ControlNetModel", "sd-1"),
         ("my-vae", "AutoencoderKL", "sdxl"),
     ):
         artifact = operated.ready(name)["status"]["artifact"]

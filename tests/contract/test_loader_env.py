@@ -29,9 +29,9 @@ EVERY: dict[str, tuple[Any, str, str]] = {
     "credentials_dir": ("/run/secrets/sd", "SD_LOADER_CREDENTIALS_DIR", "/run/secrets/sd"),
     "logins_dir": ("/run/secrets/sd-logins", "SD_LOADER_LOGINS_DIR", "/run/secrets/sd-logins"),
     "default_parts": (
-        {"sdxl": "org/xl", "sd1": "org/one"},
+        {"sdxl": "org/xl", "sd-1": "org/one"},
         "SD_LOADER_DEFAULT_PARTS",
-        "sd1=org/one,sdxl=org/xl",
+        "sd-1=org/one,sdxl=org/xl",
     ),
     "trained_url_template": (
         "https://trainer.example.com/{id}",

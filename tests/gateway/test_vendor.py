@@ -56,29 +56,37 @@ def test_spec_of_a_load_model_request(fields: dict[str, Any], spec: dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("category", "file_format", "model_type", "safetensors"),
+    ("category", "file_format", "model_type", "safetensors", "base_model"),
     [
-        ("stable_diffusion", "ckpt", "custom_ckpt", None),
-        ("stable_diffusion", "pt", "custom_ckpt", None),
-        ("stable_diffusion", "safetensors", "custom_ckpt", True),
-        ("stable_diffusion", "diffusers", "huggingface", None),
-        ("stable_diffusion_xl", "safetensors", "custom_ckpt", True),
-        ("stable_diffusion_xl", "diffusers", "huggingface", None),
-        ("lora", "safetensors", "lora", True),
-        ("lora", "pt", "lora", None),
-        ("lora", "diffusers", "lora", None),
-        ("controlnet", "diffusers", "controlnet", None),
-        ("controlnet", "safetensors", "controlnet", True),
+        ("stable_diffusion", "ckpt", "custom_ckpt", None, None),
+        ("stable_diffusion", "pt", "custom_ckpt", None, None),
+        ("stable_diffusion", "safetensors", "custom_ckpt", True, None),
+        ("stable_diffusion", "diffusers", "huggingface", None, None),
+        ("stable_diffusion_xl", "safetensors", "custom_ckpt", True, "sdxl"),
+        ("stable_diffusion_xl", "diffusers", "huggingface", None, "sdxl"),
+        ("lora", "safetensors", "lora", True, None),
+        ("lora", "pt", "lora", None, None),
+        ("lora", "diffusers", "lora", None, None),
+        ("controlnet", "diffusers", "controlnet", None, None),
+        ("controlnet", "safetensors", "controlnet", True, None),
     ],
 )
 def test_spec_of_a_load_model_v2_request(
-    category: str, file_format: str, model_type: str, safetensors: bool | None
+    category: str,
+    file_format: str,
+    model_type: str,
+    safetensors: bool | None,
+    base_model: str | None,
 ) -> None:
-    """Category and format together give the model type and fromSafetensors."""
+    """Category and format together give model type, base model and fromSafetensors.
+
+    The category of a LoRA or ControlNet leaves the base model of the resource as it is.
+    """
     fields = {"url": LINK, "model_id": "a", "model_category": category, "model_format": file_format}
     assert LoadModelV2.model_validate(fields).spec() == {
         "url": LINK,
         "modelType": model_type,
+        **({"baseModel": base_model} if category.startswith("stable") else {}),
         "fromSafetensors": safetensors,
         "revision": "fp32",
         "webhook": None,
@@ -247,7 +255,7 @@ SPEC = {
     "modelType": "custom_ckpt",
     "revision": "fp16",
     "sha256": "0" * 64,
-    "baseModel": "sd1",
+    "baseModel": "sd-1",
     "credentialsSecretRef": {"name": "civitai"},
     "storage": {"claimName": "fast"},
     "priority": 5,

@@ -78,7 +78,7 @@ def test_messages_name_every_field_that_a_request_sets(kind: type[vendor.Call]) 
 
 SPEC_FIELDS = {
     LoadModel: ("url", "modelType", "fromSafetensors", "revision", "upcastAttention", "webhook"),
-    LoadModelV2: ("url", "modelType", "fromSafetensors", "revision", "webhook"),
+    LoadModelV2: ("url", "modelType", "baseModel", "fromSafetensors", "revision", "webhook"),
     LoadVae: ("url", "fromSafetensors", "webhook"),
 }
 """The fields of the spec that come from a field of the request."""

@@ -135,7 +135,7 @@ def test_renamed_default_repo_is_reported(
     (tmp_path / "repo" / "model_index.json").write_text(json.dumps(INDEX))
     (tmp_path / "repo" / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(BODY)
     hub.renamed["old/name"] = "org/pipeline"
-    settings = replace(settings, default_parts={"sd1": "old/name"})
+    settings = replace(settings, default_parts={"sd-1": "old/name"})
     fetched = fetch(load_request(url=str(model)), settings, into, allow_local=True)
     assert f"{RENAMED}org/pipeline" in fetched.warnings
 

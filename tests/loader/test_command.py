@@ -50,7 +50,7 @@ def test_link_becomes_a_diffusers_folder(
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == (
         "StableDiffusionPipeline"
     )
-    assert (artifact.base_model, artifact.precision) == ("sd1", "fp16")
+    assert (artifact.base_model, artifact.precision) == ("sd-1", "fp16")
     assert artifact.files == sum(
         path.is_file() and not path.name.startswith(".sd-") for path in folder.rglob("*")
     )

@@ -51,7 +51,7 @@ def load(containers: Containers, path: Path, model_type: str) -> Path:
     assert ended.code == ExitCode.DONE, ended.stderr
     assert ended.result is not None
     assert ended.result.artifact is not None
-    assert ended.result.artifact.base_model == "sd1"
+    assert ended.result.artifact.base_model == "sd-1"
     return containers.store / "fish"
 
 
@@ -122,7 +122,7 @@ def test_inspect_detects_the_adapter_type(
 ) -> None:
     """Inspect reports the model type from the file alone."""
     found = json.loads(containers.run("inspect", lora, "--json").stdout)
-    assert (found["modelType"], found["baseModel"]) == ("lora", "sd1")
+    assert (found["modelType"], found["baseModel"]) == ("lora", "sd-1")
     assert "model type: embeddings" in containers.run("inspect", embedding).stdout
 
 

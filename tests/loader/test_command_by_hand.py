@@ -56,7 +56,7 @@ def test_terminal_shows_a_progress_bar_and_then_the_result(
     os.close(terminal)
     containers.end(process)
     assert "━".encode() in shown
-    assert f"{CLEAR_LINE}loaded custom_ckpt, sd1, StableDiffusionPipeline, ".encode() in shown
+    assert f"{CLEAR_LINE}loaded custom_ckpt, sd-1, StableDiffusionPipeline, ".encode() in shown
 
 
 def test_changed_local_file_is_loaded_again(containers: Containers, tmp_path: Path) -> None:
@@ -184,10 +184,10 @@ def test_inspect_describes_a_file(containers: Containers, checkpoint: Path) -> N
     """The output is text, or JSON with `--json`."""
     ended = containers.run("inspect", checkpoint)
     assert ended.code == ExitCode.DONE, ended.stderr
-    assert "base model: sd1" in ended.stdout
+    assert "base model: sd-1\nvariant:    normal\n" in ended.stdout
     found = json.loads(containers.run("inspect", checkpoint, "--json").stdout)
     assert found["format"] == "safetensors"
-    assert found["baseModel"] == "sd1"
+    assert (found["baseModel"], found["variant"]) == ("sd-1", "normal")
     assert found["precision"] == "fp16"
     assert found["tensors"] > 600
 

@@ -44,7 +44,7 @@ def test_load_says_what_it_published_and_how_to_open_it(
     """Stdout has only the path, for scripts."""
     ended = load(containers, checkpoint)
     assert ended.stdout == f"{containers.store}/mine\n"
-    assert "loaded custom_ckpt, sd1, StableDiffusionPipeline, fp16, 12 files, " in ended.stderr
+    assert "loaded custom_ckpt, sd-1, StableDiffusionPipeline, fp16, 12 files, " in ended.stderr
     code = ended.stderr[ended.stderr.index("    import os") :]
     assert f'    folder = os.path.realpath("{containers.store}/mine")\n' in code
     assert "StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float16)" in code
@@ -55,11 +55,13 @@ def test_list_shows_the_published_models(loaded: Containers) -> None:
     table = loaded.run("list", "--store", loaded.store)
     assert table.code == ExitCode.DONE, table.stderr
     heading, row = table.stdout.splitlines()
-    assert heading.split() == ["MODEL", "BASE", "PIPELINE", "PRECISION", "SIZE", "FILES", "DIGEST"]
-    assert row.split()[:4] == ["mine", "sd1", "StableDiffusionPipeline", "fp16"]
+    columns = "MODEL BASE VARIANT PIPELINE PRECISION SIZE FILES DIGEST"
+    assert heading.split() == columns.split()
+    assert row.split()[:5] == ["mine", "sd-1", "normal", "StableDiffusionPipeline", "fp16"]
     [line] = loaded.run("list", "--store", loaded.store, "--json").stdout.splitlines()
     model = json.loads(line)
-    assert (model["modelId"], model["baseModel"], model["files"]) == ("mine", "sd1", 12)
+    assert (model["modelId"], model["baseModel"], model["files"]) == ("mine", "sd-1", 12)
+    assert (model["variant"], model["format"]) == ("normal", "diffusers")
 
 
 def test_list_names_a_model_that_cannot_be_read(loaded: Containers) -> None:

@@ -31,7 +31,7 @@ def test_a_published_model_shows_its_whole_card(model: Path) -> None:
     found = inspect_published(model)
     assert found.card == CARD
     assert found.files == len(FILES)
-    assert found.base_model == "sd1"
+    assert found.base_model == "sd-1"
     assert json.loads(found.to_json())["card"]["title"] == "Pony"
     assert "\ntitle:         Pony\n" in found.to_text()
 

@@ -42,7 +42,7 @@ DECODER = "first_stage_model.decoder"
 @pytest.fixture(scope="module")
 def sd1(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Converted]:
     """A small SD 1.5 checkpoint and its conversion."""
-    root = tmp_path_factory.mktemp("sd1")
+    root = tmp_path_factory.mktemp("sd-1")
     path = save_safetensors(root / "model.safetensors", smallest_sd15())
     return root / "out", convert_file(path, root / "out")
 

@@ -27,12 +27,12 @@ TINY_SIZES = {
     | {key: 1 for key in sizes if key.endswith("_layers")}
     | {key: 128 for key in sizes if key.endswith("_mlp")}
     for name, sizes in PUBLISHED_SIZES.items()
-    if name != "sd2"
+    if name != "sd-2"
 }
-WIDTHS = {"sd1": 64, "sdxl": 128}
+WIDTHS = {"sd-1": 64, "sdxl": 128}
 BASES = list(TINY_SIZES)
 ATTENTION = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-CASES = [pytest.param(base, marks=pytest.mark.slow) for base in ("sd1", "sdxl")]
+CASES = [pytest.param(base, marks=pytest.mark.slow) for base in ("sd-1", "sdxl")]
 
 
 def controlnet(base: str, folder: Path, width: int | None = None) -> None:
@@ -84,9 +84,9 @@ def test_embedding_loads_into_its_base(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         vectors = {"<word>": torch.ones(2, width)}
         save_file(vectors, tmp_path / name / "learned_embeds.safetensors")
-    attempt(tmp_path / "fits", ModelType.EMBEDDINGS, "sd1")
+    attempt(tmp_path / "fits", ModelType.EMBEDDINGS, "sd-1")
     with pytest.raises(LoaderError, match="diffusers cannot open or run"):
-        attempt(tmp_path / "wide", ModelType.EMBEDDINGS, "sd1")
+        attempt(tmp_path / "wide", ModelType.EMBEDDINGS, "sd-1")
 
 
 @pytest.mark.slow
@@ -108,9 +108,9 @@ def test_lora_loads_into_its_base(tmp_path: Path) -> None:
             {down: torch.ones(4, width), up: torch.ones(64, 4)},
             tmp_path / name / "pytorch_lora_weights.safetensors",
         )
-    attempt(tmp_path / "fits", ModelType.LORA, "sd1")
+    attempt(tmp_path / "fits", ModelType.LORA, "sd-1")
     with pytest.raises(LoaderError, match="diffusers cannot open or run"):
-        attempt(tmp_path / "other", ModelType.LORA, "sd1")
+        attempt(tmp_path / "other", ModelType.LORA, "sd-1")
 
 
 def test_adapter_without_a_known_base_is_not_tried(

@@ -45,7 +45,7 @@ def test_load_reports_what_it_published(tmp_path: Path) -> None:
     assert result.artifact is not None
     assert result.artifact.files == len(FILES)
     assert result.artifact.size_bytes == sum(map(len, FILES.values()))
-    assert result.artifact.base_model == "sd1"
+    assert result.artifact.base_model == "sd-1"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".index", ".store", MODEL_ID]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from sd_api.choices import PIPELINES, BaseModelName, ModelType, PredictionType, Revision, Weights
 from sd_api.reasons import Reason
 from sd_api.spec import LoraOptions, Verify
+from sd_api.taxonomy import LOADED, listed
 from sd_loader.errors import LoaderError
 from sd_loader.torchstack import has_torch
 
@@ -84,6 +86,13 @@ def refuse_impossible(conversion: Conversion) -> None:
         raise LoaderError(
             Reason.INVALID_SPEC, f"spec.lora is for LoRAs; modelType is {model_type.value}"
         )
+    loaded = LOADED[model_type]
+    if conversion.base_model is not None and conversion.base_model not in loaded:
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"spec.baseModel is {conversion.base_model.value}, but with modelType"
+            f" {model_type.value} only models of {listed(loaded)} load",
+        )
     if conversion.verify.render and not has_torch():
         raise LoaderError(
             Reason.INVALID_SPEC,
@@ -93,11 +102,18 @@ def refuse_impossible(conversion: Conversion) -> None:
         )
 
 
+def refuse_contradiction(
+    base_model: BaseModelName | None, families: Collection[str], what: str
+) -> None:
+    """Refuse a spec.baseModel that is not among these. what: the source, in words."""
+    if base_model is not None and base_model not in families:
+        raise LoaderError(Reason.INVALID_SPEC, f"spec.baseModel is {base_model.value}, but {what}")
+
+
 def refuse_without_effect(what: str, conversion: Conversion) -> None:
     """Refuse, by name, a field that has no effect on such a file. what: the file, in words."""
     given = {
         "weights": conversion.weights is Weights.EMA,
-        "baseModel": conversion.base_model is not None,
         "predictionType": conversion.prediction_type is not None,
         "upcastAttention": conversion.upcast_attention is not None,
         "originalConfig": conversion.original_config,

@@ -11,6 +11,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
+from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
 from sd_loader.diffusers_repo import classes
 from sd_loader.diffusers_repo.classes import Role
@@ -28,25 +29,25 @@ from sd_loader.errors import LoaderError, prefixing
 
 _FAMILIES = (
     # Prefix of the classes, name in messages, status.artifact.baseModel
-    ("AuraFlow", "AuraFlow", "auraflow"),
-    ("Chroma", "Chroma", "chroma"),
-    ("CogVideoX", "CogVideoX", "cogvideox"),
-    ("CogView4", "CogView 4", "cogview4"),
-    ("Flux2", "FLUX.2", "flux2"),
-    ("Flux3", "FLUX.3", "flux3"),
-    ("Flux", "FLUX", "flux"),
-    ("HiDreamImage", "HiDream", "hidream"),
-    ("HunyuanVideo", "HunyuanVideo", "hunyuan-video"),
-    ("Krea2", "Krea 2", "krea2"),
-    ("LTX2", "LTX-2", "ltx2"),
-    ("LTX", "LTX", "ltx"),
-    ("Lumina2", "Lumina 2", "lumina2"),
-    ("PixArt", "PixArt", "pixart"),
-    ("QwenImage", "Qwen-Image", "qwen-image"),
-    ("Sana", "Sana", "sana"),
-    ("StableDiffusion3", "Stable Diffusion 3", "sd-3"),
-    ("Wan", "Wan", "wan"),
-    ("ZImage", "Z-Image", "z-image"),
+    ("AuraFlow", "AuraFlow", BaseModelName.AURAFLOW),
+    ("Chroma", "Chroma", BaseModelName.CHROMA),
+    ("CogVideoX", "CogVideoX", BaseModelName.COGVIDEOX),
+    ("CogView4", "CogView 4", BaseModelName.COGVIEW4),
+    ("Flux2", "FLUX.2", BaseModelName.FLUX2),
+    ("Flux3", "FLUX.3", BaseModelName.FLUX3),
+    ("Flux", "FLUX", BaseModelName.FLUX),
+    ("HiDreamImage", "HiDream", BaseModelName.HIDREAM),
+    ("HunyuanVideo", "HunyuanVideo", BaseModelName.HUNYUAN_VIDEO),
+    ("Krea2", "Krea 2", BaseModelName.KREA2),
+    ("LTX2", "LTX-2", BaseModelName.LTX2),
+    ("LTX", "LTX", BaseModelName.LTX),
+    ("Lumina2", "Lumina 2", BaseModelName.LUMINA2),
+    ("PixArt", "PixArt", BaseModelName.PIXART),
+    ("QwenImage", "Qwen-Image", BaseModelName.QWEN_IMAGE),
+    ("Sana", "Sana", BaseModelName.SANA),
+    ("StableDiffusion3", "Stable Diffusion 3", BaseModelName.SD3),
+    ("Wan", "Wan", BaseModelName.WAN),
+    ("ZImage", "Z-Image", BaseModelName.Z_IMAGE),
 )
 _SUFFIX = "Pipeline"
 _CLASS = re.compile(r"[A-Za-z]\w{0,99}", re.ASCII)
@@ -91,7 +92,7 @@ class ListedPipeline:
         return title(self.class_name)
 
     @property
-    def base_model(self) -> str | None:
+    def base_model(self) -> BaseModelName | None:
         """The family, as status.artifact.baseModel states it. None if it has no name there."""
         family = _family(self.class_name)
         return None if family is None else family[2]
@@ -136,7 +137,7 @@ def title(class_name: str) -> str:
     return f"{'an' if name[0] in 'AEIO' else 'a'} {name} pipeline ({class_name})"
 
 
-def _family(class_name: str) -> tuple[str, str, str] | None:
+def _family(class_name: str) -> tuple[str, str, BaseModelName] | None:
     return next((family for family in _FAMILIES if class_name.startswith(family[0])), None)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sd_api.choices import ModelType, Revision
+from sd_api.choices import BaseModelName, ModelType, Revision
 from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
 from sd_loader.diffusers_repo.listed import AnyPipeline, ListedPipeline
@@ -35,6 +35,9 @@ class SourceRef:
     replaced: frozenset[str] = frozenset()
     """Components of a pipeline that are not downloaded, because others replace them."""
 
+    base_model: BaseModelName | None = None
+    """The family that the pipeline must be of. None if any will do."""
+
     only_for_sd: tuple[str, ...] = ()
     """Fields of the spec that are set, and that only pipelines of Stable Diffusion have a use for.
     """
@@ -58,8 +61,15 @@ class Checks:
 
 
 def refuse_unsuitable(pipeline: AnyPipeline, ref: SourceRef) -> None:
-    """Refuse fields of the spec that the pipeline has no use for, before it is downloaded."""
-    if isinstance(pipeline, ListedPipeline) and ref.only_for_sd:
+    """Refuse fields of the spec that do not fit the pipeline, before it is downloaded."""
+    if not isinstance(pipeline, ListedPipeline):
+        return
+    if ref.base_model not in (None, pipeline.base_model):
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"spec.baseModel is {ref.base_model.value}, but the repo is {pipeline.title}",
+        )
+    if ref.only_for_sd:
         raise LoaderError(
             Reason.INVALID_SPEC,
             f"{', '.join(ref.only_for_sd)}: for pipelines of Stable Diffusion 1, 2 and XL only, but"

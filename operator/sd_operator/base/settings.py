@@ -65,7 +65,7 @@ class LoaderSettings:
     """How long the Job of a finished clean-up is kept."""
     default_parts: Mapping[str, str] = field(default_factory=dict)
     """For each base model, the Hub repo of components that a checkpoint lacks:
-    sd1=ORG/NAME,sdxl=ORG/NAME."""
+    sd-1=ORG/NAME,sdxl=ORG/NAME."""
     allow_overrides: bool = True
     """Whether spec.job has an effect: true or false."""
     priority_classes: frozenset[str] = frozenset()

@@ -136,7 +136,12 @@ def _facts(model: Model) -> Iterable[tuple[str, str]]:
         yield "path", f"{artifact.path} in PVC {artifact.claim_name}"
         shared = f", {size(artifact.shared_bytes)} shared" if artifact.shared_bytes else ""
         yield "size", f"{artifact.size} in {artifact.files} files{shared}"
-        contents = (artifact.base_model, artifact.pipeline_class, artifact.precision)
+        contents = (
+            artifact.base_model,
+            artifact.variant,
+            artifact.pipeline_class,
+            artifact.precision,
+        )
         yield "contents", ", ".join(word for word in contents if word)
         if artifact.card is not None:
             yield from artifact.card.lines()

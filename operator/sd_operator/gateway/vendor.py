@@ -19,6 +19,7 @@ from pydantic import (
 from sd_api.choices import ModelType
 from sd_api.names import MODEL_ID_PATTERN
 from sd_api.status import ConditionType, Phase
+from sd_api.taxonomy import canonical
 from sd_api.wording import MODEL_ID_WORDS, message_in_api
 from sd_operator.base import times
 from sd_operator.clients.kube import Json
@@ -153,17 +154,24 @@ class LoadModelV2(Call):
         "spec.url": "url",
         "spec.modelId": "model_id",
         "spec.modelType": "model_category",
+        "spec.baseModel": "model_category",
         "spec.fromSafetensors": "model_format",
         "spec.revision": "revision",
         "spec.webhook": "webhook",
     }
 
     def spec(self) -> dict[str, Any]:
-        """Return the requested spec. It does not repeat `_xl`: the loader detects SDXL itself."""
+        """Return the requested spec.
+
+        A whole model's category decides its base model: SDXL, or any that the file shows.
+        """
         whole = ModelType.HUGGINGFACE if self.model_format == "diffusers" else ModelType.CUSTOM_CKPT
+        adapter = _CATEGORIES.get(self.model_category)
+        base_model = {} if adapter else {"baseModel": canonical(self.model_category)}
         return {
             "url": self.url,
-            "modelType": _CATEGORIES.get(self.model_category, whole).value,
+            "modelType": (adapter or whole).value,
+            **base_model,
             "fromSafetensors": True if self.model_format == "safetensors" else None,
             "revision": self.revision,
             "webhook": self.webhook,

@@ -28,7 +28,7 @@ def test_snippet_opens_the_published_model(operated: Operated, tmp_path: Path) -
     operated.cluster.model("sketch", url=operated.link())
     operated.cluster.model("canny", modelType="controlnet")
     link = operated.hub.serve_file("/vae.safetensors", vae)
-    operated.cluster.model("vae", url=link, modelType="vae", baseModel="sd1")
+    operated.cluster.model("vae", url=link, modelType="vae", baseModel="sd-1")
     for name, variable, class_name in (
         ("sketch", "pipe", "StableDiffusionPipeline"),
         ("canny", "controlnet", "ControlNetModel"),

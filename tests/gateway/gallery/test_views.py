@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import textwrap
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -97,6 +98,8 @@ def test_every_model_type_has_its_own_display_name():
         pytest.param({"text": "SKE"}, True, id="part-of-the-name"),
         pytest.param({"text": "example checkpoint"}, True, id="words-in-different-fields"),
         pytest.param({"text": "example lora"}, False, id="one-word-missing"),
+        pytest.param({"text": "SD 1.5"}, True, id="base-model-in-other-words"),
+        pytest.param({"text": "sdxl"}, False, id="other-base-model"),
         pytest.param({"text": "secret"}, False, id="secret-in-the-source"),
         pytest.param({"type": "custom_ckpt"}, True, id="type"),
         pytest.param({"type": "lora"}, False, id="other-type"),
@@ -105,8 +108,12 @@ def test_every_model_type_has_its_own_display_name():
     ],
 )
 def test_filter_matches_by_text_type_and_phase(fields, matches):
-    """Every word of the text must occur in some field; secrets cannot be searched for."""
-    card = views.card(body(url="https://example.com/m.safetensors?token=secret"))
+    """Every word of the text must occur in some field, or the text names the base model.
+
+    Secrets cannot be searched for.
+    """
+    source = body(url="https://example.com/m.safetensors?token=secret")
+    card = replace(views.card(source), base="SD 1")
     assert views.Filter(**fields).matches(card) is matches
 
 
@@ -127,7 +134,8 @@ def test_remedy_of_every_reason_is_shown_once(reason):
 
 def test_detail_shows_what_is_published():
     """The facts have size, digest and path of the published folder."""
-    status = ready(UID, "sketch", sharedBytes=1_900_000_000)
+    kind = {"baseModel": "flux", "variant": "dev_fill", "format": "diffusers"}
+    status = ready(UID, "sketch", sharedBytes=1_900_000_000, **kind)
     model = body(status)
     model["metadata"]["creationTimestamp"] = times.stamp(NOW - timedelta(minutes=5))
     detail = views.detail(model, NOW)
@@ -135,6 +143,8 @@ def test_detail_shows_what_is_published():
     assert facts["Size"] == "2.1 GB in 14 files, 1.9 GB shared"
     assert facts["Folder digest"] == "blake3:" + "ab" * 32
     assert facts["Path"] == "sketch in PVC models"
+    assert facts["Base model"] == "FLUX.1"
+    assert (facts["Variant"], facts["Format"]) == ("dev_fill", "diffusers")
     assert detail.created == "5 min ago"
 
 
@@ -223,7 +233,7 @@ def test_any_text_survives_the_yaml(text):
 
 
 CODE = {
-    ("custom_ckpt", "StableDiffusionPipeline", "sd1"): "StableDiffusionPipeline.from_pretrained",
+    ("custom_ckpt", "StableDiffusionPipeline", "sd-1"): "StableDiffusionPipeline.from_pretrained",
     (
         "huggingface",
         "StableDiffusionXLInpaintPipeline",
@@ -231,11 +241,15 @@ CODE = {
     ): "XLInpaintPipeline.from_pretrained",
     ("api_trained", None, None): "DiffusionPipeline.from_pretrained",
     ("lora", None, "sdxl"): "pipe.load_lora_weights(folder)",
-    ("embeddings", None, "sd1"): "pipe.load_textual_inversion(folder)",
+    ("embeddings", None, "sd-1"): "pipe.load_textual_inversion(folder)",
     ("embeddings", None, "sdxl"): 'weight_name="learned_embeds_2.safetensors"',
-    ("controlnet", "ControlNetModel", "sd1"): "controlnet = ControlNetModel.from_pretrained(folder",
-    ("vae", "AutoencoderKL", "sd1"): "vae = AutoencoderKL.from_pretrained(folder",
-    ("custom_ckpt", "no.class", "sd1"): "import DiffusionPipeline\n",
+    (
+        "controlnet",
+        "ControlNetModel",
+        "sd-1",
+    ): "controlnet = ControlNetModel.from_pretrained(folder",
+    ("vae", "AutoencoderKL", "sd-1"): "vae = AutoencoderKL.from_pretrained(folder",
+    ("custom_ckpt", "no.class", "sd-1"): "import DiffusionPipeline\n",
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from devkit.ldm_layouts import TINY_SD15, Shapes, vae_shapes
+from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
 from sd_loader.convert.plan.file import plan_file
 from sd_loader.convert.plan.needs import Needs, needs
@@ -259,6 +260,18 @@ def test_repo_without_the_tokenizer_is_refused(opened: OpenFiles, tmp_path: Path
     with pytest.raises(LoaderError, match=r"stable-diffusion-3\.5-medium has neither") as caught:
         planned(opened, tmp_path, whole("sd-3"))
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+
+
+def test_spec_that_names_another_family_is_refused(opened: OpenFiles, configs: Path) -> None:
+    """Its own family is accepted."""
+    found = planned(opened, configs, whole("sd-3"), base_model=BaseModelName.SD3)
+    assert (found.base_model, found.variant) == ("sd-3", "3.5_medium")
+    with pytest.raises(LoaderError) as caught:
+        planned(opened, configs, whole("sd-3"), base_model=BaseModelName.FLUX)
+    assert caught.value.reason is Reason.INVALID_SPEC
+    assert caught.value.message == (
+        "spec.baseModel is flux, but the file is the pipeline of Stable Diffusion 3.5 in one file"
+    )
 
 
 def test_field_without_effect_is_refused(opened: OpenFiles, configs: Path) -> None:

@@ -246,7 +246,7 @@ def test_result_describes_the_folder(workshop, case):
         assert converted.files[name].size == len(content)
         assert path.stat().st_mode & 0o777 == 0o644
     assert converted.precision == case.published
-    assert converted.base_model == {"sd15": "sd1", "sdxl": "sdxl"}[case.architecture]
+    assert converted.base_model == {"sd15": "sd-1", "sdxl": "sdxl"}[case.architecture]
     assert converted.prediction_type == "epsilon"
     assert converted.warnings == ()
 

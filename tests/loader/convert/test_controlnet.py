@@ -339,9 +339,9 @@ def test_spec_options_apply_or_are_refused(tmp_path: Path) -> None:
     convert_file(path, tmp_path / "out", model_type="controlnet", upcast_attention=True)
     assert json.loads((tmp_path / "out/config.json").read_text())["upcast_attention"] is True
     with pytest.raises(
-        LoaderError, match=r"spec\.baseModel is sd1, but the file is a ControlNet of"
+        LoaderError, match=r"spec\.baseModel is sd-1, but the file is a ControlNet of"
     ):
-        convert_file(path, tmp_path / "other", model_type="controlnet", base_model="sd1")
+        convert_file(path, tmp_path / "other", model_type="controlnet", base_model="sd-1")
     with pytest.raises(LoaderError, match=r"spec\.weights: ema is for checkpoints"):
         convert_file(path, tmp_path / "third", model_type="controlnet", weights="ema")
 

@@ -94,7 +94,7 @@ AMBIGUOUS = [
 @pytest.mark.parametrize("shapes", AMBIGUOUS)
 def test_ambiguous_file_needs_the_spec(shapes):
     """spec.baseModel decides between the candidates."""
-    with pytest.raises(LoaderError, match=r"sd1 or sd2: set spec\.baseModel") as caught:
+    with pytest.raises(LoaderError, match=r"sd-1 or sd-2: set spec\.baseModel") as caught:
         family_of(tensors(shapes))
     assert caught.value.reason is Reason.INVALID_SPEC
     for family in (BaseModelName.SD1, BaseModelName.SD2):
@@ -256,7 +256,7 @@ def test_unsupported_file_is_refused_by_name(shapes, message):
 
 def test_wrong_base_model_is_refused():
     """spec.baseModel may complete the detection but not contradict it."""
-    with pytest.raises(LoaderError, match=r"spec\.baseModel is sdxl.* of sd1") as caught:
+    with pytest.raises(LoaderError, match=r"spec\.baseModel is sdxl.* of sd-1") as caught:
         family_of(tensors(SD1), BaseModelName.SDXL)
     assert caught.value.reason is Reason.INVALID_SPEC
 

@@ -20,7 +20,7 @@ from tests.support.models.conversions import convert_file, identical
 from tests.support.models.embeddings import assert_same, opened, save, vectors
 
 UNSUPPORTED, CONTRADICTS = Reason.UNSUPPORTED_FORMAT, Reason.CONVERSION_FAILED
-FAMILIES = {"sd1": ("SD 1.x", 768), "sd2": ("SD 2.x", 1024)}
+FAMILIES = {"sd-1": ("SD 1.x", 768), "sd-2": ("SD 2.x", 1024)}
 SECOND_WIDTH = 1280
 NAME = "charturner"
 LEGACY = "pt of before torch 1.6"
@@ -86,17 +86,17 @@ CASES = [
     for container in ("safetensors", "pt", "bin")
     if container != "safetensors" or style not in ("A1111", "textual_inversion", "a tensor alone")
 ]
-CASES += [Case("sd1", style, LEGACY) for style in ("diffusers", "A1111")]
+CASES += [Case("sd-1", style, LEGACY) for style in ("diffusers", "A1111")]
 # What `make test` runs: each family, style and container. `make test-all` runs all cases.
 QUICK = (
-    Case("sd1", "diffusers", LEGACY),
-    Case("sd1", "A1111", "pt"),
-    Case("sd1", "textual_inversion", "pt"),
-    Case("sd1", "emb_params", "bin"),
-    Case("sd1", "a tensor alone", "bin"),
-    Case("sd1", "one vector", "safetensors"),
-    Case("sd2", "diffusers", "safetensors"),
-    Case("sd2", "A1111", "pt"),
+    Case("sd-1", "diffusers", LEGACY),
+    Case("sd-1", "A1111", "pt"),
+    Case("sd-1", "textual_inversion", "pt"),
+    Case("sd-1", "emb_params", "bin"),
+    Case("sd-1", "a tensor alone", "bin"),
+    Case("sd-1", "one vector", "safetensors"),
+    Case("sd-2", "diffusers", "safetensors"),
+    Case("sd-2", "A1111", "pt"),
     Case("sdxl", "clip_l and clip_g", "safetensors"),
     Case("sdxl", "pivotal tuning", "pt"),
 )
@@ -264,15 +264,15 @@ def test_faulty_embedding_is_refused(tmp_path, content, reason, message):
 
 def test_base_model_decides_about_clip_l_alone(tmp_path):
     """Pivotal tuning of SD 1.x writes the same name as that of SDXL."""
-    converted, out = loaded(tmp_path, {"clip_l": vectors(768)}, base_model="sd1")
-    assert converted.base_model == "sd1"
+    converted, out = loaded(tmp_path, {"clip_l": vectors(768)}, base_model="sd-1")
+    assert converted.base_model == "sd-1"
     assert_same(opened(out, 768), opened(vectors(768), 768, token=BY_MODEL_ID))
 
 
 def test_wrong_base_model_is_refused(tmp_path):
     """The width of the vectors shows the base model."""
-    with pytest.raises(LoaderError, match=r"spec\.baseModel is sd2.* of sd1") as caught:
-        loaded(tmp_path, {"<x>": vectors(768)}, base_model="sd2")
+    with pytest.raises(LoaderError, match=r"spec\.baseModel is sd-2.* of sd-1") as caught:
+        loaded(tmp_path, {"<x>": vectors(768)}, base_model="sd-2")
     assert caught.value.reason is Reason.INVALID_SPEC
 
 

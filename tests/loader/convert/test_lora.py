@@ -28,7 +28,7 @@ from tests.support.models.adapters import (
 from tests.support.models.catalog import Row
 from tests.support.models.conversions import convert_file, identical
 
-FAMILIES = {"sd15": ("SD 1.x", "sd1"), "sd2": ("SD 2.x", "sd2"), "sdxl": ("SDXL", "sdxl")}
+FAMILIES = {"sd15": ("SD 1.x", "sd-1"), "sd-2": ("SD 2.x", "sd-2"), "sdxl": ("SDXL", "sdxl")}
 CONTAINERS = ("safetensors", "bin")
 
 
@@ -72,7 +72,7 @@ QUICK = (
     Case("sd15", "kohya", "bin"),
     Case("sd15", "kohya", LEGACY),
     Case("sd15", "peft", "safetensors"),
-    Case("sd2", "old diffusers", "safetensors"),
+    Case("sd-2", "old diffusers", "safetensors"),
     Case("sdxl", "diffusers", "safetensors"),
     Case("sdxl", "kohya sgm", "safetensors"),
 )
@@ -257,7 +257,7 @@ def test_metadata_of_a_unet_alone_gets_the_prefix(tmp_path):
     found = opened("sd15", out)
     assert {found[name] for name in found if name.endswith("scale")} == {2.0}
     # These layers do not depend on the width of a family's text encoder.
-    assert converted.base_model is None or converted.base_model == "sd1"
+    assert converted.base_model is None or converted.base_model == "sd-1"
 
 
 def test_metadata_is_kept_up_to_a_limit(tmp_path):

@@ -196,8 +196,8 @@ def test_spec_may_choose_among_the_fitting_base_models(base_model):
 @pytest.mark.parametrize(
     ("tensors", "base_model", "reason", "message"),
     [
-        (cross(768), SDXL, Reason.INVALID_SPEC, "is sdxl, but the file is a LoRA of sd1"),
-        (SELF_ATTENTION, BaseModelName.SDXL_REFINER, Reason.INVALID_SPEC, "sd1 or sd2 or sdxl"),
+        (cross(768), SDXL, Reason.INVALID_SPEC, "is sdxl, but the file is a LoRA of sd-1"),
+        (SELF_ATTENTION, BaseModelName.SDXL_REFINER, Reason.INVALID_SPEC, "sd-1 or sd-2 or sdxl"),
         (cross(1280), None, Reason.CONVERSION_FAILED, "widths are of sdxl-refiner"),
         (cross(768) | text("2", 1280), None, Reason.UNSUPPORTED_FORMAT, "mixes"),
         (
@@ -216,7 +216,7 @@ def test_spec_may_choose_among_the_fitting_base_models(base_model):
             halves(["down_blocks.9.resnets.0.conv1"], 640, 640),
             SD2,
             Reason.CONVERSION_FAILED,
-            "the UNet of sd2 has no layer",
+            "the UNet of sd-2 has no layer",
         ),
     ],
     ids=["another", "refiner", "width", "styles", "two widths", "out of line", "layer"],

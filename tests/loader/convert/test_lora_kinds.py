@@ -130,7 +130,7 @@ def test_another_kind_of_adapter_is_named_in_any_order(tensors, what, reverse):
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
     message, _, seen = caught.value.message.partition(" (seen: ")
     assert message == (
-        f"the file is {what}; supported are LoRAs of sd1, sd2, sdxl, sd-3, flux, flux2, chroma,"
+        f"the file is {what}; supported are LoRAs of sd-1, sd-2, sdxl, sd-3, flux, flux2, chroma,"
         " qwen-image, z-image, wan and lumina2 with names that diffusers reads"
     )
     assert seen.partition(")")[0] in tensors

@@ -109,7 +109,7 @@ def test_expanded_layers_change_the_model_as_the_lycoris_does(tmp_path, kind):
         assert down.dtype == np.float32
     assert not any("hada" in name or "lokr" in name for name in published)
     assert converted.lora_rank == rank
-    assert converted.base_model == "sd1"
+    assert converted.base_model == "sd-1"
     assert converted.warnings[0] == (
         f"3 {kind[:4]} layers are expanded to LoRA layers of rank up to {rank}"
     )
@@ -164,7 +164,7 @@ def test_revision_is_the_precision_of_an_expanded_lora(tmp_path):
     assert published[f"{CROSS}.lora_up.weight"].dtype == np.float16
 
 
-@pytest.mark.parametrize(("base_model", "dimensions"), [("sd1", 4), ("sd2", 2)])
+@pytest.mark.parametrize(("base_model", "dimensions"), [("sd-1", 4), ("sd-2", 2)])
 def test_spec_decides_whether_a_projection_is_a_convolution(tmp_path, base_model, dimensions):
     """It is one in SD 1 and a matrix in SD 2. A LoHa has two dimensions in both."""
     arrays = loha(PROJECTION, 64, 64)

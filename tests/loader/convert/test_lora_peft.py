@@ -62,7 +62,7 @@ CASES = [
             ("sd15", "old diffusers"),
             ("sd15", "diffusers"),
             ("sd15", "peft"),
-            ("sd2", "kohya"),
+            ("sd-2", "kohya"),
             ("sdxl", "kohya"),
             ("sdxl", "kohya sgm"),
             ("sdxl", "peft"),

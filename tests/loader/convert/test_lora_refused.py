@@ -67,7 +67,7 @@ REFUSED = [
     pytest.param(
         lambda: changed(kohya(), ATTENTION, lambda n, t: {n: t[:, 1:].clone()}),
         CONTRADICTS,
-        "in sd1 down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v is [32, 63]",
+        "in sd-1 down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v is [32, 63]",
         id="width",
     ),
     pytest.param(
@@ -94,7 +94,7 @@ REFUSED = [
             | {f"lora_unet_x.lora_{half}.weight": torch.zeros(4, 4) for half in ("down", "up")}
         ),
         CONTRADICTS,
-        "the UNet of sd1 has no layer for lora_unet_x",
+        "the UNet of sd-1 has no layer for lora_unet_x",
         id="unknown layer",
     ),
     pytest.param(lambda: kohya() | {"x": ZERO}, UNSUPPORTED, "named like x", id="unknown key"),

@@ -206,6 +206,16 @@ def test_a_faulty_lora_is_refused(case):
     assert len(caught.value.message) <= 512
 
 
+@pytest.mark.parametrize("family", ["flux", "chroma"])
+def test_the_spec_decides_between_families_that_a_lora_fits(family):
+    """It takes precedence over the metadata."""
+    planned = plan(
+        FLUX_AND_CHROMA, {"ss_base_model_version": "flux1"}, base_model=BaseModelName(family)
+    )
+    assert planned.base_model == family
+    assert not planned.warnings
+
+
 def test_a_spec_that_names_another_family_is_refused():
     """The layers are certain."""
     with pytest.raises(

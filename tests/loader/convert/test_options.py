@@ -87,7 +87,7 @@ def test_text_encoder_of_another_depth_is_recognised(tmp_path):
         (tiny_sd15, "cond_stage_model.transformer."),
         pytest.param(tiny_sdxl, "conditioner.embedders.0.transformer.", marks=pytest.mark.slow),
     ],
-    ids=["sd1", "sdxl"],
+    ids=["sd-1", "sdxl"],
 )
 def test_names_of_a_text_encoder_without_text_model_are_understood(tmp_path, make, encoder):
     """Early fine-tunes omit `text_model.`, and so do those made with transformers 5.6 and newer."""

@@ -385,12 +385,15 @@ def test_inspect_recognises_each_model(tmp_path, model):
     found = inspect(path)
     assert found.base_model == model.base_model
     assert found.pipeline_class == model.pipeline
-    assert len(found.warnings) == (model.base_model == "sd2" and "Inpaint" not in model.pipeline)
+    variants = {"Inpaint": "inpaint", "InstructPix2Pix": "edit"}
+    told = [variant for task, variant in variants.items() if task in model.pipeline]
+    assert found.variant == (told or ["normal"])[0]
+    assert len(found.warnings) == (model.base_model == "sd-2" and "Inpaint" not in model.pipeline)
 
 
 def test_spec_may_confirm_the_base_model_but_not_change_it():
     """A baseModel that differs from the file's is refused."""
-    assert plan(SD2, base_model="sd2").base_model == BaseModelName.SD2
-    with pytest.raises(LoaderError, match=r"spec\.baseModel is sd1, but") as caught:
-        plan(SD2, base_model="sd1")
+    assert plan(SD2, base_model="sd-2").base_model == BaseModelName.SD2
+    with pytest.raises(LoaderError, match=r"spec\.baseModel is sd-1, but") as caught:
+        plan(SD2, base_model="sd-1")
     assert caught.value.reason is Reason.INVALID_SPEC

@@ -27,8 +27,8 @@ from sd_loader.tensors import Dtype, Tensor
 from tools import make_controlnet_tables, make_tables, make_tokenizers
 
 PUBLISHED = {
-    "sd1": sd15_shapes(SD15),
-    "sd2": sd2_shapes(SD2),
+    "sd-1": sd15_shapes(SD15),
+    "sd-2": sd2_shapes(SD2),
     "sdxl": sdxl_shapes(SDXL),
     "sdxl-refiner": refiner_shapes(REFINER),
 }
@@ -73,7 +73,7 @@ def test_key_table_covers_every_tensor_of_the_published_model(name):
 
 CONFIGS = [
     pytest.param(
-        "sd1",
+        "sd-1",
         {
             "unet/config.json": {
                 "block_out_channels": [320, 640, 1280, 1280],
@@ -157,7 +157,7 @@ CONFIGS = [
 
 VARIANTS = [
     pytest.param(
-        "sd1",
+        "sd-1",
         "inpainting",
         {
             "unet/config.json": {"in_channels": 9, "sample_size": 64},
@@ -167,7 +167,7 @@ VARIANTS = [
         id="SD 1.5 inpainting",
     ),
     pytest.param(
-        "sd1",
+        "sd-1",
         "instruct-pix2pix",
         {
             "unet/config.json": {"in_channels": 8, "cross_attention_dim": 768},
@@ -177,7 +177,7 @@ VARIANTS = [
         id="InstructPix2Pix",
     ),
     pytest.param(
-        "sd2",
+        "sd-2",
         None,
         {
             "unet/config.json": {
@@ -208,7 +208,7 @@ VARIANTS = [
         id="SD 2 base",
     ),
     pytest.param(
-        "sd2",
+        "sd-2",
         "768-v",
         {
             "unet/config.json": {"sample_size": 96, "upcast_attention": True},
@@ -223,7 +223,7 @@ VARIANTS = [
         id="SD 2.1",
     ),
     pytest.param(
-        "sd2",
+        "sd-2",
         "inpainting",
         {
             "unet/config.json": {"in_channels": 9, "sample_size": 64},

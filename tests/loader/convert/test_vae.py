@@ -59,7 +59,7 @@ PRECISIONS = (
     ("fp32", "bf16"),
     ("fp16", "fp32"),
 )
-BASES = {"SD 1.x": "sd1", "SD 2.x": "sd2", "SDXL": "sdxl"}
+BASES = {"SD 1.x": "sd-1", "SD 2.x": "sd-2", "SDXL": "sdxl"}
 FACTORS = {"SD 1.x": 0.18215, "SD 2.x": 0.18215, "SDXL": 0.13025}
 
 
@@ -208,7 +208,7 @@ def test_old_names_of_the_attention_become_the_current_ones(tmp_path: Path) -> N
 
 
 BASE_MODELS: dict[str, tuple[dict[str, str] | None, dict[str, str], str, bool]] = {
-    "nothing is said": (None, {}, "sd1", True),
+    "nothing is said": (None, {}, "sd-1", True),
     "the spec says it": (None, {"base_model": "sdxl"}, "sdxl", False),
     "the metadata say it": (
         {"modelspec.architecture": "stable-diffusion-xl-v1-base/vae"},
@@ -218,8 +218,8 @@ BASE_MODELS: dict[str, tuple[dict[str, str] | None, dict[str, str], str, bool]] 
     ),
     "the spec overrides": (
         {"modelspec.architecture": "stable-diffusion-xl-v1-base/vae"},
-        {"base_model": "sd1"},
-        "sd1",
+        {"base_model": "sd-1"},
+        "sd-1",
         False,
     ),
 }
@@ -241,7 +241,7 @@ def test_scaling_factor_is_that_of_the_base_model(
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["scaling_factor"] == (0.13025 if base == "sdxl" else 0.18215)
     assert converted.base_model == base
-    guess = "taken for sd1's (scaling_factor 0.18215); for another set spec.baseModel"
+    guess = "taken for sd-1's (scaling_factor 0.18215); for another set spec.baseModel"
     assert [guess in warning for warning in converted.warnings] == [True] * warned
 
 
@@ -249,7 +249,7 @@ def test_training_losses_are_left_out_with_a_warning(tmp_path: Path) -> None:
     """Losses are not part of the VAE."""
     loss = {"loss.logvar": torch.zeros(()), "loss.discriminator.main.0.weight": torch.zeros(3)}
     path = save_ckpt(tmp_path / "vae.ckpt", tiny() | loss)
-    converted = convert_file(path, tmp_path / "out", model_type="vae", base_model="sd1")
+    converted = convert_file(path, tmp_path / "out", model_type="vae", base_model="sd-1")
     assert converted.warnings == (
         "2 tensors have no place in the VAE and were left out, first loss.logvar",
     )
@@ -366,5 +366,7 @@ def test_base_model_that_contradicts_a_repo_is_refused(tmp_path: Path) -> None:
         tmp_path / "source.safetensors", tiny_diffusers(tmp_path, torch.float32)
     )
     theirs(path, "SDXL", torch.float32).save_pretrained(tmp_path / "repo")
-    with pytest.raises(LoaderError, match=r"spec\.baseModel is sd1, but the repo's vae is of sdxl"):
-        convert_repo(tmp_path / "repo", base_model="sd1")
+    with pytest.raises(
+        LoaderError, match=r"spec\.baseModel is sd-1, but the repo's vae is of sdxl"
+    ):
+        convert_repo(tmp_path / "repo", base_model="sd-1")

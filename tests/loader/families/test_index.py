@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from sd_api.choices import BaseModelName, ModelType
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType
 from sd_loader.diffusers_repo.classes import Role
 from sd_loader.diffusers_repo.index import Pipeline
 from sd_loader.diffusers_repo.listed import Component, ListedPipeline, read_pipeline, title
@@ -194,13 +195,27 @@ def test_an_old_name_of_a_class_and_a_module_of_a_pipeline_are_known():
 def test_fields_for_stable_diffusion_are_refused_before_the_download():
     """Without that, they would be ignored."""
     ref = SourceRef(
-        "org/x", "spec.url", ModelType.HUGGINGFACE, only_for_sd=("spec.vae", "spec.baseModel")
+        "org/x", "spec.url", ModelType.HUGGINGFACE, only_for_sd=("spec.vae", "spec.predictionType")
     )
     refuse_unsuitable(read_pipeline(json.dumps(INDEX).encode()), ref)
     with pytest.raises(LoaderError) as caught:
         refuse_unsuitable(read_pipeline(flux()), ref)
     assert caught.value.reason is Reason.INVALID_SPEC
     assert caught.value.message == (
-        "spec.vae, spec.baseModel: for pipelines of Stable Diffusion 1, 2 and XL only, but the repo"
-        " is a FLUX pipeline (FluxPipeline); remove it from the spec"
+        "spec.vae, spec.predictionType: for pipelines of Stable Diffusion 1, 2 and XL only, but the"
+        " repo is a FLUX pipeline (FluxPipeline); remove it from the spec"
     )
+
+
+def test_a_pipeline_of_another_family_is_refused_before_the_download():
+    """Of its own family it is accepted."""
+    pipeline = read_pipeline(flux())
+    ref = SourceRef("org/x", "spec.url", ModelType.HUGGINGFACE, base_model=BaseModelName.FLUX)
+    refuse_unsuitable(pipeline, ref)
+    for base_model in (BaseModelName.SD3, BaseModelName.SDXL):
+        with pytest.raises(LoaderError) as caught:
+            refuse_unsuitable(pipeline, replace(ref, base_model=base_model))
+        assert caught.value.reason is Reason.INVALID_SPEC
+        assert caught.value.message == (
+            f"spec.baseModel is {base_model}, but the repo is a FLUX pipeline (FluxPipeline)"
+        )

@@ -74,7 +74,8 @@ def test_a_flux_repo_is_published_with_its_own_bytes(tmp_path):
     assert result.files.keys() == {
         path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()
     }
-    assert (result.base_model, result.pipeline_class) == ("flux", "FluxPipeline")
+    assert (result.base_model, result.variant) == ("flux", "dev")
+    assert result.pipeline_class == "FluxPipeline"
     assert (result.precision, result.checked) == ("bf16", "names")
 
 

@@ -36,7 +36,7 @@ ROWS: tuple[Row, ...] = tuple(
     for family in ("SD 1.x", "SDXL")
     for what in ("replaced by spec.vae", "missing and given by spec.vae", "missing, from a default")
 )
-MAKERS = {"SD 1.x": (smallest_sd15, "sd15", "sd1"), "SDXL": (tiny_sdxl, "sdxl", "sdxl")}
+MAKERS = {"SD 1.x": (smallest_sd15, "sd15", "sd-1"), "SDXL": (tiny_sdxl, "sdxl", "sdxl")}
 USUAL = (ROWS[0], ROWS[2])
 
 
@@ -122,7 +122,7 @@ def test_default_component_of_another_width_is_refused(
     """The pipeline would open and fail at the first image."""
     repo = save_repo(tmp_path / "repo")
     hub.add_repo("org/defaults", repo)
-    containers.env["SD_LOADER_DEFAULT_PARTS"] = "sd1=org/defaults"
+    containers.env["SD_LOADER_DEFAULT_PARTS"] = "sd-1=org/defaults"
     tensors = without(tiny_sd15(), "cond_stage_model.")
     wider = {
         name: torch.cat([tensor, tensor], 1)

@@ -55,7 +55,7 @@ def test_controlnet_loads_from_a_link(containers: Containers, hub: FakeHub, tmp_
     net = save_safetensors(tmp_path / "net.safetensors", tiny_controlnet("SD 2.x"))
     url = hub.serve_file("/net.safetensors", net)
     artifact = loaded(containers.load(load_request(url, model_type="controlnet")))
-    assert (artifact.base_model, artifact.pipeline_class) == ("sd2", "ControlNetModel")
+    assert (artifact.base_model, artifact.pipeline_class) == ("sd-2", "ControlNetModel")
 
 
 def test_vae_loads_from_a_pipeline_a_repo_and_a_link(
@@ -72,7 +72,7 @@ def test_vae_loads_from_a_pipeline_a_repo_and_a_link(
         ).base_model
         for url in ("org/pipeline", "org/vae", link)
     ]
-    assert base_models == ["sd1"] * 3
+    assert base_models == ["sd-1"] * 3
     folder = (containers.store / "vae").resolve()
     AutoencoderKL.from_pretrained(folder, local_files_only=True)
     requested = [request.path for request in hub.requests]
@@ -85,7 +85,7 @@ def test_inspect_recognises_a_controlnet_and_a_vae(containers: Containers, tmp_p
     vae = save_safetensors(tmp_path / "vae.safetensors", tiny())
     for path, model_type, base, kind in (
         (net, "controlnet", "sdxl", "ControlNetModel"),
-        (vae, "vae", "sd1", "AutoencoderKL"),
+        (vae, "vae", "sd-1", "AutoencoderKL"),
     ):
         found = json.loads(containers.run("inspect", path, "--json").stdout)
         assert (found["modelType"], found["baseModel"]) == (model_type, base)

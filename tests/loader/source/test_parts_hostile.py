@@ -39,8 +39,8 @@ def own_layout(family: str) -> Shapes:
 
 
 WHOLE: dict[str, tuple[str, Shapes]] = {
-    "original ControlNet": ("controlnet", controlnet_shapes(TINY["sd1"])),
-    "ControlNet": ("controlnet", own_layout("sd2")),
+    "original ControlNet": ("controlnet", controlnet_shapes(TINY["sd-1"])),
+    "ControlNet": ("controlnet", own_layout("sd-2")),
     "SDXL ControlNet": ("controlnet", own_layout("sdxl")),
     "VAE": ("vae", vae_shapes(TINY_SD15)),
 }
@@ -108,7 +108,7 @@ VALUES = st.recursive(
 
 
 @given(data=st.data())
-@pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["sd-1", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_any_config_is_completed_or_refused(family: str, data: Any) -> None:
     """Missing fields and fields of a wrong type or value raise nothing but a LoaderError."""
     usual = {

@@ -62,7 +62,7 @@ def test_token_of_another_host_is_not_sent_to_the_hub(
     repo = save_repo(tmp_path / "repo")
     hub.add_repo("org/defaults", repo)
     hub.add_repo("org/vae", repo / "vae")
-    containers.env["SD_LOADER_DEFAULT_PARTS"] = "sd1=org/defaults"
+    containers.env["SD_LOADER_DEFAULT_PARTS"] = "sd-1=org/defaults"
     tensors = without(smallest_sd15(), "cond_stage_model.", "first_stage")
     url = served(elsewhere, tmp_path, "model.safetensors", tensors)
     loaded(

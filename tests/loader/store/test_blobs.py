@@ -352,7 +352,6 @@ def test_a_blob_that_cannot_be_removed_does_not_fail_the_removal(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The model is removed. The next run tries to remove the blob again."""
-
     unlink = Volume.unlink
 
     def denied(self: Volume, path: str) -> None:

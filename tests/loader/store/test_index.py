@@ -69,7 +69,7 @@ def test_a_load_lists_the_model_and_a_removal_ends_that(tmp_path: Path) -> None:
         "digest": result.artifact.digest,
         "sizeBytes": result.artifact.size_bytes,
         "files": result.artifact.files,
-        "baseModel": "sd1",
+        "baseModel": "sd-1",
         "card": {"title": "Pony"},
     }
     assert "://" not in (tmp_path / ".index/ns.json").read_text()

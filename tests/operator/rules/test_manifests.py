@@ -204,13 +204,13 @@ def test_a_controlnet_of_the_vendors_table_needs_no_url(model_id: str, repo: str
 
 def test_default_parts_reach_fetch_only() -> None:
     """Only fetch downloads missing components."""
-    loader = replace(CPU.loader, default_parts={"sdxl": "org/two", "sd1": "org/one"})
+    loader = replace(CPU.loader, default_parts={"sdxl": "org/two", "sd-1": "org/one"})
     pod = pod_of(load(replace(CPU, loader=loader)))
     found = [
         {one["name"]: one.get("value") for one in container["env"]}.get("SD_LOADER_DEFAULT_PARTS")
         for container in (*pod["initContainers"], *pod["containers"])
     ]
-    assert found == ["sd1=org/one,sdxl=org/two", None]
+    assert found == ["sd-1=org/one,sdxl=org/two", None]
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ FULL: Json = {
         "activeDeadlineSeconds": 7200,
         "loadTtlSeconds": 60,
         "removeTtlSeconds": 30,
-        "defaultParts": {"sdxl": "org/xl", "sd1": "org/one"},
+        "defaultParts": {"sdxl": "org/xl", "sd-1": "org/one"},
         "networkPolicy": {
             "enabled": True,
             "dns": {"to": [{"ipBlock": {"cidr": "10.96.0.10/32"}}], "ports": [54]},

@@ -26,7 +26,7 @@ def artifact(uid: str, name: str, **fields: Any) -> Json:
         "sharedBytes": 0,
         "size": "2.1 GB",
         "files": 14,
-        "baseModel": "sd1",
+        "baseModel": "sd-1",
         "pipelineClass": "StableDiffusionPipeline",
         "precision": "fp16",
         "predictionType": "epsilon",
@@ -116,12 +116,12 @@ def make_all(cluster: Cluster) -> None:
     """Create one model of each type and one in each state."""
     link = "https://example.com/model.safetensors"
     for name, model_type, base, fields in (
-        ("majicmix-realistic", "custom_ckpt", "sd1", {}),
+        ("majicmix-realistic", "custom_ckpt", "sd-1", {}),
         ("sdxl-base", "huggingface", "sdxl", {"pipelineClass": "StableDiffusionXLPipeline"}),
         ("film-grain", "lora", "sdxl", {"pipelineClass": None, "size": "144 MB"}),
-        ("easy-negative", "embeddings", "sd1", {"pipelineClass": None, "size": "25 kB"}),
-        ("canny", "controlnet", "sd1", {"pipelineClass": "ControlNetModel", "size": "723 MB"}),
-        ("vae-ft-mse", "vae", "sd1", {"pipelineClass": "AutoencoderKL", "size": "167 MB"}),
+        ("easy-negative", "embeddings", "sd-1", {"pipelineClass": None, "size": "25 kB"}),
+        ("canny", "controlnet", "sd-1", {"pipelineClass": "ControlNetModel", "size": "723 MB"}),
+        ("vae-ft-mse", "vae", "sd-1", {"pipelineClass": "AutoencoderKL", "size": "167 MB"}),
     ):
         url = (
             {"url": "stabilityai/stable-diffusion-xl-base-1.0"}

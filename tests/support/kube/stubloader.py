@@ -27,7 +27,7 @@ ARTIFACT = {
     "digest": "blake3:" + "ab" * 32,
     "sizeBytes": 2_100_000_000,
     "files": 1,
-    "baseModel": "sd1",
+    "baseModel": "sd-1",
     "pipelineClass": "StableDiffusionPipeline",
     "precision": "fp16",
 }

@@ -49,7 +49,7 @@ _PLACES = {
     "sd15": ("down_blocks.0.attentions.0", "mid_block.attentions.0", "up_blocks.1.attentions.2"),
     "sdxl": ("down_blocks.1.attentions.0", "mid_block.attentions.0", "up_blocks.0.attentions.2"),
 }
-_PLACES["sd2"] = _PLACES["sd15"]
+_PLACES["sd-2"] = _PLACES["sd15"]
 _RESNETS = (
     "down_blocks.1.resnets.0.conv1",
     "down_blocks.1.resnets.0.conv2",
@@ -97,7 +97,7 @@ def pipeline(family: str) -> DiffusionPipeline:
     unet, text = configs["unet"], configs["text_encoder"]
     if is_sdxl:
         unet["transformer_layers_per_block"] = 1
-    if family == "sd2":
+    if family == "sd-2":
         unet["use_linear_projection"] = True
         text["num_hidden_layers"] = 23
     parts: dict[str, Any] = {

@@ -64,7 +64,7 @@ def write(folder: Path, files: Mapping[str, Any]) -> Path:
 def publish(source: Path, out: Path, rows: int = WORDS + 3) -> Path:
     """Publish a tokenizer whose text encoder has that many rows and 77 positions."""
     dimensions = {"text_encoder_vocabulary": rows, "text_encoder_positions": 77}
-    templates = load_architecture("sd1").templates
+    templates = load_architecture("sd-1").templates
     for file in tokenizer_files(source, "tokenizer", templates, dimensions):
         path = out / file.path
         path.parent.mkdir(parents=True, exist_ok=True)

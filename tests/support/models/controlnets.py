@@ -26,7 +26,7 @@ _SDXL_SIZES = {
 
 def family_of(architecture: str) -> str:
     """Return the family as spec.baseModel names it."""
-    return architecture.replace("SD ", "sd").removesuffix(".x").split()[0].lower()
+    return architecture.replace("SD ", "sd-").removesuffix(".x").split()[0].lower()
 
 
 def configured(architecture: str) -> dict[str, Any]:

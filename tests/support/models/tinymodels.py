@@ -149,15 +149,15 @@ _THREE_LEVELS = {
     "up_block_types": [_CROSS_UP] * 3,
     **_ONE_LAYER,
 }
-_SD1_ARGUMENTS = ("sd1", sd15_shapes)
-_SD2_ARGUMENTS = ("sd2", sd2_shapes)
+_SD1_ARGUMENTS = ("sd-1", sd15_shapes)
+_SD2_ARGUMENTS = ("sd-2", sd2_shapes)
 _SDXL_ARGUMENTS = ("sdxl", sdxl_shapes)
 
 
 def _distilled(title: str, structure: str, base: str, **unet: Any) -> TinyModel:
     pipeline, shapes, widths, changes = {
-        "sd1": ("StableDiffusionPipeline", sd15_shapes, TINY_SD15, {}),
-        "sd2": ("StableDiffusionPipeline", sd2_shapes, TINY_SD2, _SD2),
+        "sd-1": ("StableDiffusionPipeline", sd15_shapes, TINY_SD15, {}),
+        "sd-2": ("StableDiffusionPipeline", sd2_shapes, TINY_SD2, _SD2),
         "sdxl": ("StableDiffusionXLPipeline", sdxl_shapes, TINY_SDXL, {}),
     }[base]
     return _model(
@@ -168,7 +168,7 @@ def _distilled(title: str, structure: str, base: str, **unet: Any) -> TinyModel:
         replace(widths, architecture=structure),
         changes=_with_unet(changes, **unet),
         configs="sdxl" if base == "sdxl" else "sd15",
-        request={"prediction_type": "epsilon"} if base == "sd2" else {},
+        request={"prediction_type": "epsilon"} if base == "sd-2" else {},
     )
 
 
@@ -249,14 +249,14 @@ MODELS = (
         configs="sdxl",
         index={"feature_extractor": ABSENT, "image_encoder": ABSENT},
     ),
-    _distilled("BK-SDM base", "bk-base", "sd1", **_ONE_LAYER),
-    _distilled("BK-SDM small", "bk-small", "sd1", mid_block_type=None, **_ONE_LAYER),
-    _distilled("BK-SDM tiny", "bk-tiny", "sd1", mid_block_type=None, **_THREE_LEVELS),
-    _distilled("BK-SDM v2 base", "bk-v2-base", "sd2", **_ONE_LAYER),
+    _distilled("BK-SDM base", "bk-base", "sd-1", **_ONE_LAYER),
+    _distilled("BK-SDM small", "bk-small", "sd-1", mid_block_type=None, **_ONE_LAYER),
+    _distilled("BK-SDM tiny", "bk-tiny", "sd-1", mid_block_type=None, **_THREE_LEVELS),
+    _distilled("BK-SDM v2 base", "bk-v2-base", "sd-2", **_ONE_LAYER),
     _distilled(
         "BK-SDM v2 tiny",
         "bk-v2-tiny",
-        "sd2",
+        "sd-2",
         mid_block_type=None,
         **_THREE_LEVELS | {"attention_head_dim": [1, 1, 2]},
     ),

@@ -74,7 +74,7 @@ class Parts:
             if self.convert_error is not None:
                 raise self.convert_error
         warnings = ("one", "two")
-        return Converted(files=digests, base_model="sd1", word=self.word, warnings=warnings)
+        return Converted(files=digests, base_model="sd-1", word=self.word, warnings=warnings)
 
 
 def request(owner: Owner = OWNER, load_hash: str = HASH) -> LoadRequest:

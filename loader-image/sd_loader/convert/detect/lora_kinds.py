@@ -13,7 +13,7 @@ from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 _SHOWN = 120
-_SUPPORTED = "sd1, sd2, sdxl, sd-3, flux, flux2, chroma, qwen-image, z-image, wan and lumina2"
+_SUPPORTED = "sd-1, sd-2, sdxl, sd-3, flux, flux2, chroma, qwen-image, z-image, wan and lumina2"
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ _FAMILIES = (
         "lumina2",
     ),
     Family("HiDream", r"double_stream_blocks\.0\.block\.", table="hidream", encoders=_SEVERAL),
-    Family("Krea 2", r"(txtfusion|text_fusion)\.", r"text_fusion\.", "krea2"),
+    Family("Krea 2", r"(txtfusion|text_fusion)\.", r"text_fusion\.", "krea-2"),
     Family(
         "Sana",
         r"(blocks\.0\.cross_attn\.(q|kv)_linear|transformer_blocks\.0\.ff\.conv_inverted)\.",

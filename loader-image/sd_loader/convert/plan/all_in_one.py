@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from sd_api.reasons import Reason
-from sd_loader.convert.conversion import Conversion, refuse_without_effect
+from sd_loader.convert.conversion import (
+    Conversion,
+    refuse_contradiction,
+    refuse_without_effect,
+)
 from sd_loader.convert.detect.checkpoint import REPO_INSTEAD
 from sd_loader.convert.detect.transformers import TransformerFile
+from sd_loader.convert.detect.variants import variant_of
 from sd_loader.convert.plan.config_rules import check_heads
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.precision import published_items, torch_dtype
@@ -147,8 +152,9 @@ def plan_all_in_one(
     only shown.
     """
     _refuse_incomplete(found, missing)
-    refuse_without_effect(str(found), conversion)
     family = found.family.table or ""
+    refuse_contradiction(conversion.base_model, [family], f"the file is {found}")
+    refuse_without_effect(str(found), conversion)
     layout = _LAYOUTS[family]
     tensors = _canonical(file.tensors)
     has_t5 = _has_t5(tensors)
@@ -179,10 +185,12 @@ def plan_all_in_one(
         files += _tokenizer(configs, _tokenizer_folder(layout), layout.tokenizer_repo(tensors))
     known = tuple(component.prefix for component in components)
     unused += [name for name in tensors if not name.startswith(known)]
+    class_name = contents[INDEX_NAME]["_class_name"]
     return FolderPlan(
         files=tuple(files),
         base_model=family,
-        pipeline_class=contents[INDEX_NAME]["_class_name"],
+        variant=variant_of(family, class_name, contents[f"{TRANSFORMER}/{CONFIG_NAME}"]),
+        pipeline_class=class_name,
         warnings=tuple(_warnings(layout, unused, has_t5=has_t5)),
     )
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from sd_api.choices import BaseModelName, PredictionType, Weights
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.checkpoint import family_of, task_of
+from sd_loader.convert.detect.kinds import input_channels
+from sd_loader.convert.detect.variants import variant_of
 from sd_loader.convert.plan.original import NO_ORIGINAL, OriginalConfig
 from sd_loader.convert.plan.planned_extras import NO_EXTRAS, PlannedExtras
 from sd_loader.convert.plan.precision import published_items
@@ -79,10 +81,12 @@ def plan_checkpoint(
         original=original,
     )
     files += small_files(known, dimensions, dtypes, choices)
+    class_name = pipeline_class(known)
     return FolderPlan(
         files=tuple(files),
         base_model=base_model.value,
-        pipeline_class=pipeline_class(known),
+        variant=variant_of(base_model, class_name, {"in_channels": input_channels(file.tensors)}),
+        pipeline_class=class_name,
         prediction_type=prediction.type.value,
         warnings=_warnings(prediction.warning, unused),
     )

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from sd_api.choices import BaseModelName, LoraFormat, ModelType
 from sd_api.reasons import Reason
-from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.conversion import Conversion, refuse_contradiction
 from sd_loader.convert.detect.kinds import refuse_other_kinds
 from sd_loader.convert.detect.lora_kinds import refuse_other_adapters, shown
 from sd_loader.convert.plan.lora_families import FAMILIES, decide_family, modules
@@ -47,7 +47,7 @@ def plan_lora(file: TensorFile, conversion: Conversion) -> FolderPlan:
     refuse_other_kinds(file.tensors, ModelType.LORA)
     # The numbers and strings in a pickle belong to the training program, not to the LoRA.
     metadata = file.metadata if file.format == SAFETENSORS else {}
-    found = transformer_lora(file.tensors, metadata)
+    found = transformer_lora(file.tensors, metadata, conversion.base_model)
     if found is not None:
         return _plan_transformer(file, conversion, metadata, *found)
     layers = layers_of(file.tensors)
@@ -84,18 +84,14 @@ def _plan_transformer(
 ) -> FolderPlan:
     """Plan the files of a LoRA of a transformer. families: those whose layers it fits."""
     names = " and ".join(families)
-    if conversion.base_model is not None:
-        raise LoaderError(
-            Reason.INVALID_SPEC,
-            f"spec.baseModel is {conversion.base_model.value}, but the file is a LoRA of {names}",
-        )
+    refuse_contradiction(conversion.base_model, families, f"the file is a LoRA of {names}")
     layers = [layer.named(lora.style) for layer in lora.layers]
     _check_types(layers, file.tensors)
     _check_halves(TRANSFORMER, layers)
     missing = TRANSFORMER if lora.style.published_prefix else ""
     kept, warnings = passed_on(metadata, file.left_out, layers, file.tensors, missing=missing)
     if len(families) > 1:
-        warnings += (f"the layers fit {names} models alike",)
+        warnings += (f"the layers fit {names} models alike; spec.baseModel says which",)
     published = {name: lora.style.published(name) for name in file.tensors}
     items = _items(layers, file.tensors, published, conversion)
     files: tuple[PlannedFile, ...] = (weights_file(LORA_FILE, [*items.values()], kept),)

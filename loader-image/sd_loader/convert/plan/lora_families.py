@@ -74,7 +74,7 @@ class Module:
 def modules(family: BaseModelName) -> Mapping[tuple[str, str], Module]:
     """A family's layers by component and name, both in diffusers' and in kohya's style."""
     # SD 2 is SD 1 with other widths and with transformers that project by matrices.
-    known = load_architecture("sdxl" if family is BaseModelName.SDXL else "sd1")
+    known = load_architecture("sdxl" if family is BaseModelName.SDXL else "sd-1")
     found: dict[tuple[str, str], Module] = {}
     unet = known.unet
     for source, module in _unet_modules(unet, family):

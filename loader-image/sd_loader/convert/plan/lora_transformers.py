@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
 from sd_loader.convert.detect.lora_kinds import shown
 from sd_loader.convert.plan.lora_keys import Half, Key, Layer, Style
@@ -96,9 +97,14 @@ class TransformerLora:
 
 
 def transformer_lora(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    base_model: BaseModelName | None = None,
 ) -> tuple[TransformerLora, tuple[str, ...]] | None:
-    """Return the LoRA and the families that it fits. None if it has no layer of a transformer."""
+    """Return the LoRA and the families that it fits. None if it has no layer of a transformer.
+
+    base_model: the family that the user specifies. It decides if the LoRA fits several.
+    """
     names = [*islice(filter(_BLOCK.match, tensors), _SAMPLE)]
     readings: list[TransformerLora] = []
     errors: list[tuple[int, LoaderError]] = []
@@ -112,7 +118,7 @@ def transformer_lora(
             except LoaderError as error:
                 errors.append((known, error))
     if readings:
-        return _choose(readings, metadata)
+        return _choose(readings, metadata, base_model)
     if errors:
         raise max(errors, key=lambda pair: pair[0])[1]
     return None
@@ -276,14 +282,20 @@ def _check_blocks(layers: Sequence[TransformerLayer], family: str, style: LoraSt
 
 
 def _choose(
-    readings: Sequence[TransformerLora], metadata: Mapping[str, str]
+    readings: Sequence[TransformerLora],
+    metadata: Mapping[str, str],
+    base_model: BaseModelName | None,
 ) -> tuple[TransformerLora, tuple[str, ...]]:
     families = tuple(dict.fromkeys(reading.family for reading in readings))
-    stated = {
-        family
-        for key, beginnings in _METADATA.items()
-        for beginning, family in beginnings.items()
-        if metadata.get(key, "").lower().startswith(beginning)
-    }
+    stated = (
+        {base_model.value}
+        if base_model in families
+        else {
+            family
+            for key, beginnings in _METADATA.items()
+            for beginning, family in beginnings.items()
+            if metadata.get(key, "").lower().startswith(beginning)
+        }
+    )
     likely = tuple(family for family in families if family in stated) or families
     return next(reading for reading in readings if reading.family == likely[0]), likely

@@ -13,6 +13,7 @@ from typing import Any
 from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
 from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.detect.variants import variant_of
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.extras import plan_extras
 from sd_loader.convert.plan.open_files import OpenFiles
@@ -103,9 +104,11 @@ def plan_repo(
     )
     files.append(json_file(SCHEDULER_CONFIG, scheduler, infinite=True))
     files.append(json_file(INDEX_NAME, pipeline_index(pipeline, templates)))
+    base_model = _base_model(pipeline, configs["unet"], conversion)
     return FolderPlan(
         files=tuple(files),
-        base_model=_base_model(pipeline, configs["unet"], conversion).value,
+        base_model=base_model.value,
+        variant=variant_of(base_model, pipeline.class_name, configs["unet"]),
         pipeline_class=pipeline.class_name,
         prediction_type=prediction_type(scheduler),
         warnings=extras.warnings,

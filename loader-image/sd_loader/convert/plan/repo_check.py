@@ -88,7 +88,7 @@ def _known_structure(
     component: str, pipeline: Pipeline, config: Mapping[str, Any]
 ) -> tuple[Iterable[Row], dict[str, Any]] | None:
     """Rows and template of the structure that the config describes. None if it is unknown."""
-    for family in ("sdxl", "sdxl-refiner") if pipeline.is_sdxl else ("sd1",):
+    for family in ("sdxl", "sdxl-refiner") if pipeline.is_sdxl else ("sd-1",):
         for known in load_architecture(family).unets():
             template = known.templates[f"{component}/{CONFIG_NAME}"]
             if any(

@@ -37,7 +37,7 @@ def bundled_templates(pipeline: Pipeline) -> Mapping[str, Any]:
 
     Templates with open dimensions are not filled in.
     """
-    known = load_architecture("sdxl" if pipeline.is_sdxl else "sd1")
+    known = load_architecture("sdxl" if pipeline.is_sdxl else "sd-1")
     for name, variant in known.variants.items():
         if variant.patches.get(INDEX_NAME, {}).get("_class_name") == pipeline.class_name:
             known = known.varied(name)

@@ -13,12 +13,14 @@ from typing import Any
 from sd_api.choices import Revision
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.quantized import refuse_quantized
+from sd_loader.convert.detect.variants import variant_of
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.precision import TORCH_NAMES, published_dtype
 from sd_loader.convert.plan.quantized_repo import precision_of, quantization
 from sd_loader.convert.plan.repo_component import files_of
 from sd_loader.convert.plan.repo_configs import read_json, read_small, version_entry
 from sd_loader.convert.plan.repo_shards import shard_files
+from sd_loader.convert.tables.transformers import TRANSFORMER
 from sd_loader.convert.write.files import (
     CopiedFile,
     FolderPlan,
@@ -60,6 +62,7 @@ def plan_listed_repo(
     )
     files: list[PlannedFile] = []
     formats: set[str] = set()
+    main: dict[str, Any] = {}
     with prefixing(pipeline.title):
         for name, component in sorted(pipeline.components.items()):
             own = [file for file in chosen if PurePosixPath(file.path).parts[0] == name]
@@ -69,6 +72,7 @@ def plan_listed_repo(
                 model = _model(repo, name, component, own, conversion, opened)
                 files += model.files
                 formats |= model.formats
+                main = model.config if name == TRANSFORMER else main
             else:
                 files.append(_settings(repo, name, component))
     files.append(json_file(INDEX_NAME, _index(pipeline)))
@@ -77,6 +81,13 @@ def plan_listed_repo(
         files=tuple(files),
         copied=tuple(copied),
         base_model=pipeline.base_model,
+        variant=variant_of(
+            pipeline.base_model,
+            pipeline.class_name,
+            main,
+            pipeline.options,
+            pipeline.components,
+        ),
         pipeline_class=pipeline.class_name,
         quantized=precision_of(formats) if formats else None,
         checked=CHECKED_NAMES,
@@ -88,6 +99,7 @@ class _Model:
     """The planned folder of a component with weights."""
 
     files: list[PlannedFile]
+    config: dict[str, Any]
     formats: frozenset[str]
     """The format of its weights, if they are quantized."""
 
@@ -121,7 +133,7 @@ def _model(
         content = read_small(generation)
         parse_json(content, f"{name}/{GENERATION_CONFIG}")
         files.append(SmallFile(f"{name}/{GENERATION_CONFIG}", content))
-    return _Model(files, frozenset() if quantized is None else frozenset({quantized.name}))
+    return _Model(files, config, frozenset() if quantized is None else frozenset({quantized.name}))
 
 
 def _settings(repo: Path, name: str, component: Component) -> SmallFile:

@@ -17,7 +17,7 @@ DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
 TRANSFORMERS_WEIGHTS = "model"
 
 DATA = Path(__file__).parent / "data"
-ARCHITECTURES = ("sd1", "sd2", "sdxl", "sdxl-refiner")
+ARCHITECTURES = ("sd-1", "sd-2", "sdxl", "sdxl-refiner")
 UNET_CONFIG = "unet/config.json"
 
 _LAYER = re.compile(r"\bencoder\.layers\.(\d+)\.")

@@ -189,6 +189,7 @@ class FolderPlan:
     copied: tuple[CopiedFile, ...] = ()
     """Files of a repo that are published as they are. A single file has none."""
     base_model: str | None = None
+    variant: str | None = None
     pipeline_class: str | None = None
     prediction_type: str | None = None
     lora_rank: int | None = None
@@ -227,6 +228,7 @@ class FolderPlan:
         return Converted(
             files=files,
             base_model=self.base_model,
+            variant=self.variant,
             pipeline_class=self.pipeline_class,
             precision=self.precision,
             prediction_type=self.prediction_type,

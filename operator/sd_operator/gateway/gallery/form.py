@@ -18,9 +18,10 @@ from sd_api.choices import (
 )
 from sd_api.controlnets import CONTROLNET_REPOS
 from sd_api.spec import Spec, VaeSource
+from sd_api.taxonomy import title_of
 from sd_api.wording import reword
 from sd_operator.gateway.errors import in_words
-from sd_operator.gateway.gallery.views import BASES, TYPES
+from sd_operator.gateway.gallery.views import TYPES
 
 Choices = tuple[tuple[str, str], ...]
 
@@ -130,7 +131,7 @@ FIELDS = (
         "Base model",
         _help("base_model"),
         "choice",
-        (("", "Detect"), *((base.value, BASES[base]) for base in BaseModelName)),
+        (("", "Detect"), *((base.value, title_of(base)) for base in BaseModelName)),
     ),
     Field(
         "spec.predictionType",

@@ -14,6 +14,7 @@ from sd_api.humanize import duration, size
 from sd_api.reasons import ReadyReason, Reason
 from sd_api.redaction import redact_url
 from sd_api.status import Condition, ConditionType, Phase
+from sd_api.taxonomy import canonical, title_of
 from sd_operator.base import times
 from sd_operator.gateway.gallery.snippets import manifest_yaml, snippet
 from sd_operator.resources.model import Model
@@ -29,7 +30,6 @@ TYPES = {
     ModelType.CONTROLNET: "ControlNet",
     ModelType.VAE: "VAE",
 }
-BASES = {"sd1": "SD 1", "sd2": "SD 2", "sdxl": "SDXL", "sdxl-refiner": "SDXL refiner"}
 
 _TONES = {
     Phase.READY: "good",
@@ -62,10 +62,17 @@ class Filter:
         return urlencode({name: value for name, value in fields.items() if value})
 
     def matches(self, card: Card) -> bool:
-        """Return whether a card contains every word of the text and has the type and phase."""
+        """Return whether a card has the text, the type and the phase.
+
+        The text is the name of the card's base model, or words that the card contains.
+        """
         words = f"{card.name} {card.model_id} {card.type_name} {card.base} {card.source}".lower()
+        base = canonical(self.text)
         return (
-            all(word in words for word in self.text.lower().split())
+            (
+                (base is not None and base is canonical(card.base))
+                or all(word in words for word in self.text.lower().split())
+            )
             and self.type in ("", card.type)
             and self.phase in ("", card.phase)
         )
@@ -170,7 +177,7 @@ def card(body: Json) -> Card:
         model_id=model.model_id,
         type=kind or "",
         type_name=TYPES[kind] if kind else "Model",
-        base=BASES.get(base, base) if base else "",
+        base=title_of(base) if base else "",
         size=artifact.size if artifact else "",
         phase=phase,
         tone="bad" if stalled else _TONES.get(phase, "busy"),
@@ -306,9 +313,13 @@ def _facts(model: Model) -> Iterable[tuple[str, str]]:
         files = "1 file" if artifact.files == 1 else f"{artifact.files} files"
         yield "Size", f"{artifact.size} in {files}{shared}"
         if artifact.base_model:
-            yield "Base model", BASES.get(artifact.base_model, artifact.base_model)
+            yield "Base model", title_of(artifact.base_model)
+        if artifact.variant:
+            yield "Variant", artifact.variant
         if artifact.pipeline_class:
             yield "Class", artifact.pipeline_class
+        if artifact.format:
+            yield "Format", artifact.format
         if artifact.precision:
             yield "Precision", artifact.precision
         if artifact.prediction_type:
