@@ -13,7 +13,7 @@ from sd_api.card import Card
 from sd_api.choices import ModelType
 from sd_api.fields import Contract
 from sd_api.humanize import size
-from sd_api.names import CARD_FILE
+from sd_api.names import CARD_FILE, RECEIPT_FILE
 from sd_api.reasons import Reason
 from sd_loader.card.metadata import card_of_metadata
 from sd_loader.convert.conversion import Conversion
@@ -22,7 +22,7 @@ from sd_loader.convert.plan.file import plan_file
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.errors import LoaderError
 from sd_loader.store.folder import Folder
-from sd_loader.store.receipt import RECEIPT_FILE, read_receipt
+from sd_loader.store.receipt import read_receipt
 
 _CARD_BYTES_MAX = 64 << 10
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sd_api import defaults
+from sd_api.choices import VerifyDigest
 from sd_api.loader_env import CREDENTIALS_DIR, LoaderEnv, LoaderEnvError
 from sd_api.logins import Logins, with_login
 from sd_api.netguard import Guard
@@ -30,6 +31,7 @@ class Settings:
     no_proxy: str = ""
     ca_file: Path | None = None
     default_parts: Mapping[str, str] = field(default_factory=dict)
+    verify_digest: VerifyDigest = VerifyDigest.ALWAYS
     max_bytes: int = defaults.MAX_BYTES
     retain_previous_seconds: int = defaults.RETAIN_PREVIOUS_SECONDS
     credentials_dir: Path = Path(CREDENTIALS_DIR)
@@ -61,6 +63,7 @@ class Settings:
             no_proxy=values.no_proxy or default.no_proxy,
             ca_file=_path(values.ca_file),
             default_parts=values.default_parts or default.default_parts,
+            verify_digest=values.verify_digest or default.verify_digest,
             max_bytes=_or_default(values.max_bytes, default.max_bytes),
             retain_previous_seconds=_or_default(
                 values.retain_previous_seconds, default.retain_previous_seconds
@@ -78,7 +81,7 @@ class Settings:
 
     def secrets(self, given: object, token: str | None) -> frozenset[str]:
         """Return the secrets of these settings, of the urls of a request, and its token."""
-        urls = (self.proxy, self.hub_endpoint, self.trained_url_template)
+        urls = (self.proxy, self.hub_endpoint, self.civitai_endpoint, self.trained_url_template)
         return secrets_of((given, urls), token, *self.logins.secrets())
 
     def guard(self) -> Guard:

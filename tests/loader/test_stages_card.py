@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from sd_api.card import CARD_MAX_BYTES, Card
-from sd_api.names import CARD_FILE, PICTURE_FILE
+from sd_api.names import CARD_FILE, PICTURE_FILE, RECEIPT_FILE
 from sd_api.wire import Receipt
 from sd_loader import stages
 from sd_loader.picture import PictureError
-from sd_loader.store.receipt import RECEIPT_FILE
 from tests.support.store.madeup import Parts, loaded, removed, request
 from tests.support.store.volumes import FILES, MODEL_ID, NAMESAKE, OWNER, tree
 

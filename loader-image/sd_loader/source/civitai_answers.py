@@ -35,7 +35,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class CivitaiVersion:
+class VersionAnswer:
     """One published version, with what keeps its files from being loaded."""
 
     facts: CivitaiFacts
@@ -55,7 +55,7 @@ class CivitaiVersion:
 
 
 @dataclass(frozen=True)
-class CivitaiModel:
+class ModelAnswer:
     """A model, with its published versions, the newest first."""
 
     name: str | None
@@ -66,10 +66,10 @@ class CivitaiModel:
     versions: tuple[int, ...]
 
 
-def read_version(answer: Json, version_id: int) -> CivitaiVersion:
+def read_version(answer: Json, version_id: int) -> VersionAnswer:
     """Read the answer for a version."""
     model = _part(answer, "model")
-    return CivitaiVersion(
+    return VersionAnswer(
         facts=CivitaiFacts(
             model_id=_count(answer, "modelId"),
             version_id=version_id,
@@ -88,10 +88,10 @@ def read_version(answer: Json, version_id: int) -> CivitaiVersion:
     )
 
 
-def read_model(answer: Json) -> CivitaiModel:
+def read_model(answer: Json) -> ModelAnswer:
     """Read the answer for a model."""
     ids = (_count(version, "id") for version in _items(answer, "modelVersions", _MAX_VERSIONS))
-    return CivitaiModel(
+    return ModelAnswer(
         name=_text(answer, "name"),
         type=_text(answer, "type"),
         mode=_text(answer, "mode"),

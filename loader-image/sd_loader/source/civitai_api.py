@@ -14,9 +14,9 @@ from sd_loader.net.client import HttpClient
 from sd_loader.net.exchange import Resource
 from sd_loader.net.http_errors import refused, unreachable
 from sd_loader.source.civitai_answers import (
-    CivitaiModel,
-    CivitaiVersion,
     Json,
+    ModelAnswer,
+    VersionAnswer,
     read_model,
     read_version,
 )
@@ -35,12 +35,12 @@ class CivitaiApi:
 
     token: str | None = field(default=None, repr=False)
 
-    def version(self, version_id: int) -> CivitaiVersion:
+    def version(self, version_id: int) -> VersionAnswer:
         """Return a published version; raise SourceNotFound if there is none."""
         answer = self._get(f"model-versions/{version_id}", f"version {version_id}")
         return read_version(answer, version_id)
 
-    def model(self, model_id: int) -> CivitaiModel:
+    def model(self, model_id: int) -> ModelAnswer:
         """Return a model; raise SourceNotFound if there is none."""
         return read_model(self._get(f"models/{model_id}", f"model {model_id}"))
 

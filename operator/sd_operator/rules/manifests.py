@@ -310,6 +310,8 @@ def _env(container: str, settings: Settings) -> list[Manifest]:
         fetching = LoaderEnv(
             credentials_dir=CREDENTIALS_DIR,
             logins_dir=LOGINS_DIR if loader.logins_secret else None,
+            civitai_endpoint=settings.civitai_endpoint,
+            verify_digest=settings.verify_digest,
             default_parts=loader.default_parts,
             trained_url_template=settings.trained_url_template,
         )
