@@ -17,7 +17,7 @@ from sd_api.names import CARD_FILE, RECEIPT_FILE
 from sd_api.reasons import Reason
 from sd_loader.card.metadata import card_of_metadata
 from sd_loader.convert.conversion import Conversion
-from sd_loader.convert.detect.kinds import model_type_of
+from sd_loader.convert.detect.kinds import found_type
 from sd_loader.convert.plan.file import plan_file
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.errors import LoaderError
@@ -141,8 +141,7 @@ def inspect(path: Path) -> Inspection:
     with ExitStack() as stack:
         opened = OpenFiles(stack)
         file = opened.open(path)
-        # A file of unknown type is planned as a checkpoint, which most users load.
-        model_type = model_type_of(file.tensors) or ModelType.CUSTOM_CKPT
+        model_type = found_type(file.tensors)
         plan = plan_file(file, Conversion(model_type, model_id="inspected"), opened)
         card = Card(word=plan.word).over(card_of_metadata(file.metadata))
         return Inspection(
