@@ -10,6 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from sd_api.choices import VerifyDigest
+from sd_api.default_credentials import (
+    DefaultSecret,
+    format_default_credentials,
+    parse_default_credentials,
+)
 from sd_api.default_parts import format_default_parts, parse_default_parts
 from sd_api.defaults import RETAIN_PREVIOUS_MAX_SECONDS
 from sd_api.names import LOADER_NAME
@@ -17,6 +23,8 @@ from sd_api.trained import check_template
 
 CREDENTIALS_DIR = "/run/secrets/sd"
 """Where a Job mounts the Secret of spec.credentialsSecretRef."""
+DEFAULT_CREDENTIALS_DIR = "/run/secrets/sd-defaults"
+"""Where a Job mounts the Secrets of the setting for default credentials."""
 LOGINS_DIR = "/run/secrets/sd-logins"
 """Where a Job mounts the Secret of the administrator's logins."""
 STORE_MOUNT = "/models"
@@ -48,6 +56,8 @@ class _Variable:
     write: Callable[[Any], str]
     is_path: bool = False
     """Whether the text names a file or folder of the container."""
+    is_token: bool = False
+    """Whether the text is a token, which a container gets as a file and never as a variable."""
 
 
 def _variable(
@@ -55,8 +65,10 @@ def _variable(
     read: Callable[[str], Any] = str,
     write: Callable[[Any], str] = str,
     is_path: bool = False,
+    is_token: bool = False,
 ) -> Any:  # noqa: ANN401 - a dataclass field takes the type of its annotation
-    return field(default=None, metadata={"variable": _Variable(names, read, write, is_path)})
+    variable = _Variable(names, read, write, is_path, is_token)
+    return field(default=None, repr=not is_token, metadata={"variable": variable})
 
 
 def _read_hosts(text: str) -> frozenset[str]:
@@ -74,6 +86,13 @@ def _whole(most: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def _read_verify_digest(text: str) -> VerifyDigest:
+    try:
+        return VerifyDigest(text)
+    except ValueError:
+        raise ValueError(f"must be one of {', '.join(VerifyDigest)}, not {text[:80]!r}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +115,13 @@ class LoaderEnv:
     """How long the previous version of a model stays on the volume after a reload."""
     hub_endpoint: str | None = _variable("HF_ENDPOINT")
     """Base URL of the Hugging Face Hub or of a mirror."""
+    civitai_endpoint: str | None = _variable("SD_LOADER_CIVITAI_ENDPOINT")
+    """Base URL of Civitai or of a mirror."""
+    verify_digest: VerifyDigest | None = _variable(  # noqa: RUF009 - it is a field, as all are
+        "SD_LOADER_VERIFY_DIGEST", read=_read_verify_digest
+    )
+    """always: the SHA-256 that Civitai states is compared. whenWhole: not for a file of which the
+    conversion leaves out more than 1 GB."""
     https_proxy: str | None = _variable("HTTPS_PROXY", "https_proxy")
     """URL of the proxy for downloads."""
     no_proxy: str | None = _variable("NO_PROXY", "no_proxy")
@@ -104,6 +130,23 @@ class LoaderEnv:
     """PEM file; downloads trust its authorities instead of the public ones."""
     credentials_dir: str | None = _variable("SD_LOADER_CREDENTIALS_DIR", is_path=True)
     """Folder with the source's credentials: the file token and, optionally, the file host."""
+    default_credentials: Mapping[str, DefaultSecret] | None = _variable(
+        "SD_LOADER_DEFAULT_CREDENTIALS",
+        read=parse_default_credentials,
+        write=format_default_credentials,
+    )
+    """For each host, the Secret of loads that name no Secret of their own: HOST=SECRET,HOST=SECRET.
+    `:private` after a Secret's name lets it open private repos, too; `:gateway` is the operator's.
+    """
+    default_credentials_dir: str | None = _variable(
+        "SD_LOADER_DEFAULT_CREDENTIALS_DIR", is_path=True
+    )
+    """Folder with the files HOST.token (HOST_PORT.token) and, optionally, HOST.host of these
+    Secrets."""
+    hub_token: str | None = _variable("HF_TOKEN", is_token=True)
+    """Token for the Hub, for `sd-loader load` by hand. Jobs never have it."""
+    civitai_token: str | None = _variable("CIVITAI_TOKEN", is_token=True)
+    """Token for Civitai, for `sd-loader load` by hand. Jobs never have it."""
     logins_dir: str | None = _variable("SD_LOADER_LOGINS_DIR", is_path=True)
     """Folder with the administrator's logins, all optional: the files proxy and hub with
     USER:PASSWORD, and the file trained with the key of the trained models' link template."""
@@ -132,7 +175,8 @@ class LoaderEnv:
     @classmethod
     def every_name(cls) -> frozenset[str]:
         """All variables that a loader container may have, those of its libraries included."""
-        spellings = {name for variable in _variables(cls).values() for name in variable.names}
+        variables = [it for it in _variables(cls).values() if not it.is_token]
+        spellings = {name for variable in variables for name in variable.names}
         return frozenset(spellings | USER_ENV.keys() | HUB_LIBRARY_ENV.keys() | TORCH_ENV.keys())
 
     @classmethod

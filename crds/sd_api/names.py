@@ -17,6 +17,9 @@ FINALIZER = f"{GROUP}/cleanup"
 
 ANNOTATION_RELOAD = f"{GROUP}/reload"
 """Any new value loads the same spec again."""
+ANNOTATION_REQUESTED_BY = f"{GROUP}/requested-by"
+"""On models: REQUESTED_BY_GATEWAY if a caller of the gateway chose the source."""
+REQUESTED_BY_GATEWAY = "gateway"
 ANNOTATION_SKIP_CLEANUP = f"{GROUP}/skip-cleanup"
 """The value "true" releases the finalizer without a clean-up Job."""
 ANNOTATION_MODEL = f"{GROUP}/model"
@@ -27,6 +30,8 @@ ANNOTATION_ATTEMPT = f"{GROUP}/attempt"
 """On Jobs: counts the Jobs of the same model and loadHash, from 0."""
 ANNOTATION_CLAIM_UID = f"{GROUP}/claim-uid"
 """On loader Jobs: the uid of the PersistentVolumeClaim that they load onto."""
+ANNOTATION_GENERATION = f"{GROUP}/generation"
+"""On loader Jobs: the metadata.generation of the model whose spec they load."""
 ANNOTATION_SWEEP_UID = f"{GROUP}/sweep-uid"
 """On the Lease of sweeps: the uid of the Job that fulfilled the last request."""
 
@@ -61,8 +66,16 @@ OWNER_FILE = "owner.json"
 """In the folder of a uid in STORE_DIR: the record of the model that owns it."""
 STAGING_DIR = ".staging"
 BLOBS_DIR = ".blobs"
+INDEX_DIR = ".index"
+"""Has the list of each namespace's models, for programs without access to the API server."""
+RECEIPT_FILE = ".sd-receipt.json"
+"""In the model's folder: its files, and how they were made."""
 PREVIEW_FILE = "preview.png"
 """The rendered image in the model's folder. Programs that open the pipeline ignore it."""
+PICTURE_FILE = "picture.jpg"
+"""In the model's folder: a picture that its source shows."""
+CARD_FILE = ".sd-card.json"
+"""The whole model card in the model's folder."""
 
 
 def job_name(model_name: str, uid: str, load_hash: str, attempt: int) -> str:
@@ -79,6 +92,11 @@ def artifact_path(model_id: str) -> str:
 def immutable_path(uid: str, load_hash: str) -> str:
     """Path on the volume of one load's folder; its content never changes."""
     return f"{STORE_DIR}/{uid}/{load_hash}"
+
+
+def picture_path(uid: str, load_hash: str) -> str:
+    """Path on the volume of the picture from the source of one load."""
+    return f"{immutable_path(uid, load_hash)}/{PICTURE_FILE}"
 
 
 def preview_path(uid: str, load_hash: str) -> str:

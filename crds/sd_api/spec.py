@@ -48,7 +48,9 @@ class SecretKeyRef(Extensible):
 class VaeSource(Extensible):
     """The source of a VAE that replaces the checkpoint's own."""
 
-    url: Url = Field(description="Hugging Face repo id or http(s) link of the VAE.")
+    url: Url = Field(
+        description="Hugging Face repo id, page at Civitai or http(s) link of the VAE."
+    )
 
 
 class Verify(Extensible):
@@ -153,14 +155,15 @@ class LoadFields(Extensible):
 
     url: Url | None = Field(
         default=None,
-        description="Hugging Face repo (ORG/NAME[@REVISION], its page, or hf://ORG/NAME), an"
-        " http(s) link to a model file, or with modelType api_trained a trained model's id or link."
+        description="Hugging Face repo (ORG/NAME[@REVISION], its page, or hf://ORG/NAME), a model's"
+        " page at Civitai, an http(s) link to a model file, or with modelType api_trained a trained"
+        " model's id or link."
         " May be left out for modelType controlnet if the model id is one of the vendor's eleven.",
     )
     model_type: ModelType | None = Field(
         default=None,
-        description="Default: huggingface for a repo id or a repo's page, custom_ckpt for any other"
-        " url.",
+        description="Absent: the file or repo decides, and status.modelType shows what it is."
+        " Given: the source must be of this type. A trained model needs api_trained.",
     )
     from_safetensors: bool | None = Field(
         default=None,
@@ -241,7 +244,10 @@ class Spec(LoadFields):
     )
 
     def effective_model_type(self) -> ModelType:
-        """The model type of the spec, or the one inferred from the url."""
+        """The model type of the spec, or the one as which a load without a type is planned.
+
+        The load hash has it, too, so it depends on nothing but the spec.
+        """
         if self.model_type is not None:
             return self.model_type
         if self.url is not None and re.search(WHOLE_REPO, self.url):

@@ -7,11 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sd_api.choices import ModelType
 from sd_api.fields import Count, Extensible, LoadHash, ShortText, Text, Timestamp, Uid
 from sd_api.humanize import describe
 from sd_api.spec import ModelId
-from sd_api.wire import Artifact, Progress, Source
+from sd_api.wire import Artifact, Progress, Source, Word
 
 
 class Phase(StrEnum):
@@ -89,6 +88,9 @@ class StatusArtifact(Artifact):
     size: Annotated[str, Field(max_length=16)] = Field(description="sizeBytes for people.")
     preview_path: ShortText | None = Field(
         default=None, description="Path on the volume of the rendered preview."
+    )
+    picture_path: ShortText | None = Field(
+        default=None, description="Path on the volume of a picture that the source shows."
     )
     last_update_time: Timestamp
     missing_time: Timestamp | None = Field(
@@ -178,7 +180,11 @@ class Status(Extensible):
         default=None, description="Digest of the fields that decide what is loaded."
     )
     model_id: ModelId | None = None
-    model_type: ModelType | None = None
+    model_type: Word | None = Field(
+        default=None,
+        description="spec.modelType or, if it is absent, what the source is: unknown until a load"
+        " has read it.",
+    )
     phase: Phase | None = None
     reason: Annotated[str, Field(max_length=64)] | None = None
     conditions: Annotated[

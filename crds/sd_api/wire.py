@@ -15,8 +15,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError
 
+from sd_api.card import Card
 from sd_api.fields import Blake3, Count, Extensible, FolderDigest, LoadHash, Sha256, Uid
-from sd_api.names import PREVIEW_FILE
+from sd_api.names import PICTURE_FILE, PREVIEW_FILE
 from sd_api.reasons import Reason
 
 MESSAGE_MAX_LENGTH = 512
@@ -97,6 +98,15 @@ class Source(Extensible):
         " Pod downloaded a part of it) or RangesOnly (only the needed parts were downloaded, or"
         " read from a local file).",
     )
+    version: (
+        Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_.:@+-]+$")] | None
+    ) = Field(
+        default=None,
+        description="Model, version and file at Civitai, as MODEL@VERSION+FILE.",
+    )
+    file: (
+        Annotated[str, StringConstraints(max_length=128, pattern=r"^[A-Za-z0-9 ._()+@-]+$")] | None
+    ) = Field(default=None, description="Name of the file at Civitai.")
     size_bytes: Count | None = Field(default=None, description="Bytes of the source.")
     format: Annotated[str, StringConstraints(max_length=32, pattern=r"^[a-z0-9-]+$")] | None = (
         Field(default=None, description="safetensors, ckpt or diffusers.")
@@ -114,6 +124,9 @@ class Artifact(Extensible):
         default=0, description="Bytes that this model shares with others by hard links."
     )
     files: Count
+    model_type: Word | None = Field(
+        default=None, description="The type that the model was loaded as: the one of its source."
+    )
     base_model: Word | None = Field(
         default=None, description="The family, such as sd-1, sdxl or flux."
     )
@@ -141,6 +154,11 @@ class Artifact(Extensible):
         description="names: the loader checked the tensors' names, types and sizes, but did not"
         " compare them with the architecture. Absent: it compared them, too.",
     )
+    card: Card | None = Field(
+        default=None,
+        description="What the source and the file say about the model, shortened. Nobody has"
+        " checked it.",
+    )
 
 
 def _known_reason(value: object) -> object:
@@ -153,7 +171,7 @@ def _known_reason(value: object) -> object:
 class LoadResult(Message):
     """The loader's result: its termination message."""
 
-    max_bytes: ClassVar[int] = 2048
+    max_bytes: ClassVar[int] = 3072
     """Kubernetes keeps 4096 bytes of a termination message. Without `message`, the bounds of all
     other fields together stay far below the limit."""
 
@@ -164,6 +182,7 @@ class LoadResult(Message):
     source: Source | None = None
     artifact: Artifact | None = None
     preview: bool = False
+    picture: bool = False
 
     def encode(self) -> str:
         """The termination message as JSON; a text in `message` that does not fit is cut."""
@@ -237,6 +256,7 @@ class Receipt(Message):
             source=self.source,
             artifact=self.artifact,
             preview=PREVIEW_FILE in self.files,
+            picture=PICTURE_FILE in self.files,
         )
 
     def sharing(self, count: int) -> Receipt:

@@ -57,8 +57,8 @@ _MENTION = re.compile(
 _RELOAD = f"set the annotation {ANNOTATION_RELOAD} to a new value"
 _CREDENTIALS = LoaderEnv.name_of("credentials_dir")
 _TOKEN = (
-    "put the token into a file `token`, and the host that it is for into a file `host`, and set"
-    f" {_CREDENTIALS} to the folder of the two files"
+    f"set {LoaderEnv.name_of('hub_token')} for the Hub or {LoaderEnv.name_of('civitai_token')} for"
+    " Civitai, or name a file with the token for the host of --url by --token-file"
 )
 
 _REMEDIES = {
@@ -71,7 +71,7 @@ _REMEDIES = {
         "Use a --store folder on a file system that supports symbolic links and atomic rename,"
         " such as a local disk, NFS or CephFS."
     ),
-    Reason.SECRET_NOT_FOUND: f"To give a token, {_TOKEN}.",
+    Reason.SECRET_NOT_FOUND: f"To give another token, {_TOKEN}.",
     Reason.CREDENTIALS_HOST_MISMATCH: (
         f"Write the exact host of --url into the file `host` in {_CREDENTIALS}, and use"
         " an https link: the token is sent to that host only, and never over plain http."
@@ -114,7 +114,8 @@ _REMEDIES = {
         f"Choose a smaller variant of the model, or raise {LoaderEnv.name_of('max_bytes')}."
     ),
     Reason.UNSUPPORTED_FORMAT: (
-        "Choose a model of a supported type and architecture, and the --model-type that fits it."
+        "Choose a model of a supported type and architecture, and leave --model-type out or give"
+        " the one that fits it."
     ),
     Reason.CONVERSION_FAILED: (
         "Use --base-model or --original-config if the architecture was not detected correctly;"
@@ -154,6 +155,19 @@ def message_in_api(message: str, fields: Mapping[str, str]) -> str:
     has the same effect.
     """
     return reword(message.replace(_RELOAD, "send the load request again"), fields.get, yes="yes")
+
+
+def message_in_gallery(message: str, label: Callable[[str], str | None]) -> str:
+    """Return the message with the gallery's labels in place of the fields of the resource.
+
+    A visitor cannot set an annotation, but the button "Load again" sets it.
+    """
+
+    def quoted(path: str) -> str | None:
+        text = label(path)
+        return f"“{text}”" if text else None
+
+    return reword(message.replace(_RELOAD, "press “Load again”"), quoted, yes="Yes")
 
 
 def reword(message: str, name: Callable[[str], str | None], *, yes: str) -> str:

@@ -11,10 +11,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sd_api.card import NO_CARD, Card
 from sd_api.choices import BaseModelName, ModelType
 from sd_api.load import LoadRequest
+from sd_api.redaction import hide
 from sd_api.sources import Link
-from sd_loader.convert.conversion import Conversion
+from sd_api.wire import Sha256Missing
+from sd_loader.card.civitai import card_of_civitai, safe_picture
+from sd_loader.card.clean import without
+from sd_loader.card.metadata import card_of_metadata
+from sd_loader.civitai_facts import CivitaiFacts
+from sd_loader.convert.conversion import Conversion, refuse_impossible
+from sd_loader.convert.detect.kinds import found_type
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.file import plan_download
 from sd_loader.convert.plan.needs import Needs, needs
@@ -31,9 +39,14 @@ from sd_loader.handover import (
     nothing_at_hand,
 )
 from sd_loader.net.client import HttpClient
+from sd_loader.net.patience import Pace, Retries
+from sd_loader.picture import MAX_BYTES as PICTURE_MAX_BYTES
+from sd_loader.picture import can_decode
 from sd_loader.progress import Report
 from sd_loader.request import conversion_of
+from sd_loader.snippet import snippet
 from sd_loader.source import fetch
+from sd_loader.source.civitai import explaining, look_up
 from sd_loader.source.locate import locate, naming_both_readings
 from sd_loader.source.ref import Checks, SourceRef
 from sd_loader.source.single import FILE_NAME
@@ -48,6 +61,10 @@ _VAE = "vae"
 _VAE_FIELD = "spec.vae.url"
 _DEFAULTS_FOLDER = "defaults"
 _ORIGINAL_CONFIG = "config"
+_PICTURE = "picture"
+_OF_PICTURES = Retries(delays=(1.0,), longest_wait=1.0)
+_PACE_OF_PICTURES = Pace(bytes_per_second=50 << 10, window_seconds=10.0)
+_WARNING = 200
 _ATTEMPTS = 3
 """How often streaming is tried if the file changes while it is read."""
 
@@ -83,26 +100,37 @@ def acquire(
     )
     checks = Checks(request.sha256, safetensors_only=conversion.safetensors_only)
     place = locate(ref, client.settings, allow_local=allow_local)
-    supplies = _Supplies(conversion, client, into, report, at_hand)
+    found = look_up(place, ref, checks, client, into)
+    supplies = _Supplies(request, conversion, client, into, report, at_hand)
     # These may be refused, so they come before the large download.
     if request.original_config is not None:
         supplies.fetch_original_config(request.original_config, allow_local=allow_local)
     if request.vae is not None:
         supplies.fetch_vae(request.vae.url, allow_local=allow_local)
-    with naming_both_readings(ref, place, allow_local=allow_local):
-        if isinstance(place, Link) and out is not None and _may_stream(ref):
+    with naming_both_readings(ref, place, allow_local=allow_local), explaining(found):
+        if isinstance(found.place, Link) and out is not None and _may_stream(ref):
             # Imported here, as in all functions that call a server: a local file needs no HTTP,
             # which takes 0.1 s to import.
             from sd_loader.source.link import open_link
 
-            with open_link(replace(ref, url=place.url), checks, client) as link:
+            with open_link(replace(ref, url=found.place.url), found.checks, client) as link:
                 fetched = _stream(link, supplies, out) or link.download(into, report)
         else:
-            fetched = fetch(place, ref, checks, client, into, report, at_hand)
-    if fetched.kind == "file" and fetched.converted is None:
+            fetched = fetch(found.place, ref, found.checks, client, into, report, at_hand)
+    fetched = found.noted(fetched)
+    if fetched.model_type is not None:
+        supplies.settle(fetched.model_type)
+    elif fetched.kind == "file" and fetched.converted is None:
         supplies.complete(into / fetched.path)
+    card = fetched.card.over(supplies.card)
+    if fetched.civitai is not None:
+        card = card_of_civitai(fetched.civitai, client.settings.civitai_endpoint).over(card)
+        supplies.fetch_picture(fetched.civitai)
     return fetched.model_copy(
         update={
+            "card": without(card, client.secrets(request.model_dump())),
+            "picture": supplies.picture,
+            "model_type": supplies.found,
             "original_config": supplies.original_config,
             "extras": tuple(supplies.extras),
             "files": {**supplies.files, **fetched.files},
@@ -151,8 +179,11 @@ def _stream_version(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched |
     remote = link.open_ranges()
     if remote is None:
         return None
-    with open_incoming(remote, supplies.into, link.checks.sha256) as incoming:
-        if incoming is None or supplies.fetch_needed(incoming.file).whole_file:
+    with open_incoming(remote, supplies.into, link.checks) as incoming:
+        if incoming is None:
+            return None
+        supplies.settle(found_type(incoming.file.tensors))
+        if supplies.fetch_needed(incoming.file).whole_file:
             return None
         return _convert(incoming, supplies, out)
 
@@ -166,7 +197,17 @@ def _convert(incoming: IncomingFile, supplies: _Supplies, out: Path) -> Fetched:
         converted, source = incoming.convert(
             plan, opened.files.values(), conversion.verify, out, supplies.report
         )
-    return Fetched(kind="file", path=FILE_NAME, source=source, converted=converted)
+    warnings: tuple[str, ...] = ()
+    if incoming.checks.is_stated and source.sha256_missing == Sha256Missing.RANGES_ONLY:
+        warnings = ("sha256 not compared: ranges only",)
+    return Fetched(
+        kind="file",
+        path=FILE_NAME,
+        source=source,
+        model_type=supplies.found,
+        converted=converted,
+        warnings=warnings,
+    )
 
 
 @dataclass
@@ -177,15 +218,21 @@ class _Supplies:
     than the token's are sent without the token.
     """
 
+    request: LoadRequest
     conversion: Conversion
     client: HttpClient
     into: Path
     report: Report
     at_hand: AtHand
+    found: ModelType | None = None
+    """The type that the source shows. None as long as it is not known."""
     original_config: str | None = None
     extras: list[ExtraComponent] = field(default_factory=list)
     files: dict[str, Arrived] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    picture: str | None = None
+    card: Card = NO_CARD
+    """What the file's metadata says about the model."""
 
     def fetch_original_config(self, url: str, *, allow_local: bool) -> None:
         """Download the checkpoint's original config. Refuse it now if it is not valid."""
@@ -205,24 +252,71 @@ class _Supplies:
         """Download the VAE that replaces the source's own."""
         ref = self._ref(url, _VAE_FIELD, ModelType.VAE)
         place = locate(ref, self.client.settings, allow_local=allow_local)
+        folder = self._folder(_VAE)
         with naming(_VAE_FIELD), naming_both_readings(ref, place, allow_local=allow_local):
-            folder = self._folder(_VAE)
-            fetched = fetch(
-                place, ref, self._checks, self.client, folder, self.report, self.at_hand
-            )
+            found = look_up(place, ref, self._checks, self.client, folder)
+            with explaining(found):
+                fetched = fetch(
+                    found.place,
+                    ref,
+                    found.checks,
+                    self.client,
+                    folder,
+                    self.report,
+                    self.at_hand,
+                )
+        fetched = found.noted(fetched)
         self._add((_VAE,), _VAE, fetched)
+
+    def fetch_picture(self, facts: CivitaiFacts) -> None:
+        """Download a picture that the source rates as safe. A failure is a warning.
+
+        The next container has the same image of the loader, so if this one cannot decode pictures,
+        none is downloaded.
+        """
+        url = safe_picture(facts)
+        if url is None or not can_decode():
+            return
+        # A picture is not worth a long wait.
+        client = replace(self.client, retries=_OF_PICTURES, pace=_PACE_OF_PICTURES)
+        path = self.into / _PICTURE
+        try:
+            fetch_small_file(url, "the source's picture", PICTURE_MAX_BYTES, client, path)
+        except (LoaderError, OSError) as error:
+            why = error.message if isinstance(error, LoaderError) else error.strerror
+            why = hide(f"the source's picture is not kept: {why}", client.secrets(url))
+            self.warnings.append(snippet(why, _WARNING))
+        else:
+            self.picture = _PICTURE
+
+    def settle(self, found: ModelType) -> None:
+        """Go on with the type that the source shows, unless the request names one.
+
+        Refuse options that a model of this type cannot have.
+        """
+        self.found = found
+        if self.request.model_type is None:
+            self.conversion = conversion_of(self.request, found)
+            refuse_impossible(self.conversion)
 
     def complete(self, path: Path) -> None:
         """Download the configs and components that a downloaded file lacks."""
         try:
             file = open_tensor_file(path)
         except LoaderError:
+            if self.request.model_type is None:
+                raise
             return  # The conversion reports this error.
         with file:
+            self.settle(found_type(file.tensors))
             self.fetch_needed(file)
 
     def fetch_needed(self, file: TensorFile) -> Needs:
-        """Download the configs and components that the file lacks, if their repo is known."""
+        """Read the file's card, and download the configs and components that the file lacks.
+
+        Those whose repo is not known are left to the conversion.
+        """
+        self.card = card_of_metadata(file.metadata)
         needed = needs(file, self.conversion)
         if needed.config_repo is not None:
             self._fetch_configs(needed.config_repo)

@@ -9,8 +9,11 @@ from typing import Annotated, Literal
 
 from pydantic import StringConstraints
 
+from sd_api.card import NO_CARD, Card
+from sd_api.choices import ModelType
 from sd_api.fields import Contract, ShortText
 from sd_api.wire import Source
+from sd_loader.civitai_facts import CivitaiFacts
 
 CONFIGS_FOLDER = "configs"
 """The folder in the source folder for configs and tokenizers that the source does not have."""
@@ -62,6 +65,8 @@ class Converted:
     prediction_type: str | None = None
     lora_rank: int | None = None
     checked: str | None = None
+    word: str | None = None
+    """The word by which prompts name a published embedding."""
     warnings: tuple[str, ...] = ()
     """Warnings for the user about a load that succeeded."""
 
@@ -86,12 +91,20 @@ class Fetched(Contract):
     path: _Name
     """The file, or the folder of a diffusers repo, relative to the source folder."""
     source: Source
+    model_type: ModelType | None = None
+    """What the source is, whatever the request names. None if it cannot be read."""
     files: Mapping[str, Arrived] = {}
     """The downloaded model files, by their paths relative to the source folder."""
     converted: Converted | None = None
     """The result of a conversion during the download. None if the source is not converted yet."""
     warnings: tuple[ShortText, ...] = ()
     """Warnings for the user about the source."""
+    card: Card = NO_CARD
+    """What the source and the file say about the model, without secrets."""
+    picture: _Name | None = None
+    """The file of a picture that the source shows, relative to the source folder."""
+    civitai: CivitaiFacts | None = None
+    """What Civitai says of the source. None if it is not from there, or Civitai did not answer."""
     original_config: _Name | None = None
     """The file of spec.originalConfig, relative to the source folder."""
     extras: tuple[ExtraComponent, ...] = ()

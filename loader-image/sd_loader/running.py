@@ -13,14 +13,14 @@ from types import FrameType
 
 from sd_api.extras import KILLED
 from sd_api.reasons import ExitCode, Reason
-from sd_api.redaction import hide, secrets_of
+from sd_api.redaction import hide
 from sd_api.wire import MESSAGE_MAX_LENGTH, LoadResult, Message
 from sd_api.wording import message_at_shell, remedy_at_shell
 from sd_loader import arguments
 from sd_loader.commands import COMMANDS, OutputError, print_error, print_remedy
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain, trace
-from sd_loader.net.credentials import read_credentials
+from sd_loader.net.credentials import read_token_file, tokens_of
 from sd_loader.settings import Settings
 from sd_loader.snippet import snippet
 
@@ -76,14 +76,15 @@ def _write_result(result: Message, settings: Settings) -> None:
 
 def _secrets(args: argparse.Namespace, settings: Settings) -> frozenset[str]:
     """Return the secrets of this command. A server that received one may quote it in an error."""
-    given, token = vars(args), None
+    given = vars(args)
     if "request" in given:
         with suppress(ValueError, RecursionError):
             given = {"request": json.loads(args.request)}
-    with suppress(LoaderError):
-        token = read_credentials(settings.credentials_dir).token
-    urls = (settings.proxy, settings.hub_endpoint, settings.trained_url_template)
-    return secrets_of((given, urls), token, *settings.logins.secrets())
+    tokens = [*tokens_of(settings)]
+    if given.get("token_file"):
+        with suppress(LoaderError):
+            tokens.append(read_token_file(args.token_file))
+    return settings.secrets(given, *tokens)
 
 
 def _fail(

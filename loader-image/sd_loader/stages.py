@@ -14,8 +14,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from sd_api.card import Card
+from sd_api.choices import ModelType, contradiction
 from sd_api.load import LoadRequest, RemoveRequest
-from sd_api.names import PREVIEW_FILE
+from sd_api.names import CARD_FILE, PICTURE_FILE, PREVIEW_FILE, RECEIPT_FILE
 from sd_api.reasons import Reason
 from sd_api.taxonomy import published_format
 from sd_api.wire import (
@@ -28,26 +30,33 @@ from sd_api.wire import (
     Source,
     Stage,
 )
-from sd_loader.convert.conversion import refuse_impossible
+from sd_loader.convert.conversion import (
+    Conversion,
+    refuse_impossible,
+    refuse_render_without_torch,
+)
 from sd_loader.digests import blake3_of, folder_digest
 from sd_loader.errors import LoaderError
 from sd_loader.failures import is_permanent
 from sd_loader.handover import Converted, Fetched
+from sd_loader.picture import MAX_BYTES as PICTURE_MAX_BYTES
+from sd_loader.picture import PictureError
+from sd_loader.picture import published as published_picture
 from sd_loader.progress import Report
 from sd_loader.request import conversion_of
 from sd_loader.settings import Settings
-from sd_loader.store import removal
+from sd_loader.store import index, removal
 from sd_loader.store.adopt import adopt
 from sd_loader.store.folder import Folder
 from sd_loader.store.ownership import give_up, take_ownership
 from sd_loader.store.publish import link, publish, tidy
-from sd_loader.store.receipt import RECEIPT_FILE, find_published
+from sd_loader.store.receipt import find_published
 from sd_loader.store.staging import Staging, begin, resume
 from sd_loader.store.volume import Volume
 
 log = logging.getLogger(__name__)
 
-_ADDED = (PREVIEW_FILE, RECEIPT_FILE)
+_ADDED = (CARD_FILE, PICTURE_FILE, PREVIEW_FILE, RECEIPT_FILE)
 """Files that this module adds to the converted ones. A failed attempt may leave them behind."""
 
 
@@ -65,13 +74,18 @@ def fetch_stage(
     from sd_loader.net.client import HttpClient
     from sd_loader.store.at_hand import FilesAtHand
 
-    refuse_impossible(conversion_of(request))
+    if request.model_type is None:
+        # The options that the found type rules out are refused once it is known.
+        refuse_render_without_torch(conversion_of(request))
+    else:
+        refuse_impossible(conversion_of(request))
     with _leaving_nothing(request, store) as volume:
         published = find_published(volume, request.owner.uid, request.load_hash)
         if published is None:
             volume.probe(request.owner.uid)
         record = take_ownership(volume, request.owner, request.model_id, request.load_hash)
         if published is not None:
+            _refuse_other_type(request, published)
             return _fetched(published.source)
         with (
             begin(volume, request.owner.uid, settings.pod, request.load_hash) as begun,
@@ -79,9 +93,10 @@ def fetch_stage(
         ):
             adopted = adopt(volume, record, request.load_hash, staging, report)
             if adopted is not None:
+                _refuse_other_type(request, adopted)
                 _publish(volume, request, staging, adopted, settings, report)
                 return _fetched(adopted.source)
-            fetched = _recorded(staging)
+            fetched = _recorded(request, staging)
             if fetched is None:
                 with staging.source() as into, staging.out() as out:
                     fetched = acquire(
@@ -111,29 +126,34 @@ def convert_stage(
             link(volume, request.owner, request.model_id, request.load_hash)
             with _published_anyway():
                 _tidy(volume, request, settings)
+            index.refresh(volume, request.owner.uid, request.owner.namespace)
             return receipt.result()
         with (
             resume(volume, request.owner.uid, settings.pod, request.load_hash) as resumed,
-            _freeing(resumed, keep_out=_is_converted(resumed)) as staging,
+            _freeing(resumed, keep_out=_is_converted(request, resumed)) as staging,
         ):
-            fetched = _recorded(staging)
+            fetched = _recorded(request, staging)
             if fetched is None:
                 raise LoaderError(
                     Reason.LOADER_CRASHED, "the download is not finished; run fetch again"
                 )
+            conversion = conversion_of(request, fetched.model_type)
             is_converted = fetched.converted is not None
             with (
                 staging.source() as source_dir,
                 staging.out() if is_converted else staging.fresh_out() as out,
             ):
                 converted = fetched.converted or run.convert(
-                    fetched, source_dir.path, conversion_of(request), out.path, report
+                    fetched, source_dir.path, conversion, out.path, report
                 )
                 for name in _ADDED:
                     out.unlink(name)
                 _check_inventory(out.files(), converted)
-                converted, preview = _rendered(request, out, converted, report)
-            receipt = _receipt(request, fetched, converted, preview)
+                converted, preview = _rendered(conversion, out, converted, report)
+                converted, picture = _pictured(fetched, source_dir, out, converted)
+                card = Card(word=converted.word).over(fetched.card)
+                added = {**preview, **picture, **_written(card, out)}
+            receipt = _receipt(request, conversion.model_type, fetched, converted, card, added)
             return _publish(volume, request, staging, receipt, settings, report)
 
 
@@ -150,6 +170,7 @@ def remove_stage(request: RemoveRequest, store: Path) -> LoadResult:
             removal.release(volume, request.owner)
         else:
             removal.remove_model(volume, request.owner, request.model_id)
+        index.refresh(volume, request.owner.uid, request.owner.namespace)
     return LoadResult(outcome="removed")
 
 
@@ -201,6 +222,7 @@ def _publish(
     with _published_anyway():
         staging.discard()
         _tidy(volume, request, settings)
+    index.refresh(volume, request.owner.uid, request.owner.namespace)
     return published.result()
 
 
@@ -218,14 +240,25 @@ def _tidy(volume: Volume, request: LoadRequest, settings: Settings) -> None:
     tidy(volume, request.owner, request.load_hash, retain, datetime.now(UTC))
 
 
-def _recorded(staging: Staging) -> Fetched | None:
+def _refuse_other_type(request: LoadRequest, published: Receipt) -> None:
+    """Refuse a version that a request without a type published, if it is not of this one's type."""
+    words = contradiction(request.model_type, published.artifact.model_type)
+    if words is not None:
+        raise LoaderError(Reason.INVALID_SPEC, words)
+
+
+def _recorded(request: LoadRequest, staging: Staging) -> Fetched | None:
     """Return the record of the finished download. None if there is no usable one.
 
-    A record from another version of the loader, or one whose files are missing, is not usable.
+    A record from another version of the loader, one whose files are missing, or one that a request
+    without a type left for a source of another type, is not usable.
     """
     try:
         fetched = Fetched.model_validate_json(staging.fetched() or "", extra="forbid")
     except ValidationError:
+        return None
+    is_file = fetched.kind == "file" and fetched.converted is None  # Its conversion checks it.
+    if not is_file and contradiction(request.model_type, fetched.model_type) is not None:
         return None
     if fetched.converted is not None:
         expected = {path: file.size for path, file in fetched.converted.files.items()}
@@ -236,8 +269,8 @@ def _recorded(staging: Staging) -> Fetched | None:
     return fetched
 
 
-def _is_converted(staging: Staging) -> bool:
-    recorded = _recorded(staging)
+def _is_converted(request: LoadRequest, staging: Staging) -> bool:
+    recorded = _recorded(request, staging)
     return recorded is not None and recorded.converted is not None
 
 
@@ -246,33 +279,60 @@ def _fetched(source: Source) -> LoadResult:
 
 
 def _rendered(
-    request: LoadRequest, out: Folder, converted: Converted, report: Report
+    conversion: Conversion, out: Folder, converted: Converted, report: Report
 ) -> tuple[Converted, dict[str, PublishedFile]]:
     """Render an image with the folder if the request asks for it, and add the preview to it."""
-    if not request.verify.render:
+    if not conversion.verify.render:
         return converted, {}
     # Imported here: it imports torch, which needs much memory.
     from sd_loader.render import render
 
-    rendered = render(out.path, converted, conversion_of(request), report)
+    rendered = render(out.path, converted, conversion, report)
     if rendered.warning is not None:
         converted = replace(converted, warnings=(*converted.warnings, rendered.warning))
     if rendered.preview is None:
         return converted, {}
     # A model that draws an image has the shapes that its architecture needs.
     converted = replace(converted, checked=None)
-    out.write(PREVIEW_FILE, rendered.preview)
-    preview = PublishedFile(blake3=blake3_of(rendered.preview), size=len(rendered.preview))
-    return converted, {PREVIEW_FILE: preview}
+    return converted, _added(out, PREVIEW_FILE, rendered.preview)
+
+
+def _pictured(
+    fetched: Fetched, source_dir: Folder, out: Folder, converted: Converted
+) -> tuple[Converted, dict[str, PublishedFile]]:
+    """Add the picture from the source to the folder. A failure is a warning."""
+    if fetched.picture is None:
+        return converted, {}
+    try:
+        content = published_picture(source_dir.read(fetched.picture, PICTURE_MAX_BYTES))
+    except (PictureError, OSError, ValueError) as error:
+        warning = f"the source's picture is not kept: {error}"
+        return replace(converted, warnings=(*converted.warnings, warning)), {}
+    return converted, _added(out, PICTURE_FILE, content)
+
+
+def _added(out: Folder, name: str, content: bytes) -> dict[str, PublishedFile]:
+    """Write a file that is not part of the converted model."""
+    out.write(name, content)
+    return {name: PublishedFile(blake3=blake3_of(content), size=len(content))}
+
+
+def _written(card: Card, out: Folder) -> dict[str, PublishedFile]:
+    """Write the card into the folder. An empty card has no file."""
+    if card.or_none() is None:
+        return {}
+    return _added(out, CARD_FILE, f"{card.encode(indent=2)}\n".encode())
 
 
 def _receipt(
     request: LoadRequest,
+    model_type: ModelType,
     fetched: Fetched,
     converted: Converted,
-    preview: Mapping[str, PublishedFile],
+    card: Card,
+    added: Mapping[str, PublishedFile],
 ) -> Receipt:
-    # The preview is not part of the digest: the same weights have the same digest without it.
+    # What was added is not part of the digest: the same weights have the same digest without it.
     files = converted.files
     sha256 = {arrived.blake3: arrived.sha256 for arrived in fetched.files.values()}
     return Receipt(
@@ -283,14 +343,16 @@ def _receipt(
             digest=folder_digest({path: file.blake3 for path, file in files.items()}),
             size_bytes=sum(file.size for file in files.values()),
             files=len(files),
+            model_type=model_type.value,
             base_model=converted.base_model,
             variant=converted.variant,
-            format=published_format(request.model_type, request.lora.format).value,
+            format=published_format(model_type, request.lora.format).value,
             pipeline_class=converted.pipeline_class,
             precision=converted.precision,
             prediction_type=converted.prediction_type,
             lora_rank=converted.lora_rank,
             checked=converted.checked,
+            card=card.short(),
         ),
         message="; ".join((*fetched.warnings, *converted.warnings, *_unchecked(converted)))[
             :MESSAGE_MAX_LENGTH
@@ -302,7 +364,7 @@ def _receipt(
                 )
                 for path, file in files.items()
             },
-            **preview,
+            **added,
         },
     )
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from sd_api.choices import VerifyDigest
+from sd_api.default_credentials import DefaultSecret
 from sd_api.loader_env import LoaderEnv, LoaderEnvError
 
 EVERY: dict[str, tuple[Any, str, str]] = {
@@ -23,10 +25,31 @@ EVERY: dict[str, tuple[Any, str, str]] = {
     "max_bytes": (10**10, "SD_LOADER_MAX_BYTES", "10000000000"),
     "retain_previous_seconds": (0, "SD_LOADER_RETAIN_PREVIOUS_SECONDS", "0"),
     "hub_endpoint": ("https://hub.example.com", "HF_ENDPOINT", "https://hub.example.com"),
+    "civitai_endpoint": (
+        "https://civitai.example.com",
+        "SD_LOADER_CIVITAI_ENDPOINT",
+        "https://civitai.example.com",
+    ),
+    "verify_digest": (VerifyDigest.WHEN_WHOLE, "SD_LOADER_VERIFY_DIGEST", "whenWhole"),
     "https_proxy": ("http://proxy.example.com", "HTTPS_PROXY", "http://proxy.example.com"),
     "no_proxy": (".example.com", "NO_PROXY", ".example.com"),
     "ca_file": ("/ca.crt", "SSL_CERT_FILE", "/ca.crt"),
     "credentials_dir": ("/run/secrets/sd", "SD_LOADER_CREDENTIALS_DIR", "/run/secrets/sd"),
+    "default_credentials": (
+        {
+            "site.example:8443": DefaultSecret("site"),
+            "hub.example": DefaultSecret("hub", True, True),
+        },
+        "SD_LOADER_DEFAULT_CREDENTIALS",
+        "hub.example=hub:private:gateway,site.example:8443=site",
+    ),
+    "default_credentials_dir": (
+        "/run/secrets/sd-defaults",
+        "SD_LOADER_DEFAULT_CREDENTIALS_DIR",
+        "/run/secrets/sd-defaults",
+    ),
+    "hub_token": ("hf_x", "HF_TOKEN", "hf_x"),
+    "civitai_token": ("x", "CIVITAI_TOKEN", "x"),
     "logins_dir": ("/run/secrets/sd-logins", "SD_LOADER_LOGINS_DIR", "/run/secrets/sd-logins"),
     "default_parts": (
         {"sdxl": "org/xl", "sd-1": "org/one"},
@@ -100,6 +123,11 @@ def test_the_proxy_may_be_spelled_in_lower_case(name: str) -> None:
         ("SD_LOADER_MAX_BYTES", "9" * 5000, "must be a whole number"),
         ("SD_LOADER_RETAIN_PREVIOUS_SECONDS", "3153600001", "of at most 3153600000"),
         ("SD_LOADER_DEFAULT_PARTS", "sd9=org/name", "must be entries BASE=ORG/NAME"),
+        ("SD_LOADER_DEFAULT_CREDENTIALS", "hub.example", "must be entries HOST=SECRET"),
+        ("SD_LOADER_DEFAULT_CREDENTIALS", "https://hub.example=s", "must be entries HOST=SECRET"),
+        ("SD_LOADER_DEFAULT_CREDENTIALS", "../x=s", "must be entries HOST=SECRET"),
+        ("SD_LOADER_DEFAULT_CREDENTIALS", "hub.example=s:public", "must be entries HOST=SECRET"),
+        ("SD_LOADER_DEFAULT_CREDENTIALS", "hub.example=A_b", "must be entries HOST=SECRET"),
         ("SD_LOADER_TRAINED_URL_TEMPLATE", "https://{id}/x", "must be an http(s) link with {id}"),
     ],
 )
@@ -119,3 +147,10 @@ def test_variables_that_name_a_file_are_marked() -> None:
     names = {LoaderEnv.name_of(name) for name in files}
     assert LoaderEnv.path_names() == names | {"HOME", "HF_HOME"}
     assert LoaderEnv.path_names() < LoaderEnv.every_name()
+
+
+def test_a_token_is_neither_shown_nor_given_to_a_container() -> None:
+    """A container gets tokens as files of a Secret."""
+    written = LoaderEnv(hub_token="hf_x", civitai_token="site_x")
+    assert "_x" not in repr(written)
+    assert LoaderEnv.every_name().isdisjoint(written.to_env())

@@ -87,3 +87,15 @@ def parse_component(content: bytes, model_type: ModelType) -> SingleComponent:
         f"{CONFIG_NAME} names the class {shown(class_name)}; spec.modelType"
         f" {model_type.value} is for {expected} and, of other families, for {others}",
     )
+
+
+def component_type(content: bytes) -> ModelType | None:
+    """The model type that loads the component with this config. None if no type does."""
+    try:
+        class_name = parse_json(content, CONFIG_NAME, rewritten=True).get("_class_name")
+    except LoaderError:
+        return None  # It is not a config of diffusers.
+    for model_type, (_component, its_class) in SINGLE.items():
+        if class_name == its_class or class_name in OTHER_FAMILIES[model_type]:
+            return model_type
+    return None

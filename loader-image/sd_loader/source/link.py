@@ -57,6 +57,7 @@ class OpenLink:
             path=path,
             sha256=self.checks.sha256,
             inspect=inspector(self.ref, self.checks),
+            own_digest=self.checks.is_stated,
         )
         downloader = Downloader(
             self.session, self.client.settings.max_bytes, self.token, self.client.retries
@@ -80,7 +81,7 @@ def open_link(ref: SourceRef, checks: Checks, client: HttpClient) -> Iterator[Op
     """Check a link and its token before the first request, and open a session for it."""
     client.check_url(ref.url, ref.field)
     token = client.token(ref.url, ref.field, required=ref.needs_token)
-    with client.session() as session:
+    with client.session() as session, client.naming_default_secret(ref.url):
         yield OpenLink(ref, checks, client, session, token)
 
 

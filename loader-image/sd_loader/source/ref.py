@@ -23,8 +23,9 @@ class SourceRef:
     field: str
     """How messages refer to the source: by the field of the spec, such as `spec.url`."""
 
-    model_type: ModelType
-    """The expected type. It decides what a url without a scheme means."""
+    model_type: ModelType | None
+    """The expected type, which decides what a url without a scheme means. None if the source shows
+    its type."""
 
     git_revision: str | None = None
     """The branch, tag or commit of a Hub repo. None for its main branch."""
@@ -54,7 +55,13 @@ class Checks:
     """Requirements for the bytes of a source."""
 
     sha256: str | None = None
-    """SHA-256 of the single file. None if the spec gives none."""
+    """SHA-256 of the single file. None if it is not known."""
+
+    is_stated: bool = False
+    """Whether the source states the SHA-256, and not the spec."""
+
+    may_skip: bool = False
+    """Whether the SHA-256 is not compared if that needs more than a gigabyte in addition."""
 
     safetensors_only: bool = False
     """Refuse pickles (spec.fromSafetensors)."""

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sd_api import defaults
+from sd_api.choices import VerifyDigest
+from sd_api.default_credentials import DefaultSecret
 from sd_api.logins import Logins, with_login
 from sd_api.netguard import Guard
 from sd_api.spec import JobOverrides
@@ -51,6 +53,11 @@ class LoaderSettings:
     """Secret with logins, in each namespace with models. Its keys are optional: proxy and hub have
     USER:PASSWORD, and trained has what replaces {key}. Only the container that downloads mounts
     it."""
+    default_credentials: Mapping[str, DefaultSecret] = field(default_factory=dict)
+    """For each host, the Secret with a token in each namespace with models, for loads without
+    spec.credentialsSecretRef: huggingface.co=SECRET,HOST=SECRET. `:private` after a Secret's name
+    lets it open private repos of the token's owner, too, and `:gateway` lets models use it whose
+    source a caller of the gateway chose. Of a mirror of the Hub, name its host."""
     max_bytes: int = defaults.MAX_BYTES
     """Size limit of one source, in bytes."""
     retain_previous_seconds: int = defaults.RETAIN_PREVIOUS_SECONDS
@@ -105,6 +112,11 @@ class Settings:
     private addresses and over plain http."""
     hub_endpoint: str | None = None
     """Base URL of a mirror of the Hugging Face Hub. Empty: the Hub itself."""
+    civitai_endpoint: str | None = None
+    """Base URL of a mirror of Civitai. Empty: Civitai itself."""
+    verify_digest: VerifyDigest = VerifyDigest.ALWAYS
+    """always: loads compare the SHA-256 that Civitai states. whenWhole: not for a file of which the
+    conversion leaves out more than 1 GB."""
     trained_url_template: str | None = None
     """Link of a trained model (modelType api_trained), with {id} in place of its id. {key}
     stands for the content of the key trained in the Secret with logins."""
@@ -173,6 +185,7 @@ class Settings:
                 gpu_count=read.whole("GPU_COUNT", loader.gpu_count),
                 ca_configmap=read.text("CA_CONFIGMAP"),
                 logins_secret=read.text("LOGINS_SECRET"),
+                default_credentials=read.default_credentials("DEFAULT_CREDENTIALS"),
                 max_bytes=read.whole("MAX_BYTES", loader.max_bytes, least=1),
                 retain_previous_seconds=read.whole(
                     "RETAIN_PREVIOUS_SECONDS",
@@ -194,6 +207,10 @@ class Settings:
             ),
             allowed_hosts=frozenset(host.lower() for host in read.words("ALLOWED_HOSTS")),
             hub_endpoint=read.link("HF_ENDPOINT", env.get("HF_ENDPOINT"), instead=_INSTEAD),
+            civitai_endpoint=read.link("CIVITAI_ENDPOINT", instead=_INSTEAD),
+            verify_digest=VerifyDigest(
+                read.choice("VERIFY_DIGEST", tuple(VerifyDigest), default.verify_digest)
+            ),
             trained_url_template=read.template("TRAINED_URL_TEMPLATE"),
             https_proxy=read.link("HTTPS_PROXY", instead=_INSTEAD),
             no_proxy=read.text("NO_PROXY") or "",

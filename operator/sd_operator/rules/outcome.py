@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from sd_api import humanize, names
@@ -39,7 +40,7 @@ def failed(inp: Input, job: JobView, failure: Failure) -> Step:
         retry_at = ended + inp.retry_delay(job.attempt)
         note = f"The next attempt is at {times.stamp(retry_at)}."
     return Proceed(
-        Report.of_failure(failure, job.name, note),
+        replace(Report.of_failure(failure, job.name, note), generation=job.generation),
         LoadFailed(job_status(job), start_time(inp, job), ended, failure),
         wake_after=inp.retry_delay(job.attempt).total_seconds(),
     )
@@ -67,6 +68,7 @@ def published(inp: Input, job: JobView, result: LoadResult) -> Step:
         claim_uid=claim.uid,
         size=humanize.size(artifact.size_bytes),
         preview_path=(names.preview_path(inp.model.uid, inp.wanted) if result.preview else None),
+        picture_path=(names.picture_path(inp.model.uid, inp.wanted) if result.picture else None),
         last_update_time=times.stamp(ended),
     )
     source = result.source.model_dump() if result.source else {}

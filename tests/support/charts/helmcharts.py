@@ -113,8 +113,15 @@ FULL: Json = {
     "checkSeconds": 7200,
     "allowedHosts": ["mirror.example.com", "10.1.2.3:8443"],
     "hubEndpoint": "https://mirror.example.com/hf",
+    "sources": {"civitaiEndpoint": "https://civitai.example.com", "verifyDigest": "whenWhole"},
     "trainedUrlTemplate": "https://trainer.example.com/models/{id}",
     "loginsSecret": "logins",
+    "credentials": {
+        "defaults": {
+            "hub.example.com": {"secret": "hub-token", "private": True},
+            "site.example.com:8443": {"secret": "site-token"},
+        }
+    },
     "proxy": {"https": "http://proxy.example.com:3128", "noProxy": ".example.com"},
     "caConfigMap": "company-ca",
     "webhook": {

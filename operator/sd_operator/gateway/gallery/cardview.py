@@ -1,0 +1,45 @@
+"""What the source and the file say about a model, as its page shows it. Pure and untrusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sd_operator.resources.model import Model
+
+
+@dataclass(frozen=True)
+class CardView:
+    """The model card. Nobody has checked what it says."""
+
+    title: str
+    words: tuple[str, ...]
+    """Words for prompts: the embedding's word, or the trigger words."""
+    facts: tuple[tuple[str, str], ...]
+    """Titles and values."""
+    page: str
+    """The model's page at its source; empty if it is not known."""
+
+    @property
+    def prompt(self) -> str:
+        """The words as a part of a prompt."""
+        return ", ".join(self.words)
+
+
+def card_view(model: Model) -> CardView | None:
+    """Return the model card. None if the source and the file say nothing."""
+    card = model.status.artifact.card if model.status.artifact else None
+    if card is None or card.or_none() is None:
+        return None
+    facts = (
+        ("Author", card.author),
+        ("Licence", card.license),
+        ("Based on", card.based_on),
+        ("Resolution", card.resolution and card.resolution.replace("x", " by ")),
+        ("Recommended", card.recommended),
+    )
+    return CardView(
+        title=card.title or "",
+        words=(card.word,) if card.word else card.trigger_words,
+        facts=tuple((title, text) for title, text in facts if text),
+        page=card.page or "",
+    )
