@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sd_api.load import LoadRequest, RemoveRequest
-from sd_api.names import PREVIEW_FILE
+from sd_api.names import PREVIEW_FILE, RECEIPT_FILE
 from sd_api.reasons import Reason
 from sd_api.taxonomy import published_format
 from sd_api.wire import (
@@ -41,7 +41,7 @@ from sd_loader.store.adopt import adopt
 from sd_loader.store.folder import Folder
 from sd_loader.store.ownership import give_up, take_ownership
 from sd_loader.store.publish import link, publish, tidy
-from sd_loader.store.receipt import RECEIPT_FILE, find_published
+from sd_loader.store.receipt import find_published
 from sd_loader.store.staging import Staging, begin, resume
 from sd_loader.store.volume import Volume
 
