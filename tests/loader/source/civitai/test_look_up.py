@@ -274,6 +274,13 @@ def test_a_version_without_a_usable_file_is_refused_by_name(
             id="generation_only",
         ),
         pytest.param(
+            {"mode": "TakenDown"},
+            {"needs_login": True},
+            Reason.SOURCE_NOT_FOUND,
+            "version 71 was taken down from Civitai: ",
+            id="taken_down",
+        ),
+        pytest.param(
             {},
             {"needs_login": True},
             Reason.AUTHENTICATION_REQUIRED,
