@@ -23,6 +23,22 @@ class ModelType(StrEnum):
 
 PIPELINES = frozenset({ModelType.HUGGINGFACE, ModelType.API_TRAINED, ModelType.CUSTOM_CKPT})
 """Types of whole models. A model of another type is an adapter or a VAE."""
+UNKNOWN_TYPE = "unknown"
+"""Stands for the type of a model whose spec names none and whose source is not read yet."""
+
+
+def contradiction(given: ModelType | None, found: str | None) -> str | None:
+    """Say why a source of the found type is not loaded as the given one. None if it may be.
+
+    A checkpoint and a repo may each be asked for as the other, since a repo may be one checkpoint.
+    """
+    fits = given == found or {given, found} <= PIPELINES
+    if given is None or found is None or fits:
+        return None
+    return (
+        f"spec.modelType is {given.value}, but the source is of type {found}: set it to {found}, or"
+        " remove it"
+    )
 
 
 class Revision(StrEnum):

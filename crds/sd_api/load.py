@@ -6,7 +6,6 @@ from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from sd_api.choices import ModelType
 from sd_api.fields import Contract, LoadHash, Uid, Url
 from sd_api.spec import LoadFields, ModelId, Spec
 
@@ -45,7 +44,9 @@ class LoadRequest(LoadFields, Request):
     model_id: ModelId
     load_hash: LoadHash
     url: Url
-    model_type: ModelType
+    render_if_pipeline: bool = Field(
+        default=False, description="Render an image if the source turns out to be a whole model."
+    )
     credentials: bool = Field(
         default=False, description="Whether a token is expected in the credentials folder."
     )
@@ -54,10 +55,9 @@ class LoadRequest(LoadFields, Request):
     def from_spec(
         cls, spec: Spec, owner: Owner, load_hash: str, *, credentials: bool = False
     ) -> LoadRequest:
-        """Make the request for a spec, with effective values in place of derived defaults."""
+        """Make the request for a spec, with the effective url and model id."""
         fields = {name: getattr(spec, name) for name in LoadFields.model_fields}
         fields["url"] = spec.effective_url(owner.name)
-        fields["model_type"] = spec.effective_model_type()
         return cls(
             **fields,
             owner=owner,

@@ -11,6 +11,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from sd_api.choices import VerifyDigest
+from sd_api.default_credentials import (
+    DefaultSecret,
+    format_default_credentials,
+    parse_default_credentials,
+)
 from sd_api.default_parts import format_default_parts, parse_default_parts
 from sd_api.defaults import RETAIN_PREVIOUS_MAX_SECONDS
 from sd_api.names import LOADER_NAME
@@ -18,6 +23,8 @@ from sd_api.trained import check_template
 
 CREDENTIALS_DIR = "/run/secrets/sd"
 """Where a Job mounts the Secret of spec.credentialsSecretRef."""
+DEFAULT_CREDENTIALS_DIR = "/run/secrets/sd-defaults"
+"""Where a Job mounts the Secrets of the setting for default credentials."""
 LOGINS_DIR = "/run/secrets/sd-logins"
 """Where a Job mounts the Secret of the administrator's logins."""
 STORE_MOUNT = "/models"
@@ -49,6 +56,8 @@ class _Variable:
     write: Callable[[Any], str]
     is_path: bool = False
     """Whether the text names a file or folder of the container."""
+    is_token: bool = False
+    """Whether the text is a token, which a container gets as a file and never as a variable."""
 
 
 def _variable(
@@ -56,8 +65,10 @@ def _variable(
     read: Callable[[str], Any] = str,
     write: Callable[[Any], str] = str,
     is_path: bool = False,
+    is_token: bool = False,
 ) -> Any:  # noqa: ANN401 - a dataclass field takes the type of its annotation
-    return field(default=None, metadata={"variable": _Variable(names, read, write, is_path)})
+    variable = _Variable(names, read, write, is_path, is_token)
+    return field(default=None, repr=not is_token, metadata={"variable": variable})
 
 
 def _read_hosts(text: str) -> frozenset[str]:
@@ -119,6 +130,23 @@ class LoaderEnv:
     """PEM file; downloads trust its authorities instead of the public ones."""
     credentials_dir: str | None = _variable("SD_LOADER_CREDENTIALS_DIR", is_path=True)
     """Folder with the source's credentials: the file token and, optionally, the file host."""
+    default_credentials: Mapping[str, DefaultSecret] | None = _variable(
+        "SD_LOADER_DEFAULT_CREDENTIALS",
+        read=parse_default_credentials,
+        write=format_default_credentials,
+    )
+    """For each host, the Secret of loads that name no Secret of their own: HOST=SECRET,HOST=SECRET.
+    `:private` after a Secret's name lets it open private repos, too; `:gateway` is the operator's.
+    """
+    default_credentials_dir: str | None = _variable(
+        "SD_LOADER_DEFAULT_CREDENTIALS_DIR", is_path=True
+    )
+    """Folder with the files HOST.token (HOST_PORT.token) and, optionally, HOST.host of these
+    Secrets."""
+    hub_token: str | None = _variable("HF_TOKEN", is_token=True)
+    """Token for the Hub, for `sd-loader load` by hand. Jobs never have it."""
+    civitai_token: str | None = _variable("CIVITAI_TOKEN", is_token=True)
+    """Token for Civitai, for `sd-loader load` by hand. Jobs never have it."""
     logins_dir: str | None = _variable("SD_LOADER_LOGINS_DIR", is_path=True)
     """Folder with the administrator's logins, all optional: the files proxy and hub with
     USER:PASSWORD, and the file trained with the key of the trained models' link template."""
@@ -147,7 +175,8 @@ class LoaderEnv:
     @classmethod
     def every_name(cls) -> frozenset[str]:
         """All variables that a loader container may have, those of its libraries included."""
-        spellings = {name for variable in _variables(cls).values() for name in variable.names}
+        variables = [it for it in _variables(cls).values() if not it.is_token]
+        spellings = {name for variable in variables for name in variable.names}
         return frozenset(spellings | USER_ENV.keys() | HUB_LIBRARY_ENV.keys() | TORCH_ENV.keys())
 
     @classmethod

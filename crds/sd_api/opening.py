@@ -16,7 +16,7 @@ _PIPELINES = {
 }
 
 
-def python_code(model_type: ModelType, artifact: Artifact, link: str) -> str:
+def python_code(model_type: str | None, artifact: Artifact, link: str) -> str:
     """Return code that opens the artifact.
 
     link: path of the model's link, in the folder with the other models.
@@ -32,7 +32,7 @@ def python_code(model_type: ModelType, artifact: Artifact, link: str) -> str:
         case ModelType.EMBEDDINGS:
             body = _on_a_base(pipeline, base, models, _embedding(base))
         case ModelType.CONTROLNET | ModelType.VAE:
-            kind = "controlnet" if model_type is ModelType.CONTROLNET else "vae"
+            kind = "controlnet" if model_type == ModelType.CONTROLNET else "vae"
             default = "ControlNetModel" if kind == "controlnet" else "AutoencoderKL"
             pipeline = _class(artifact.pipeline_class, default)
             body = [f"{kind} = {pipeline}.from_pretrained(folder{options})"]

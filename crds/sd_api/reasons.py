@@ -193,8 +193,8 @@ class Reason(StrEnum):
         "AuthenticationRequired",
         Retry.ON_CHANGE,
         "Set spec.credentialsSecretRef to a Secret whose key `token` is a valid token for the"
-        " source and whose key `host` is its host. By hand, use files of these names in the folder"
-        " SD_LOADER_CREDENTIALS_DIR.",
+        " source and whose key `host` is its host; or put the token into the Secret that the"
+        f" message names, and set the annotation {ANNOTATION_RELOAD} to a new value.",
     )
     """The source asks for a token, or does not accept the one that was sent."""
     ACCESS_DENIED = (
@@ -262,8 +262,8 @@ class Reason(StrEnum):
     UNSUPPORTED_FORMAT = (
         "UnsupportedFormat",
         Retry.NEVER,
-        "Choose a model of a supported type and architecture, and set the spec.modelType that fits"
-        " it.",
+        "Choose a model of a supported type and architecture, and remove spec.modelType or set the"
+        " one that fits it.",
     )
     """The loader does not support this type, format or architecture."""
     UNSAFE_MODEL = (

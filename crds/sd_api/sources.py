@@ -100,12 +100,13 @@ Meaning = HubRepo | HubFile | CivitaiModel | Link | TrainedId | Unreadable
 
 def read_source(
     url: str,
-    model_type: ModelType,
+    model_type: ModelType | None,
     git_revision: str | None = None,
     hub_endpoint: str = HUB_ENDPOINT,
 ) -> Meaning:
     """Return what a url means for a model type, at the revision that url and spec agree on.
 
+    model_type: None if the source shows its type.
     hub_endpoint: the Hub, or the mirror whose pages and files are read like the Hub's own.
     """
     unreadable = _refused(url, model_type)
@@ -132,7 +133,7 @@ def civitai_download(url: str, endpoint: str) -> CivitaiModel | None:
     return None if match is None else _version(None, match[1], match[2])
 
 
-def _refused(url: str, model_type: ModelType) -> Unreadable | None:
+def _refused(url: str, model_type: ModelType | None) -> Unreadable | None:
     is_trained = model_type is ModelType.API_TRAINED
     for kind in url_forms.NAMED:
         if kind.matches(url) and (kind.concerns_trained or not is_trained):
@@ -170,7 +171,7 @@ def _on_hub(text: str) -> _OnHub | None:
     return None
 
 
-def _on_mirror(text: str, endpoint: str, model_type: ModelType) -> _OnHub | None:
+def _on_mirror(text: str, endpoint: str, model_type: ModelType | None) -> _OnHub | None:
     """Return the meaning of a mirror's url.
 
     A path of two words may be an ordinary file of the mirror, so it means a repo only with

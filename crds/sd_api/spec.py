@@ -162,8 +162,8 @@ class LoadFields(Extensible):
     )
     model_type: ModelType | None = Field(
         default=None,
-        description="Default: huggingface for a repo id or a repo's page, custom_ckpt for any other"
-        " url.",
+        description="Absent: the file or repo decides, and status.modelType shows what it is."
+        " Given: the source must be of this type. A trained model needs api_trained.",
     )
     from_safetensors: bool | None = Field(
         default=None,
@@ -244,7 +244,10 @@ class Spec(LoadFields):
     )
 
     def effective_model_type(self) -> ModelType:
-        """The model type of the spec, or the one inferred from the url."""
+        """The model type of the spec, or the one as which a load without a type is planned.
+
+        The load hash has it, too, so it depends on nothing but the spec.
+        """
         if self.model_type is not None:
             return self.model_type
         if self.url is not None and re.search(WHOLE_REPO, self.url):

@@ -7,11 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sd_api.choices import ModelType
 from sd_api.fields import Count, Extensible, LoadHash, ShortText, Text, Timestamp, Uid
 from sd_api.humanize import describe
 from sd_api.spec import ModelId
-from sd_api.wire import Artifact, Progress, Source
+from sd_api.wire import Artifact, Progress, Source, Word
 
 
 class Phase(StrEnum):
@@ -178,7 +177,11 @@ class Status(Extensible):
         default=None, description="Digest of the fields that decide what is loaded."
     )
     model_id: ModelId | None = None
-    model_type: ModelType | None = None
+    model_type: Word | None = Field(
+        default=None,
+        description="spec.modelType or, if it is absent, what the source is: unknown until a load"
+        " has read it.",
+    )
     phase: Phase | None = None
     reason: Annotated[str, Field(max_length=64)] | None = None
     conditions: Annotated[

@@ -123,6 +123,9 @@ class Artifact(Extensible):
         default=0, description="Bytes that this model shares with others by hard links."
     )
     files: Count
+    model_type: Word | None = Field(
+        default=None, description="The type that the model was loaded as: the one of its source."
+    )
     base_model: Word | None = Field(
         default=None, description="The family, such as sd-1, sdxl or flux."
     )

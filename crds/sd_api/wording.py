@@ -57,8 +57,8 @@ _MENTION = re.compile(
 _RELOAD = f"set the annotation {ANNOTATION_RELOAD} to a new value"
 _CREDENTIALS = LoaderEnv.name_of("credentials_dir")
 _TOKEN = (
-    "put the token into a file `token`, and the host that it is for into a file `host`, and set"
-    f" {_CREDENTIALS} to the folder of the two files"
+    f"set {LoaderEnv.name_of('hub_token')} for the Hub or {LoaderEnv.name_of('civitai_token')} for"
+    " Civitai, or name a file with the token for the host of --url by --token-file"
 )
 
 _REMEDIES = {
@@ -71,7 +71,7 @@ _REMEDIES = {
         "Use a --store folder on a file system that supports symbolic links and atomic rename,"
         " such as a local disk, NFS or CephFS."
     ),
-    Reason.SECRET_NOT_FOUND: f"To give a token, {_TOKEN}.",
+    Reason.SECRET_NOT_FOUND: f"To give another token, {_TOKEN}.",
     Reason.CREDENTIALS_HOST_MISMATCH: (
         f"Write the exact host of --url into the file `host` in {_CREDENTIALS}, and use"
         " an https link: the token is sent to that host only, and never over plain http."
@@ -114,7 +114,8 @@ _REMEDIES = {
         f"Choose a smaller variant of the model, or raise {LoaderEnv.name_of('max_bytes')}."
     ),
     Reason.UNSUPPORTED_FORMAT: (
-        "Choose a model of a supported type and architecture, and the --model-type that fits it."
+        "Choose a model of a supported type and architecture, and leave --model-type out or give"
+        " the one that fits it."
     ),
     Reason.CONVERSION_FAILED: (
         "Use --base-model or --original-config if the architecture was not detected correctly;"

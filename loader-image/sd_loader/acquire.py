@@ -15,7 +15,8 @@ from sd_api.choices import BaseModelName, ModelType
 from sd_api.load import LoadRequest
 from sd_api.sources import Link
 from sd_api.wire import Sha256Missing
-from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.conversion import Conversion, refuse_impossible
+from sd_loader.convert.detect.kinds import found_type
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.file import plan_download
 from sd_loader.convert.plan.needs import Needs, needs
@@ -86,7 +87,7 @@ def acquire(
     checks = Checks(request.sha256, safetensors_only=conversion.safetensors_only)
     place = locate(ref, client.settings, allow_local=allow_local)
     found = look_up(place, ref, checks, client, into)
-    supplies = _Supplies(conversion, client, into, report, at_hand)
+    supplies = _Supplies(request, conversion, client, into, report, at_hand)
     # These may be refused, so they come before the large download.
     if request.original_config is not None:
         supplies.fetch_original_config(request.original_config, allow_local=allow_local)
@@ -103,10 +104,13 @@ def acquire(
         else:
             fetched = fetch(found.place, ref, found.checks, client, into, report, at_hand)
     fetched = found.noted(fetched)
-    if fetched.kind == "file" and fetched.converted is None:
+    if fetched.model_type is not None:
+        supplies.settle(fetched.model_type)
+    elif fetched.kind == "file" and fetched.converted is None:
         supplies.complete(into / fetched.path)
     return fetched.model_copy(
         update={
+            "model_type": supplies.found,
             "original_config": supplies.original_config,
             "extras": tuple(supplies.extras),
             "files": {**supplies.files, **fetched.files},
@@ -156,7 +160,10 @@ def _stream_version(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched |
     if remote is None:
         return None
     with open_incoming(remote, supplies.into, link.checks) as incoming:
-        if incoming is None or supplies.fetch_needed(incoming.file).whole_file:
+        if incoming is None:
+            return None
+        supplies.settle(found_type(incoming.file.tensors))
+        if supplies.fetch_needed(incoming.file).whole_file:
             return None
         return _convert(incoming, supplies, out)
 
@@ -174,7 +181,12 @@ def _convert(incoming: IncomingFile, supplies: _Supplies, out: Path) -> Fetched:
     if incoming.checks.is_stated and source.sha256_missing == Sha256Missing.RANGES_ONLY:
         warnings = ("sha256 not compared: ranges only",)
     return Fetched(
-        kind="file", path=FILE_NAME, source=source, converted=converted, warnings=warnings
+        kind="file",
+        path=FILE_NAME,
+        source=source,
+        model_type=supplies.found,
+        converted=converted,
+        warnings=warnings,
     )
 
 
@@ -186,11 +198,14 @@ class _Supplies:
     than the token's are sent without the token.
     """
 
+    request: LoadRequest
     conversion: Conversion
     client: HttpClient
     into: Path
     report: Report
     at_hand: AtHand
+    found: ModelType | None = None
+    """The type that the source shows. None as long as it is not known."""
     original_config: str | None = None
     extras: list[ExtraComponent] = field(default_factory=list)
     files: dict[str, Arrived] = field(default_factory=dict)
@@ -230,13 +245,26 @@ class _Supplies:
         fetched = found.noted(fetched)
         self._add((_VAE,), _VAE, fetched)
 
+    def settle(self, found: ModelType) -> None:
+        """Go on with the type that the source shows, unless the request names one.
+
+        Refuse options that a model of this type cannot have.
+        """
+        self.found = found
+        if self.request.model_type is None:
+            self.conversion = conversion_of(self.request, found)
+            refuse_impossible(self.conversion)
+
     def complete(self, path: Path) -> None:
         """Download the configs and components that a downloaded file lacks."""
         try:
             file = open_tensor_file(path)
         except LoaderError:
+            if self.request.model_type is None:
+                raise
             return  # The conversion reports this error.
         with file:
+            self.settle(found_type(file.tensors))
             self.fetch_needed(file)
 
     def fetch_needed(self, file: TensorFile) -> Needs:

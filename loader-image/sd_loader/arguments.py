@@ -150,12 +150,19 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     add(
         "--model-type",
         choices=[kind.value for kind in ModelType],
-        help="default: derived from the url",
+        help="default: what the file or repo is; needed for api_trained",
     )
     add(
         "--revision",
         choices=[word.value for word in Revision],
         help="precision of the published weights; default: the source's",
+    )
+    add(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="file with the token for the host of --url; default: HF_TOKEN for the Hub,"
+        " CIVITAI_TOKEN for Civitai",
     )
     add("--git-revision", help="branch, tag or commit of a Hub repo")
     add("--sha256", help="expected SHA-256 of a single file")

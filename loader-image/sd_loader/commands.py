@@ -65,15 +65,17 @@ def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
         spec = Spec.model_validate({**fields, "verify": verify, "lora": lora})
     except ValidationError as error:
         raise invalid_options(error) from None
-    credentials = (settings.credentials_dir / "token").exists()
+    has_secret = (settings.credentials_dir / "token").exists()
+    credentials = has_secret and args.token_file is None
     request = manual.request_of(spec, args.model_id, credentials=credentials)
+    settings = replace(settings, own_tokens=manual.own_tokens(request, settings, args.token_file))
     _make(args.store)
     # Two loads on one machine must not share a staging folder.
     settings = replace(settings, pod=f"{settings.pod}-{os.getpid()}")
     result = stages.load(request, args.store, settings, for_people())
     artifact, warnings = result.artifact, result.message
     if artifact is not None:
-        print_error(summary(args.model_id, request.model_type, artifact, warnings, args.store))
+        print_error(summary(args.model_id, artifact, warnings, args.store))
     _print(str(args.store / args.model_id))
     return result
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import StringConstraints
 
+from sd_api.choices import ModelType
 from sd_api.fields import Contract, ShortText
 from sd_api.wire import Source
 from sd_loader.civitai_facts import CivitaiFacts
@@ -87,6 +88,8 @@ class Fetched(Contract):
     path: _Name
     """The file, or the folder of a diffusers repo, relative to the source folder."""
     source: Source
+    model_type: ModelType | None = None
+    """What the source is, whatever the request names. None if it cannot be read."""
     files: Mapping[str, Arrived] = {}
     """The downloaded model files, by their paths relative to the source folder."""
     converted: Converted | None = None

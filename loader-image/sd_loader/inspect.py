@@ -9,7 +9,7 @@ from sd_api.choices import ModelType
 from sd_api.fields import Contract
 from sd_api.humanize import size
 from sd_loader.convert.conversion import Conversion
-from sd_loader.convert.detect.kinds import model_type_of
+from sd_loader.convert.detect.kinds import found_type
 from sd_loader.convert.plan.file import plan_file
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.snippet import snippet
@@ -63,8 +63,7 @@ def inspect(path: Path) -> Inspection:
     with ExitStack() as stack:
         opened = OpenFiles(stack)
         file = opened.open(path)
-        # A file of unknown type is planned as a checkpoint, which most users load.
-        model_type = model_type_of(file.tensors) or ModelType.CUSTOM_CKPT
+        model_type = found_type(file.tensors)
         plan = plan_file(file, Conversion(model_type, model_id="inspected"), opened)
         title = file.metadata.get(_TITLE)
         return Inspection(

@@ -7,14 +7,20 @@ import re
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
 
-from sd_api.choices import ModelType
 from sd_api.controlnets import CONTROLNET_REPOS
+from sd_api.default_credentials import hosts_of
 from sd_api.load import LoadRequest, Owner
+from sd_api.loader_env import LoaderEnv
 from sd_api.loadhash import load_hash
 from sd_api.names import NAME_MAX_LENGTH
 from sd_api.reasons import Reason
+from sd_api.sources import CivitaiModel, Link
 from sd_api.spec import Spec, VaeSource
 from sd_loader.errors import LoaderError
+from sd_loader.net.credentials import check_token, read_token_file
+from sd_loader.settings import Settings
+from sd_loader.source.locate import LocalFile, locate
+from sd_loader.source.ref import SourceRef
 
 NAMESPACE = "local"
 
@@ -35,8 +41,6 @@ def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadR
     url, state = _local(url)
     spec = spec.model_copy(update={"url": url, "model_id": model_id})
     states = [state]
-    if state is not None:
-        spec = spec.model_copy(update={"model_type": spec.model_type or ModelType.CUSTOM_CKPT})
     if spec.vae is not None:
         vae, state = _local(spec.vae.url)
         spec = spec.model_copy(update={"vae": VaeSource(url=vae)})
@@ -59,6 +63,43 @@ def _local(url: str) -> tuple[str, str | None]:
         return url, None
     status = origin.stat()
     return str(origin.absolute()), f"{status.st_size} {status.st_mtime_ns}"
+
+
+def own_tokens(request: LoadRequest, settings: Settings, token_file: Path | None) -> dict[str, str]:
+    """Return a person's tokens by host: of the Hub, of Civitai, and the one for the source.
+
+    As other programs do, HF_TOKEN is for the host of HF_ENDPOINT. CIVITAI_TOKEN is for the host of
+    the setting of Civitai's endpoint in the same way.
+    """
+    tokens: dict[str, str] = {}
+    endpoints = {"hub_token": settings.hub_endpoint, "civitai_token": settings.civitai_endpoint}
+    for name, url in endpoints.items():
+        token = getattr(settings, name)
+        if token is not None:
+            check_token(token, f"the variable {LoaderEnv.name_of(name)}")
+            tokens |= dict.fromkeys(hosts_of(url), token)
+    if token_file is not None:
+        link = _link_of(request, settings)
+        if link is None:
+            raise LoaderError(
+                Reason.INVALID_SPEC, "--token-file is for links and repos, not for local files"
+            )
+        tokens |= dict.fromkeys(hosts_of(link), read_token_file(token_file))
+    return tokens
+
+
+def _link_of(request: LoadRequest, settings: Settings) -> str | None:
+    """Return a link with the host of the source. None for a local file."""
+    ref = SourceRef(request.url, "spec.url", request.model_type, request.git_revision)
+    match locate(ref, settings, allow_local=True):
+        case LocalFile():
+            return None
+        case Link(url):
+            return url
+        case CivitaiModel():
+            return settings.civitai_endpoint
+        case _:
+            return settings.hub_endpoint
 
 
 def owner_of(model_id: str) -> Owner:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from sd_api.choices import PIPELINES, ModelType
 from sd_api.load import LoadRequest
 from sd_loader.convert.conversion import Conversion
 
 
-def conversion_of(request: LoadRequest) -> Conversion:
-    """Return the options of the conversion that the request asks for."""
+def conversion_of(request: LoadRequest, found: ModelType | None = None) -> Conversion:
+    """Return the options of the conversion that the request asks for.
+
+    found: the type that the source shows. It counts if the request names none. Until it is known,
+    the options are those of a checkpoint.
+    """
+    model_type = request.model_type or found
+    verify = request.verify
+    if request.render_if_pipeline and model_type in PIPELINES:
+        verify = verify.model_copy(update={"render": True})
     return Conversion(
-        model_type=request.model_type,
+        model_type=model_type or ModelType.CUSTOM_CKPT,
         model_id=request.model_id,
         precision=request.revision,
         weights=request.weights,
@@ -20,5 +29,5 @@ def conversion_of(request: LoadRequest) -> Conversion:
         original_config=request.original_config is not None,
         replacement_vae=request.vae is not None,
         lora=request.lora,
-        verify=request.verify,
+        verify=verify,
     )

@@ -20,7 +20,7 @@ from sd_loader import arguments
 from sd_loader.commands import COMMANDS, OutputError, print_error, print_remedy
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain, trace
-from sd_loader.net.credentials import read_credentials
+from sd_loader.net.credentials import read_token_file, tokens_of
 from sd_loader.settings import Settings
 from sd_loader.snippet import snippet
 
@@ -76,17 +76,19 @@ def _write_result(result: Message, settings: Settings) -> None:
 
 def _secrets(args: argparse.Namespace, settings: Settings) -> frozenset[str]:
     """Return the secrets of this command. A server that received one may quote it in an error."""
-    given, token = vars(args), None
+    given = vars(args)
     if "request" in given:
         with suppress(ValueError, RecursionError):
             given = {"request": json.loads(args.request)}
-    with suppress(LoaderError):
-        token = read_credentials(settings.credentials_dir).token
+    tokens = [*tokens_of(settings)]
+    if given.get("token_file"):
+        with suppress(LoaderError):
+            tokens.append(read_token_file(args.token_file))
     urls = (
         *(settings.proxy, settings.hub_endpoint, settings.civitai_endpoint),
         settings.trained_url_template,
     )
-    return secrets_of((given, urls), token, *settings.logins.secrets())
+    return secrets_of((given, urls), *tokens, *settings.logins.secrets())
 
 
 def _fail(

@@ -10,7 +10,13 @@ from pathlib import Path
 
 from sd_api import defaults
 from sd_api.choices import VerifyDigest
-from sd_api.loader_env import CREDENTIALS_DIR, LoaderEnv, LoaderEnvError
+from sd_api.default_credentials import DefaultSecret
+from sd_api.loader_env import (
+    CREDENTIALS_DIR,
+    DEFAULT_CREDENTIALS_DIR,
+    LoaderEnv,
+    LoaderEnvError,
+)
 from sd_api.logins import Logins, with_login
 from sd_api.netguard import Guard
 from sd_api.reasons import Reason
@@ -34,6 +40,12 @@ class Settings:
     max_bytes: int = defaults.MAX_BYTES
     retain_previous_seconds: int = defaults.RETAIN_PREVIOUS_SECONDS
     credentials_dir: Path = Path(CREDENTIALS_DIR)
+    default_credentials: Mapping[str, DefaultSecret] = field(default_factory=dict)
+    default_credentials_dir: Path = Path(DEFAULT_CREDENTIALS_DIR)
+    hub_token: str | None = field(default=None, repr=False)
+    civitai_token: str | None = field(default=None, repr=False)
+    own_tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The tokens of the person at the command line, by host. Empty in a Job."""
     logins: Logins = field(default_factory=Logins)
     """The administrator's logins. The urls of proxy and trained models already contain theirs."""
     termination_log: Path | None = None
@@ -68,6 +80,12 @@ class Settings:
                 values.retain_previous_seconds, default.retain_previous_seconds
             ),
             credentials_dir=_path(values.credentials_dir) or default.credentials_dir,
+            default_credentials=values.default_credentials or default.default_credentials,
+            default_credentials_dir=(
+                _path(values.default_credentials_dir) or default.default_credentials_dir
+            ),
+            hub_token=values.hub_token,
+            civitai_token=values.civitai_token,
             logins=logins,
             termination_log=_path(values.termination_log),
             pod=values.pod or socket.gethostname(),

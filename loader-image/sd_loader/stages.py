@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from sd_api.choices import ModelType, contradiction
 from sd_api.load import LoadRequest, RemoveRequest
 from sd_api.names import PREVIEW_FILE, RECEIPT_FILE
 from sd_api.reasons import Reason
@@ -28,7 +29,11 @@ from sd_api.wire import (
     Source,
     Stage,
 )
-from sd_loader.convert.conversion import refuse_impossible
+from sd_loader.convert.conversion import (
+    Conversion,
+    refuse_impossible,
+    refuse_render_without_torch,
+)
 from sd_loader.digests import blake3_of, folder_digest
 from sd_loader.errors import LoaderError
 from sd_loader.failures import is_permanent
@@ -65,13 +70,18 @@ def fetch_stage(
     from sd_loader.net.client import HttpClient
     from sd_loader.store.at_hand import FilesAtHand
 
-    refuse_impossible(conversion_of(request))
+    if request.model_type is None:
+        # The options that the found type rules out are refused once it is known.
+        refuse_render_without_torch(conversion_of(request))
+    else:
+        refuse_impossible(conversion_of(request))
     with _leaving_nothing(request, store) as volume:
         published = find_published(volume, request.owner.uid, request.load_hash)
         if published is None:
             volume.probe(request.owner.uid)
         record = take_ownership(volume, request.owner, request.model_id, request.load_hash)
         if published is not None:
+            _refuse_other_type(request, published)
             return _fetched(published.source)
         with (
             begin(volume, request.owner.uid, settings.pod, request.load_hash) as begun,
@@ -79,9 +89,10 @@ def fetch_stage(
         ):
             adopted = adopt(volume, record, request.load_hash, staging, report)
             if adopted is not None:
+                _refuse_other_type(request, adopted)
                 _publish(volume, request, staging, adopted, settings, report)
                 return _fetched(adopted.source)
-            fetched = _recorded(staging)
+            fetched = _recorded(request, staging)
             if fetched is None:
                 with staging.source() as into, staging.out() as out:
                     fetched = acquire(
@@ -114,26 +125,27 @@ def convert_stage(
             return receipt.result()
         with (
             resume(volume, request.owner.uid, settings.pod, request.load_hash) as resumed,
-            _freeing(resumed, keep_out=_is_converted(resumed)) as staging,
+            _freeing(resumed, keep_out=_is_converted(request, resumed)) as staging,
         ):
-            fetched = _recorded(staging)
+            fetched = _recorded(request, staging)
             if fetched is None:
                 raise LoaderError(
                     Reason.LOADER_CRASHED, "the download is not finished; run fetch again"
                 )
+            conversion = conversion_of(request, fetched.model_type)
             is_converted = fetched.converted is not None
             with (
                 staging.source() as source_dir,
                 staging.out() if is_converted else staging.fresh_out() as out,
             ):
                 converted = fetched.converted or run.convert(
-                    fetched, source_dir.path, conversion_of(request), out.path, report
+                    fetched, source_dir.path, conversion, out.path, report
                 )
                 for name in _ADDED:
                     out.unlink(name)
                 _check_inventory(out.files(), converted)
-                converted, preview = _rendered(request, out, converted, report)
-            receipt = _receipt(request, fetched, converted, preview)
+                converted, preview = _rendered(conversion, out, converted, report)
+            receipt = _receipt(request, conversion.model_type, fetched, converted, preview)
             return _publish(volume, request, staging, receipt, settings, report)
 
 
@@ -218,14 +230,25 @@ def _tidy(volume: Volume, request: LoadRequest, settings: Settings) -> None:
     tidy(volume, request.owner, request.load_hash, retain, datetime.now(UTC))
 
 
-def _recorded(staging: Staging) -> Fetched | None:
+def _refuse_other_type(request: LoadRequest, published: Receipt) -> None:
+    """Refuse a version that a request without a type published, if it is not of this one's type."""
+    words = contradiction(request.model_type, published.artifact.model_type)
+    if words is not None:
+        raise LoaderError(Reason.INVALID_SPEC, words)
+
+
+def _recorded(request: LoadRequest, staging: Staging) -> Fetched | None:
     """Return the record of the finished download. None if there is no usable one.
 
-    A record from another version of the loader, or one whose files are missing, is not usable.
+    A record from another version of the loader, one whose files are missing, or one that a request
+    without a type left for a source of another type, is not usable.
     """
     try:
         fetched = Fetched.model_validate_json(staging.fetched() or "", extra="forbid")
     except ValidationError:
+        return None
+    is_file = fetched.kind == "file" and fetched.converted is None  # Its conversion checks it.
+    if not is_file and contradiction(request.model_type, fetched.model_type) is not None:
         return None
     if fetched.converted is not None:
         expected = {path: file.size for path, file in fetched.converted.files.items()}
@@ -236,8 +259,8 @@ def _recorded(staging: Staging) -> Fetched | None:
     return fetched
 
 
-def _is_converted(staging: Staging) -> bool:
-    recorded = _recorded(staging)
+def _is_converted(request: LoadRequest, staging: Staging) -> bool:
+    recorded = _recorded(request, staging)
     return recorded is not None and recorded.converted is not None
 
 
@@ -246,15 +269,15 @@ def _fetched(source: Source) -> LoadResult:
 
 
 def _rendered(
-    request: LoadRequest, out: Folder, converted: Converted, report: Report
+    conversion: Conversion, out: Folder, converted: Converted, report: Report
 ) -> tuple[Converted, dict[str, PublishedFile]]:
     """Render an image with the folder if the request asks for it, and add the preview to it."""
-    if not request.verify.render:
+    if not conversion.verify.render:
         return converted, {}
     # Imported here: it imports torch, which needs much memory.
     from sd_loader.render import render
 
-    rendered = render(out.path, converted, conversion_of(request), report)
+    rendered = render(out.path, converted, conversion, report)
     if rendered.warning is not None:
         converted = replace(converted, warnings=(*converted.warnings, rendered.warning))
     if rendered.preview is None:
@@ -268,6 +291,7 @@ def _rendered(
 
 def _receipt(
     request: LoadRequest,
+    model_type: ModelType,
     fetched: Fetched,
     converted: Converted,
     preview: Mapping[str, PublishedFile],
@@ -283,9 +307,10 @@ def _receipt(
             digest=folder_digest({path: file.blake3 for path, file in files.items()}),
             size_bytes=sum(file.size for file in files.values()),
             files=len(files),
+            model_type=model_type.value,
             base_model=converted.base_model,
             variant=converted.variant,
-            format=published_format(request.model_type, request.lora.format).value,
+            format=published_format(model_type, request.lora.format).value,
             pipeline_class=converted.pipeline_class,
             precision=converted.precision,
             prediction_type=converted.prediction_type,

@@ -91,6 +91,7 @@ KINDS: dict[str, tuple[Respond, str]] = {
     "user": (serves(HTML), "NotAModel"),
     "denied": (says(403), "AccessDenied"),
     "inside": (leads("https://ECHO.internal/x"), "AddressRefused"),
+    "kept": (says(401), "AuthenticationRequired"),
 }
 WEBHOOKS = {
     "user": f"https://10.0.0.1/?token={QUERY}",
@@ -103,6 +104,7 @@ WEBHOOKS = {
     [
         pytest.param(["page"], id="a page"),
         pytest.param(["user", "denied", "inside"], id="others", marks=pytest.mark.slow),
+        pytest.param(["kept"], id="a token kept for the host", marks=pytest.mark.slow),
     ],
 )
 def test_failed_loads_show_no_secret(operated: Operated, kinds: list[str]) -> None:
@@ -115,16 +117,22 @@ def test_failed_loads_show_no_secret(operated: Operated, kinds: list[str]) -> No
     operated.receiver.status = 500
     source_host = operated.cluster.backend.source_host
     hosts = (operated.hub.host, operated.receiver.host, source_host)
-    operated.start(SD_OPERATOR_LOG_LEVEL="DEBUG", SD_OPERATOR_ALLOWED_HOSTS=",".join(hosts))
     with Servers(respond, source_host) as servers:
         source = servers.source
+        kept = (
+            {"SD_OPERATOR_DEFAULT_CREDENTIALS": f"{source.host}=token"} if "kept" in kinds else {}
+        )
+        operated.start(
+            SD_OPERATOR_LOG_LEVEL="DEBUG", SD_OPERATOR_ALLOWED_HOSTS=",".join(hosts), **kept
+        )
         operated.cluster.apply(secret_manifest("token", token=TOKEN, host=source.host))
         operated.cluster.apply(secret_manifest("hook", key=HOOK_KEY))
         urls = {kind: f"{source.url}/{kind}?token={QUERY}" for kind in kinds}
         if "user" in urls:
             urls["user"] = urls["user"].replace("://", f"://{USER}:{PASSWORD}@")
         for kind, url in urls.items():
-            token = {} if kind == "user" else {"credentialsSecretRef": {"name": "token"}}
+            has_own = kind not in ("user", "kept")
+            token = {"credentialsSecretRef": {"name": "token"}} if has_own else {}
             hook = f"{operated.receiver.url}?token={QUERY}"
             operated.cluster.model(
                 kind,

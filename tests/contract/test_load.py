@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from sd_api.check import VERSIONS_MAX, CheckedVersion, CheckRequest
-from sd_api.choices import ModelType, Weights
+from sd_api.choices import ModelType, Weights, contradiction
 from sd_api.load import LoadRequest, Owner, RemoveRequest, Request
 from sd_api.spec import LoadFields, Spec
 
@@ -51,7 +51,6 @@ def test_a_request_carries_only_fields_that_are_set() -> None:
     """An older loader accepts the request if it knows all of these fields."""
     assert json.loads(request(url=LINK).to_argument()) == {
         "url": LINK,
-        "modelType": "custom_ckpt",
         "owner": {"uid": "1", "namespace": "art", "name": "sketch"},
         "modelId": "sketch",
         "loadHash": HASH,
@@ -63,7 +62,6 @@ def test_a_request_has_the_effective_values() -> None:
     canny = Owner(uid="1", namespace="art", name="canny")
     asked = LoadRequest.from_spec(Spec(model_type=ModelType.CONTROLNET), canny, HASH)
     assert (asked.url, asked.model_id) == ("lllyasviel/control_v11p_sd15_canny", "canny")
-    assert request(url="org/name").model_type is ModelType.HUGGINGFACE
     assert request(url=LINK, modelId="My_Model").model_id == "My_Model"
     assert request(url=LINK).weights is Weights.STANDARD
 
@@ -139,3 +137,31 @@ def test_a_request_of_a_check_names_published_versions(versions: list[object]) -
     """The loader opens no other paths."""
     with pytest.raises(ValidationError, match="versions"):
         CheckRequest.from_argument(json.dumps({"versions": versions}))
+
+
+@pytest.mark.parametrize("url", ["org/name", LINK])
+def test_a_request_names_a_model_type_only_if_the_spec_does(url: str) -> None:
+    """Without one, the loader finds it in the source."""
+    assert request(url=url).model_type is None
+    assert request(url=url, modelType="vae").model_type is ModelType.VAE
+
+
+@pytest.mark.parametrize(
+    ("given", "found", "is_refused"),
+    [
+        (None, "lora", False),
+        ("lora", "lora", False),
+        ("custom_ckpt", "lora", True),
+        ("lora", "custom_ckpt", True),
+        ("huggingface", "custom_ckpt", False),
+        ("custom_ckpt", None, False),
+        ("custom_ckpt", "later", True),
+    ],
+)
+def test_a_given_type_must_agree_with_the_found_one(
+    given: str | None, found: str | None, is_refused: bool
+) -> None:
+    """A repo may consist of one checkpoint, so these two types agree."""
+    words = contradiction(ModelType(given) if given else None, found)
+    assert (words is not None) == is_refused
+    assert words is None or f"the source is of type {found}" in words

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sd_api.choices import VerifyDigest
+from sd_api.default_credentials import DefaultSecret
 from sd_api.loader_env import LoaderEnv, LoaderEnvError
 
 EVERY: dict[str, tuple[Any, str, str]] = {
@@ -34,6 +35,21 @@ EVERY: dict[str, tuple[Any, str, str]] = {
     "no_proxy": (".example.com", "NO_PROXY", ".example.com"),
     "ca_file": ("/ca.crt", "SSL_CERT_FILE", "/ca.crt"),
     "credentials_dir": ("/run/secrets/sd", "SD_LOADER_CREDENTIALS_DIR", "/run/secrets/sd"),
+    "default_credentials": (
+        {
+            "site.example:8443": DefaultSecret("site"),
+            "hub.example": DefaultSecret("hub", True, True),
+        },
+        "SD_LOADER_DEFAULT_CREDENTIALS",
+        "hub.example=hub:private:gateway,site.example:8443=site",
+    ),
+    "default_credentials_dir": (
+        "/run/secrets/sd-defaults",
+        "SD_LOADER_DEFAULT_CREDENTIALS_DIR",
+        "/run/secrets/sd-defaults",
+    ),
+    "hub_token": ("hf_x", "HF_TOKEN", "hf_x"),
+    "civitai_token": ("x", "CIVITAI_TOKEN", "x"),
     "logins_dir": ("/run/secrets/sd-logins", "SD_LOADER_LOGINS_DIR", "/run/secrets/sd-logins"),
     "default_parts": (
         {"sdxl": "org/xl", "sd-1": "org/one"},
@@ -107,6 +123,11 @@ def test_the_proxy_may_be_spelled_in_lower_case(name: str) -> None:
         ("SD_LOADER_MAX_BYTES", "9" * 5000, "must be a whole number"),
         ("SD_LOADER_RETAIN_PREVIOUS_SECONDS", "3153600001", "of at most 3153600000"),
         ("SD_LOADER_DEFAULT_PARTS", "sd9=org/name", "must be entries BASE=ORG/NAME"),
+        ("SD_LOADER_DEFAULT_CREDENTIALS", "hub.example", "must be entries HOST=SECRET"),
+        ("SD_LOADER_DEFAULT_CREDENTIALS", "https://hub.example=s", "must be entries HOST=SECRET"),
+        ("SD_LOADER_DEFAULT_CREDENTIALS", "../x=s", "must be entries HOST=SECRET"),
+        ("SD_LOADER_DEFAULT_CREDENTIALS", "hub.example=s:public", "must be entries HOST=SECRET"),
+        ("SD_LOADER_DEFAULT_CREDENTIALS", "hub.example=A_b", "must be entries HOST=SECRET"),
         ("SD_LOADER_TRAINED_URL_TEMPLATE", "https://{id}/x", "must be an http(s) link with {id}"),
     ],
 )
@@ -126,3 +147,10 @@ def test_variables_that_name_a_file_are_marked() -> None:
     names = {LoaderEnv.name_of(name) for name in files}
     assert LoaderEnv.path_names() == names | {"HOME", "HF_HOME"}
     assert LoaderEnv.path_names() < LoaderEnv.every_name()
+
+
+def test_a_token_is_neither_shown_nor_given_to_a_container() -> None:
+    """A container gets tokens as files of a Secret."""
+    written = LoaderEnv(hub_token="hf_x", civitai_token="site_x")
+    assert "_x" not in repr(written)
+    assert LoaderEnv.every_name().isdisjoint(written.to_env())

@@ -273,6 +273,7 @@ ARTIFACTS = {
     "prediction_type": WORDS,
     "lora_rank": st.none() | COUNTS,
     "checked": WORDS,
+    "model_type": WORDS,
 }
 RESULTS = {
     "outcome": st.sampled_from(get_args(LoadResult.model_fields["outcome"].annotation)),
@@ -302,6 +303,7 @@ LONGEST = LoadResult(
         size_bytes=COUNT_MAX,
         shared_bytes=COUNT_MAX,
         files=COUNT_MAX,
+        model_type="w" * 64,
         base_model="w" * 64,
         variant="w" * 64,
         format="w" * 64,

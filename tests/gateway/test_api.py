@@ -98,6 +98,24 @@ def test_loading_again_changes_only_the_differences(
     assert "sha256" not in other, "it was the digest of the previous file"
 
 
+def test_source_that_a_caller_chose_is_marked(gateway: Gateway, shared_cluster: Cluster) -> None:
+    """The operator gives such a model fewer tokens. Other changes leave the owner's choice."""
+
+    def mark(model_id: str) -> str | None:
+        annotations = shared_cluster.get("sdm", model_id)["metadata"].get("annotations", {})
+        marked: str | None = annotations.get(names.ANNOTATION_REQUESTED_BY)
+        return marked
+
+    made, owned = a_name(), a_name()
+    load(gateway, made)
+    assert mark(made) == names.REQUESTED_BY_GATEWAY
+    shared_cluster.model(owned, url=CIVITAI, modelType="custom_ckpt")
+    load(gateway, owned, webhook="https://hooks.example.com/a")
+    assert mark(owned) is None
+    load(gateway, owned, url="https://civitai.com/api/download/models/1")
+    assert mark(owned) == names.REQUESTED_BY_GATEWAY
+
+
 def test_loading_again_reloads_a_stalled_model(gateway: Gateway, shared_cluster: Cluster) -> None:
     """The gateway sets the reload annotation, because the caller may have fixed the source."""
     model_id = a_name()

@@ -41,7 +41,7 @@ class Kind:
     """A way to fail.
 
     If `userinfo` is true, the url holds a password and the load has no token. If `hub` is true,
-    the source is a Hub repo.
+    the source is a Hub repo. If `default` is true, the token is the administrator's for the host.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Kind:
     path: str = "/model"
     userinfo: bool = False
     hub: bool = False
+    default: bool = False
     host: str | None = None
     fields: dict[str, Any] = field(default_factory=dict)
 
@@ -95,6 +96,15 @@ KINDS = [
         Reason.SOURCE_NOT_FOUND,
         hub=True,
     ),
+    Kind("a default token, 401", says(401), Reason.AUTHENTICATION_REQUIRED, default=True),
+    Kind("a default token, a page", serves(HTML), Reason.NOT_A_MODEL, default=True, usual=True),
+    Kind(
+        "a default token, a gated repo",
+        says(403, "X-Error-Code: GatedRepo"),
+        Reason.ACCESS_DENIED,
+        hub=True,
+        default=True,
+    ),
     Kind("a Hub's rate limit", says(429, "Retry-After: 999"), Reason.RATE_LIMITED, hub=True),
     Kind("not a Hub", serves('{"sha": "ECHO"}'), Reason.SOURCE_UNREACHABLE, hub=True),
     Kind("a Hub's other name", leads("/api/models/ECHO/b"), Reason.SOURCE_NOT_FOUND, hub=True),
@@ -132,11 +142,28 @@ class Load:
         url = f"{self.servers.source.url}{kind.path}?token={QUERY}&x=1#{QUERY}"
         if kind.userinfo:
             url = url.replace("://", f"://{USER}:{PASSWORD}@")
+        env = self.keep_default() if kind.default else {}
         if kind.hub:
             url = "org/model"
         model_type = "huggingface" if kind.hub else "custom_ckpt"
-        fields = {"credentials": not kind.userinfo, "model_type": model_type, **kind.fields}
-        return self.containers.fetch(load_request(url, **fields))
+        credentials = not kind.userinfo and not kind.default
+        fields = {"credentials": credentials, "model_type": model_type, **kind.fields}
+        return self.containers.fetch(load_request(url, **fields), **env)
+
+    @property
+    def defaults(self) -> Path:
+        """Return the folder of the administrator's Secrets."""
+        return self.containers.folder / "defaults"
+
+    def keep_default(self) -> dict[str, str]:
+        """Mount the token as the administrator's for the source's host. Return the variables."""
+        host = self.servers.source.host
+        self.defaults.mkdir(exist_ok=True)
+        (self.defaults / f"{host.replace(':', '_')}.token").write_text(TOKEN)
+        return {
+            "SD_LOADER_DEFAULT_CREDENTIALS": f"{host}=site-token:private",
+            "SD_LOADER_DEFAULT_CREDENTIALS_DIR": str(self.defaults),
+        }
 
     def output(self, ended: Ended) -> str:
         """Return everything that the container left except the Secret's own files."""
@@ -144,7 +171,7 @@ class Load:
             f"{path} {path.read_bytes().decode(errors='replace') if path.is_file() else ''}"
             for folder in (self.containers.store, self.containers.folder)
             for path in sorted(folder.rglob("*"))
-            if self.containers.credentials not in (path, *path.parents)
+            if {self.containers.credentials, self.defaults}.isdisjoint((path, *path.parents))
         ]
         return "\n".join((ended.stdout, ended.stderr, str(ended.result), *left))
 

@@ -226,6 +226,12 @@ capabilities:
 {{- range $base, $repo := $loader.defaultParts -}}
 {{- $parts = append $parts (printf "%s=%s" $base $repo) -}}
 {{- end -}}
+{{- $tokens := list -}}
+{{- range $host, $secret := $values.credentials.defaults -}}
+{{- $private := ternary ":private" "" (default false $secret.private) -}}
+{{- $gateway := ternary ":gateway" "" (default false $secret.gateway) -}}
+{{- $tokens = append $tokens (printf "%s=%s%s%s" $host $secret.secret $private $gateway) -}}
+{{- end -}}
 {{- $placement := dict -}}
 {{- range $field := list "nodeSelector" "tolerations" "runtimeClassName" "priorityClassName" -}}
 {{- with index $loader $field -}}
@@ -265,6 +271,7 @@ capabilities:
   (list "HTTPS_PROXY" $values.proxy.https)
   (list "NO_PROXY" $values.proxy.noProxy)
   (list "LOGINS_SECRET" $values.loginsSecret)
+  (list "DEFAULT_CREDENTIALS" (join "," $tokens))
   (list "LOGINS_DIR" (ternary "/etc/sd-operator/logins" "" (ne $values.loginsSecret "")))
   (list "WEBHOOK_KEY_FILE" (ternary "/etc/sd-operator/webhook/key" "" (ne $values.webhook.keySecret.name "")))
   (list "WEBHOOK_CA_FILE" (ternary "/etc/sd-operator/ca/ca.crt" "" (ne $values.webhook.caConfigMap "")))

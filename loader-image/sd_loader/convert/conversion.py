@@ -26,7 +26,8 @@ class Conversion:
     """The options of a conversion."""
 
     model_type: ModelType
-    """The kind of model, as the user specifies it. It decides how it is converted."""
+    """The kind of model, as the user names it or the source shows it. It decides how the model is
+    converted."""
 
     model_id: str
     """The model's id. It names the token of an embedding whose file has no usable name."""
@@ -93,6 +94,11 @@ def refuse_impossible(conversion: Conversion) -> None:
             f"spec.baseModel is {conversion.base_model.value}, but with modelType"
             f" {model_type.value} only models of {listed(loaded)} load",
         )
+    refuse_render_without_torch(conversion)
+
+
+def refuse_render_without_torch(conversion: Conversion) -> None:
+    """Refuse to render an image if the libraries for it are missing."""
     if conversion.verify.render and not has_torch():
         raise LoaderError(
             Reason.INVALID_SPEC,

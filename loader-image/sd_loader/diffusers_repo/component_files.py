@@ -44,6 +44,8 @@ _PICKLED: Mapping[ModelType, tuple[str, ...]] = {
     ModelType.VAE: (".ckpt", ".pt", ".pth", ".bin"),
 }
 _CHECKPOINTS = (".ckpt",)
+_OTHER_PICKLES = (".pt", ".pth", ".bin")
+"""Pickles of adapters and VAEs, and of much that is not a model."""
 _USUAL: Mapping[ModelType, tuple[str, ...]] = {
     ModelType.LORA: ("pytorch_lora_weights.safetensors",),
     ModelType.EMBEDDINGS: ("learned_embeds.safetensors", "learned_embeds.bin"),
@@ -184,7 +186,7 @@ def choose_component(
 
 def choose_file(
     files: Mapping[str, RepoFile],
-    model_type: ModelType,
+    model_type: ModelType | None,
     revision: Revision | None,
     *,
     safetensors_only: bool = False,
@@ -193,8 +195,10 @@ def choose_file(
 
     Prefer a name that training scripts use, then safetensors to pickles, then a name with the
     requested precision. Nothing else in a name is interpreted.
+
+    model_type: None if the file shows its type. Then no name is preferred.
     """
-    pickled = () if safetensors_only else _PICKLED.get(model_type, _CHECKPOINTS)
+    pickled = _pickled(model_type)
     halves = {f"{_EMBEDDING_OF_SDXL[1]}{suffix}" for suffix in (*_SAFE, ".bin", ".pt")}
     if model_type is ModelType.EMBEDDINGS and halves & files.keys():
         raise LoaderError(
@@ -202,12 +206,11 @@ def choose_file(
             "an embedding of SDXL in two files needs both, learned_embeds and learned_embeds_2, as"
             f" .safetensors or .bin at the repo's root; {holds(list(files))}",
         )
-    for name in _USUAL.get(model_type, ()):
-        if name in files and name.endswith((*_SAFE, *pickled)):
+    readable = (_SAFE,) if safetensors_only else (_SAFE, *pickled)
+    for name in _USUAL.get(model_type, ()) if model_type else ():
+        if name in files and name.endswith(sum(readable, ())):
             return files[name]
-    candidates: list[str] = []
-    for suffixes in (_SAFE, pickled):
-        candidates = candidates or [name for name in files if _is_candidate(name, suffixes, files)]
+    candidates = _candidates(files, readable)
     wanted = _of_precision(candidates, revision)
     if len(wanted) == 1:
         return files[wanted[0]]
@@ -217,9 +220,7 @@ def choose_file(
             f"the repo has {len(candidates)} files that could be the model; use the link to one of"
             f" them (https://huggingface.co/ORG/NAME/resolve/main/FILE): {_listed(candidates)}",
         )
-    if safetensors_only and any(
-        _is_candidate(name, _PICKLED.get(model_type, _CHECKPOINTS), files) for name in files
-    ):
+    if safetensors_only and _candidates(files, pickled):
         raise LoaderError(
             Reason.UNSAFE_MODEL, "the repo's model is a pickle, and spec.fromSafetensors is true"
         )
@@ -247,6 +248,27 @@ def choose_embedding_of_sdxl(
     return found
 
 
+def is_embedding_of_sdxl(files: Mapping[str, RepoFile]) -> bool:
+    """Whether the only weights of a repo are the two files of an embedding of SDXL."""
+    names = {file.path for file in choose_embedding_of_sdxl(files)}
+    return bool(names) and names.issuperset(_candidates(files, (_SAFE, *_pickled(None))))
+
+
+def _pickled(model_type: ModelType | None) -> tuple[tuple[str, ...], ...]:
+    """Return the suffixes of a type's pickles, in groups of which the first is preferred."""
+    if model_type is None:
+        return _CHECKPOINTS, _OTHER_PICKLES
+    return (_PICKLED.get(model_type, _CHECKPOINTS),)
+
+
+def _candidates(files: Mapping[str, RepoFile], groups: Iterable[tuple[str, ...]]) -> Sequence[str]:
+    """Return the names with the suffixes of the first group of which there are any."""
+    for suffixes in groups:
+        if found := [name for name in files if _is_candidate(name, suffixes, files)]:
+            return found
+    return ()
+
+
 def _is_candidate(name: str, suffixes: tuple[str, ...], files: Mapping[str, RepoFile]) -> bool:
     # Beside a config.json, a library has written such names. Then the repo is not a single file.
     of_folder = "config.json" in files and _OF_FOLDERS.fullmatch(name) is not None
@@ -263,7 +285,10 @@ def _of_precision(names: Sequence[str], revision: Revision | None) -> Sequence[s
     return by_word.get(revision.value if revision else None) or by_word.get(None) or names
 
 
-def _lacks(files: Mapping[str, RepoFile], model_type: ModelType) -> str:
+def _lacks(files: Mapping[str, RepoFile], model_type: ModelType | None) -> str:
+    held = holds(list(files))
+    if model_type is None:
+        return f"the repo has neither a diffusers pipeline nor a model file at its root; {held}"
     if INDEX_NAME in files:
         return (
             f"the repo is a diffusers pipeline and has no single file of type {model_type.value};"
@@ -272,12 +297,9 @@ def _lacks(files: Mapping[str, RepoFile], model_type: ModelType) -> str:
     if model_type is ModelType.HUGGINGFACE:
         return (
             f"the repo has neither {INDEX_NAME}, as a diffusers pipeline would, nor a checkpoint at"
-            f" its root; {holds(list(files))}"
+            f" its root; {held}"
         )
-    return (
-        f"the repo has no file at its root that could be of type {model_type.value};"
-        f" {holds(list(files))}"
-    )
+    return f"the repo has no file at its root that could be of type {model_type.value}; {held}"
 
 
 def needed(files: Mapping[str, RepoFile], path: str) -> RepoFile:

@@ -264,6 +264,18 @@ def parse_component(content: bytes, model_type: ModelType) -> dict[str, Any]:
     )
 
 
+def component_type(content: bytes) -> ModelType | None:
+    """The model type that loads the component with this config. None if no type does."""
+    try:
+        class_name = parse_json(content, CONFIG_NAME, rewritten=True).get("_class_name")
+    except LoaderError:
+        return None  # It is not a config of diffusers.
+    for model_type, (_component, its_class) in SINGLE.items():
+        if class_name == its_class:
+            return model_type
+    return None
+
+
 def _pair(name: str, value: list[Any]) -> tuple[str | None, str]:
     if value == [None, None]:
         return None, ""

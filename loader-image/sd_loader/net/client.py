@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sd_api.default_credentials import hosts_of
+from sd_api.defaults import HUB_ENDPOINT
 from sd_api.netguard import AddressRefusedError
 from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
 from sd_loader.errors import LoaderError
-from sd_loader.net.credentials import read_credentials, refusal
+from sd_loader.net.credentials import (
+    empty_default,
+    is_confidential,
+    read_credentials,
+    read_default,
+    refusal,
+)
 from sd_loader.net.patience import PACE, RETRIES, Pace, Retries
 from sd_loader.settings import Settings
 
@@ -69,10 +79,10 @@ class HttpClient:
 
         The token is only for the host that the Secret names. For another host, return None, or
         raise CredentialsHostMismatch if the token is `required`. is_default_host: whether a token
-        without a host may be sent to this url's host.
+        without a host may be sent to this url's host, which is that of the Hub's API.
         """
         if not self.has_token:
-            return None
+            return self._default_token(url, required=required, is_api=is_default_host)
         credentials = read_credentials(self.settings.credentials_dir)
         why_not = refusal(
             url, field, credentials, self.settings.guard(), is_default_host=is_default_host
@@ -82,3 +92,46 @@ class HttpClient:
         if required:
             raise LoaderError(Reason.CREDENTIALS_HOST_MISMATCH, why_not)
         return None
+
+    def lists_private(self, url: str) -> bool:
+        """Whether the API at this url may be asked with the token which repos there are.
+
+        What it lists without a token is public or gated, so that a default token that is not for
+        private repos cannot open one.
+        """
+        default = None if self.has_token else read_default(url, self.settings)
+        return default is None or default.for_private
+
+    @contextmanager
+    def naming_default_secret(self, url: str) -> Iterator[None]:
+        """Say where a missing token belongs, if the administrator names a Secret for the host."""
+        try:
+            yield
+        except LoaderError as error:
+            if error.reason is not Reason.AUTHENTICATION_REQUIRED or self.has_token:
+                raise
+            secret = empty_default(url, self.settings)
+            if secret is None:
+                raise
+            raise LoaderError(
+                error.reason,
+                f"{error.message}; put the token into the key `token` of the Secret {secret} in the"
+                " model's namespace, which the administrator names for this host",
+            ) from error
+
+    def _default_token(self, url: str, *, required: bool, is_api: bool) -> str | None:
+        """Return the token that is kept for the url's host. None if it must not be sent there.
+
+        A link into the Hub, such as that of a data set, may be private, which only the API tells.
+        """
+        try:
+            default = read_default(url, self.settings)
+        except LoaderError:
+            if required:
+                raise
+            return None
+        if default is None or not is_confidential(url, self.settings.guard()):
+            return None
+        hub = {*hosts_of(self.settings.hub_endpoint), *hosts_of(HUB_ENDPOINT)}
+        is_link_into_hub = not is_api and not hub.isdisjoint(hosts_of(url))
+        return None if is_link_into_hub and not default.for_private else default.token

@@ -1,17 +1,21 @@
-"""The token for a source: reads it from the Secret's files, and limits it to one host."""
+"""The token for a source: reads it from a Secret's files, and limits it to one host."""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from sd_api.default_credentials import file_of, hosts_of
 from sd_api.netguard import Guard, effective_port
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
+from sd_loader.settings import Settings
 
 _MAX_BYTES = 16 * 1024
 
@@ -26,6 +30,16 @@ class Credentials:
     """`host` or `host:port`. None if the Secret names no host."""
 
 
+@dataclass(frozen=True)
+class DefaultToken:
+    """The token that is kept for a host, for loads without credentials of their own."""
+
+    token: str = field(repr=False)
+
+    for_private: bool
+    """Whether private repos of the token's owner may be loaded with it."""
+
+
 def read_credentials(folder: Path) -> Credentials:
     """Read the keys `token` and `host` of the mounted Secret."""
     token = _read(folder / "token")
@@ -33,19 +47,75 @@ def read_credentials(folder: Path) -> Credentials:
         raise LoaderError(
             Reason.SECRET_NOT_FOUND, "the credentials Secret, or its key `token`, is missing"
         )
+    check_token(token, "the credentials Secret's key `token`")
+    return Credentials(token, _read(folder / "host").lower() or None)
+
+
+def read_default(url: str, settings: Settings) -> DefaultToken | None:
+    """Return the token that is kept for a url's host. None if there is none.
+
+    Raise LoaderError if the Secret for the host has no usable token, or is for another host.
+    """
+    hosts = hosts_of(url)
+    for host in hosts:
+        if host in settings.own_tokens:
+            return DefaultToken(settings.own_tokens[host], for_private=True)
+    for host in settings.default_credentials.keys() & hosts:
+        secret = settings.default_credentials[host]
+        folder = settings.default_credentials_dir
+        token = _read(folder / file_of(host, "token"))
+        own_host = _read(folder / file_of(host, "host")).lower()
+        if not token:
+            return None
+        if own_host not in ("", host):
+            raise LoaderError(
+                Reason.CREDENTIALS_HOST_MISMATCH,
+                f"the Secret {secret.name}, which the administrator names for {host}, is for"
+                " another host, by its key `host`",
+            )
+        check_token(token, f"the key `token` of the Secret {secret.name}")
+        return DefaultToken(token, secret.for_private)
+    return None
+
+
+def empty_default(url: str, settings: Settings) -> str | None:
+    """Name the administrator's Secret for a url's host, if it has no token."""
+    for host in settings.default_credentials.keys() & hosts_of(url):
+        if not _read(settings.default_credentials_dir / file_of(host, "token")):
+            return settings.default_credentials[host].name
+    return None
+
+
+def read_token_file(path: Path) -> str:
+    """Read the file of a person's token."""
+    token = _read(path)
+    if not token:
+        raise LoaderError(Reason.SECRET_NOT_FOUND, f"{path} has no token")
+    check_token(token, f"the content of {path}")
+    return token
+
+
+def tokens_of(settings: Settings) -> Iterator[str]:
+    """Yield every token that this process can read, so that messages do not show it."""
+    names = [file_of(host, "token") for host in settings.default_credentials]
+    kept = [settings.default_credentials_dir / name for name in names]
+    for path in (settings.credentials_dir / "token", *kept):
+        with suppress(LoaderError):
+            yield _read(path)
+    yield from filter(None, (settings.hub_token, settings.civitai_token))
+
+
+def check_token(token: str, what: str) -> None:
+    """Refuse a text that is never sent as a token. what: where it comes from."""
     if not re.fullmatch(r"[!-~]+", token):
         # Checked here because the error of an HTTP library would quote the whole header.
-        raise LoaderError(
-            Reason.SECRET_NOT_FOUND,
-            "the credentials Secret's key `token` is not one word of printable ASCII",
-        )
+        raise LoaderError(Reason.SECRET_NOT_FOUND, f"{what} is not one word of printable ASCII")
     if _is_of_service_account(token):
         raise LoaderError(
             Reason.SECRET_NOT_FOUND,
-            "the credentials Secret's key `token` is the token of a Kubernetes service account,"
-            " which is never sent to a source; name a Secret with a token of the source",
+            f"{what} is the token of a Kubernetes service account, which is never sent to a source;"
+            " use a token of the source",
         )
-    return Credentials(token, _read(folder / "host").lower() or None)
 
 
 def _is_of_service_account(token: str) -> bool:
@@ -75,21 +145,24 @@ def refusal(
     field: name of the url in the message. is_default_host: whether a token without a host may be
     sent to this url's host.
     """
-    parts = urlsplit(url)
-    port = effective_port(parts)
-    name = parts.hostname or ""
-    host = f"[{name}]" if ":" in name else name
-    shown = host if port == (443 if parts.scheme == "https" else 80) else f"{host}:{port}"
+    hosts = hosts_of(url)
+    shown = hosts[0]
     allowed = credentials.host or (shown if is_default_host else None)
     if allowed is None:
         return f"the credentials Secret has no key `host`; the host of {field} is {shown}"
-    if allowed not in {shown, f"{host}:{port}"}:
+    if allowed not in hosts:
         # The Secret's host is not shown, because users may put the token into the wrong key.
         return f"the credentials Secret is for another host than that of {field}, {shown}"
     # Plain http is allowed only for a host that the administrator allowed, such as a mirror.
-    if parts.scheme != "https" and not guard.allows(name, port):
+    if not is_confidential(url, guard):
         return f"tokens are not sent to {shown} over plain http"
     return None
+
+
+def is_confidential(url: str, guard: Guard) -> bool:
+    """Whether a token may be sent to this url: over https, or to a host that is allowed."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or guard.allows(parts.hostname or "", effective_port(parts))
 
 
 def _read(path: Path) -> str:

@@ -27,12 +27,14 @@ from sd_loader.diffusers_repo.component_files import (
     choose_file,
     component_folder,
     holds,
+    is_embedding_of_sdxl,
     require_pipeline,
 )
 from sd_loader.diffusers_repo.index import (
     CONFIG_NAME,
     INDEX_NAME,
     SINGLE,
+    component_type,
     parse_component,
 )
 from sd_loader.diffusers_repo.listed import read_pipeline
@@ -68,29 +70,15 @@ def fetch_repo(
 ) -> Fetched:
     """Download the needed files of the repo, or resume their download."""
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
-    whole = ref.model_type is ModelType.HUGGINGFACE
-    if whole:
+    if ref.model_type is ModelType.HUGGINGFACE:
         _refuse_digest(checks)
     with _open_repo(repo.repo_id, repo.revision or MAIN, ref, client) as (found, downloader):
         copy = _Copy(found, into / FOLDER_NAME, downloader, report, at_hand)
-        if ref.model_type in SINGLE:
-            folder = component_folder(found.files, SINGLE[ref.model_type][0])
-            if folder is not None:
-                return copy.fetch_component(folder, ref, checks)
-        if whole and INDEX_NAME in found.files:
-            return copy.fetch_pipeline(ref, checks)
-        if ref.model_type is ModelType.EMBEDDINGS:
-            pair = choose_embedding_of_sdxl(found.files, safetensors_only=checks.safetensors_only)
-            if pair:
-                _refuse_digest(checks)
-                return copy.fetch_files(pair)
-        file = choose_file(
-            found.files,
-            ref.model_type,
-            ref.precision,
-            safetensors_only=checks.safetensors_only,
-        )
-        return copy.fetch_one(file, ref, checks, into / FILE_NAME)
+        model_type = ref.model_type or copy.find_type()
+        fetched = copy.fetch_model(replace(ref, model_type=model_type), checks, into / FILE_NAME)
+        # A single file shows its type itself.
+        shown = model_type if fetched.kind == "repo" else None
+        return fetched.model_copy(update={"model_type": shown})
 
 
 def fetch_components(
@@ -166,8 +154,9 @@ def _open_repo(
 
     endpoint = client.settings.hub_endpoint
     token = client.token(endpoint, ref.field, required=ref.needs_token, is_default_host=True)
-    with hub_session(client) as session:
-        repo = resolve(repo_id, revision, endpoint, token, client.retries)
+    listing_token = token if client.lists_private(endpoint) else None
+    with hub_session(client) as session, client.naming_default_secret(endpoint):
+        repo = resolve(repo_id, revision, endpoint, listing_token, client.retries)
         errors = HubErrors(f"{endpoint}/{repo.repo_id}")
         yield (
             repo,
@@ -186,6 +175,37 @@ class _Copy:
     downloader: Downloader
     report: Report
     at_hand: AtHand = nothing_at_hand
+
+    def find_type(self) -> ModelType | None:
+        """Find the model type that the repo shows. None if its only weights file shows it."""
+        if INDEX_NAME in self.repo.files:
+            return ModelType.HUGGINGFACE
+        if CONFIG_NAME in self.repo.files:
+            self._fetch_small(self.repo.files[CONFIG_NAME])
+            shown = component_type((self.path / CONFIG_NAME).read_bytes())
+            if shown is not None:
+                return shown
+        return ModelType.EMBEDDINGS if is_embedding_of_sdxl(self.repo.files) else None
+
+    def fetch_model(self, ref: SourceRef, checks: Checks, path: Path) -> Fetched:
+        """Download what the model type needs. path: where to put the model if it is one file."""
+        files = self.repo.files
+        if ref.model_type in SINGLE:
+            folder = component_folder(files, SINGLE[ref.model_type][0])
+            if folder is not None:
+                return self.fetch_component(folder, ref.model_type, ref, checks)
+        if ref.model_type is ModelType.HUGGINGFACE and INDEX_NAME in files:
+            _refuse_digest(checks)
+            return self.fetch_pipeline(ref, checks)
+        if ref.model_type is ModelType.EMBEDDINGS:
+            pair = choose_embedding_of_sdxl(files, safetensors_only=checks.safetensors_only)
+            if pair:
+                _refuse_digest(checks)
+                return self.fetch_files(pair)
+        file = choose_file(
+            files, ref.model_type, ref.precision, safetensors_only=checks.safetensors_only
+        )
+        return self.fetch_one(file, ref, checks, path)
 
     def fetch_one(self, file: RepoFile, ref: SourceRef, checks: Checks, path: Path) -> Fetched:
         """Download the one file of the repo that is needed."""
@@ -234,12 +254,14 @@ class _Copy:
         )
         return self.fetch_files(chosen)
 
-    def fetch_component(self, folder: PurePosixPath, ref: SourceRef, checks: Checks) -> Fetched:
+    def fetch_component(
+        self, folder: PurePosixPath, model_type: ModelType, ref: SourceRef, checks: Checks
+    ) -> Fetched:
         """Download the repo's component that belongs to the model type."""
         _refuse_digest(checks)
         name = str(folder / CONFIG_NAME)
         self._fetch_small(self.repo.files[name])
-        parse_component((self.path / name).read_bytes(), ref.model_type)
+        parse_component((self.path / name).read_bytes(), model_type)
         chosen = choose_component(
             self.repo.files,
             folder,

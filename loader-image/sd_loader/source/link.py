@@ -81,7 +81,7 @@ def open_link(ref: SourceRef, checks: Checks, client: HttpClient) -> Iterator[Op
     """Check a link and its token before the first request, and open a session for it."""
     client.check_url(ref.url, ref.field)
     token = client.token(ref.url, ref.field, required=ref.needs_token)
-    with client.session() as session:
+    with client.session() as session, client.naming_default_secret(ref.url):
         yield OpenLink(ref, checks, client, session, token)
 
 

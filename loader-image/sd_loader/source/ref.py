@@ -23,8 +23,9 @@ class SourceRef:
     field: str
     """How messages refer to the source: by the field of the spec, such as `spec.url`."""
 
-    model_type: ModelType
-    """The expected type. It decides what a url without a scheme means."""
+    model_type: ModelType | None
+    """The expected type, which decides what a url without a scheme means. None if the source shows
+    its type."""
 
     git_revision: str | None = None
     """The branch, tag or commit of a Hub repo. None for its main branch."""

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from sd_api.default_credentials import DefaultSecret, parse_default_credentials
 from sd_api.default_parts import parse_default_parts
 from sd_api.logins import Logins
 from sd_api.netguard import effective_port
@@ -169,6 +170,13 @@ class Reader:
         """Base models with the repos of their components."""
         try:
             return parse_default_parts(self.text(name) or "")
+        except ValueError as error:
+            raise self.wrong(name, str(error)) from None
+
+    def default_credentials(self, name: str) -> Mapping[str, DefaultSecret]:
+        """Hosts with the Secrets of their tokens."""
+        try:
+            return parse_default_credentials(self.text(name) or "")
         except ValueError as error:
             raise self.wrong(name, str(error)) from None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from sd_api import defaults
 from sd_api.choices import VerifyDigest
+from sd_api.default_credentials import DefaultSecret
 from sd_api.logins import Logins, with_login
 from sd_api.netguard import Guard
 from sd_api.spec import JobOverrides
@@ -52,6 +53,11 @@ class LoaderSettings:
     """Secret with logins, in each namespace with models. Its keys are optional: proxy and hub have
     USER:PASSWORD, and trained has what replaces {key}. Only the container that downloads mounts
     it."""
+    default_credentials: Mapping[str, DefaultSecret] = field(default_factory=dict)
+    """For each host, the Secret with a token in each namespace with models, for loads without
+    spec.credentialsSecretRef: huggingface.co=SECRET,HOST=SECRET. `:private` after a Secret's name
+    lets it open private repos of the token's owner, too, and `:gateway` lets models use it whose
+    source a caller of the gateway chose. Of a mirror of the Hub, name its host."""
     max_bytes: int = defaults.MAX_BYTES
     """Size limit of one source, in bytes."""
     retain_previous_seconds: int = defaults.RETAIN_PREVIOUS_SECONDS
@@ -179,6 +185,7 @@ class Settings:
                 gpu_count=read.whole("GPU_COUNT", loader.gpu_count),
                 ca_configmap=read.text("CA_CONFIGMAP"),
                 logins_secret=read.text("LOGINS_SECRET"),
+                default_credentials=read.default_credentials("DEFAULT_CREDENTIALS"),
                 max_bytes=read.whole("MAX_BYTES", loader.max_bytes, least=1),
                 retain_previous_seconds=read.whole(
                     "RETAIN_PREVIOUS_SECONDS",

@@ -26,6 +26,8 @@ SOURCE_FIELDS = ("sha256", "gitRevision", "baseModel", "predictionType", "origin
 """Fields of the spec that are removed when the url changes: they describe its content."""
 HOST_FIELDS = ("credentialsSecretRef",)
 """Fields of the spec that are removed when the host of the url changes."""
+_BY_GATEWAY = {names.ANNOTATION_REQUESTED_BY: names.REQUESTED_BY_GATEWAY}
+"""Marks a model whose source a caller chose, who may not use every token of the administrator."""
 
 
 class Models:
@@ -76,6 +78,7 @@ class Models:
         """
         await self._webhook_check.check(body["spec"].get("webhook"))
         await claims.check(self._api, self._settings, namespace, body)
+        body = {**body, "metadata": {**body["metadata"], "annotations": dict(_BY_GATEWAY)}}
         await self._api.create(MODELS, namespace, body, dry_run=dry_run)
 
     async def apply(self, namespace: str, model_id: str, wanted: Mapping[str, Any]) -> Json:
@@ -108,7 +111,7 @@ class Models:
         body = {
             "apiVersion": names.API_VERSION,
             "kind": names.KIND,
-            "metadata": {"name": name},
+            "metadata": {"name": name, "annotations": dict(_BY_GATEWAY)},
             "spec": spec,
         }
         try:
@@ -148,7 +151,8 @@ class Models:
     ) -> Json:
         metadata = body["metadata"]
         await claims.check(self._api, self._settings, namespace, body)
-        change = {"metadata": {"uid": metadata["uid"]}, "spec": patch}
+        chooses = {"annotations": dict(_BY_GATEWAY)} if "url" in patch else {}
+        change = {"metadata": {"uid": metadata["uid"], **chooses}, "spec": patch}
         return await self._api.patch(MODELS, namespace, metadata["name"], change, dry_run=dry_run)
 
     async def delete(self, namespace: str, body: Json) -> None:

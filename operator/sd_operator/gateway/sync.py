@@ -102,10 +102,10 @@ def _is_idle(body: Json) -> bool:
 def _source(body: Json, settings: GatewaySettings) -> Branch | str | None:
     """Return the branch or link to check; None if the source cannot change or be checked."""
     model = Model.from_body(body)
-    if model.spec is None or model.model_type is None:
+    if model.spec is None:
         return None
     mirror = settings.hub_endpoint or defaults.HUB_ENDPOINT
-    match read_source(model.url, model.model_type, model.spec.git_revision, mirror):
+    match read_source(model.url, model.spec.model_type, model.spec.git_revision, mirror):
         case HubRepo(repo, revision):
             pinned = revision is not None and _COMMIT.fullmatch(revision)
             return None if pinned else Branch(repo, revision or MAIN)

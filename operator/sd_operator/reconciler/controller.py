@@ -307,7 +307,7 @@ class Controller:
             self._call(model, memory, status, call)
         self._show(model, status)
         if act.ended is not None:
-            measure.count(self._metrics, model, act.ended)
+            measure.count(self._metrics, model.namespace, status, act.ended)
         return _Next(isinstance(act.job, DeleteJobs), act.wake_after)
 
     def _take(self, memory: Memory, body: dict[str, Any] | None) -> None:

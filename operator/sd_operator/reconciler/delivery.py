@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 
 from sd_api import names
+from sd_api.choices import UNKNOWN_TYPE
 from sd_api.netguard import AddressRefusedError, Guard
 from sd_api.redaction import redact_url
 from sd_api.status import OutboxEntry, Status, WebhookEvent
@@ -72,7 +73,7 @@ def payload(model: Model, status: Status, entry: OutboxEntry) -> dict[str, Any]:
             "namespace": model.namespace,
             "name": model.name,
             "uid": model.uid,
-            "model_type": model.model_type.value if model.model_type else None,
+            "model_type": status.model_type or UNKNOWN_TYPE,
             "url": redact_url(model.url),
             "load_hash": entry.load_hash,
             "artifact": artifact.model_dump(mode="json", exclude_none=True) if artifact else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sd_api.choices import UNKNOWN_TYPE
 from sd_api.status import Status
 from sd_operator.base.metrics import Metrics, ModelState
 from sd_operator.resources.model import Model
@@ -22,10 +23,10 @@ def state(model: Model, status: Status) -> ModelState:
     )
 
 
-def count(metrics: Metrics, model: Model, ended: LoadOutcome) -> None:
-    """Count a load that ended."""
-    model_type = model.model_type.value if model.model_type else ""
-    metrics.loads.labels(model.namespace, model_type, ended.outcome, ended.reason).inc()
+def count(metrics: Metrics, namespace: str, status: Status, ended: LoadOutcome) -> None:
+    """Count a load that ended with this status."""
+    model_type = status.model_type or UNKNOWN_TYPE
+    metrics.loads.labels(namespace, model_type, ended.outcome, ended.reason).inc()
     for stage, seconds in ended.stages:
         metrics.load_seconds.labels(model_type, stage).observe(seconds)
-    metrics.source_bytes.labels(model.namespace).inc(ended.source_bytes)
+    metrics.source_bytes.labels(namespace).inc(ended.source_bytes)

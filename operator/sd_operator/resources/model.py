@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from sd_api import names
-from sd_api.choices import DeletionPolicy, ModelType
+from sd_api.choices import UNKNOWN_TYPE, DeletionPolicy
 from sd_api.load import Owner
 from sd_api.loadhash import load_hash
 from sd_api.spec import Spec
-from sd_api.status import Status
+from sd_api.status import Status, StatusArtifact
 from sd_api.wording import problem_words
 from sd_operator.base import times
 
@@ -92,15 +92,27 @@ class Model:
         """Return the name of the claim; default: the operator's setting."""
         return self.claim_name or default
 
-    @property
-    def model_type(self) -> ModelType | None:
-        """The model type of the spec, or the one inferred from the url."""
-        return self.spec.effective_model_type() if self.spec else self.status.model_type
+    def type_with(self, artifact: StatusArtifact | None) -> str | None:
+        """Return spec.modelType or, if it is absent, the type of the published version.
+
+        It is `unknown` until a version is published, and None if the spec was never readable.
+        """
+        if self.spec is None:
+            return self.status.model_type
+        if self.spec.model_type is not None:
+            return self.spec.model_type.value
+        return (artifact.model_type if artifact else None) or UNKNOWN_TYPE
 
     @property
     def url(self) -> str:
         """The source; empty if the spec cannot be read."""
         return (self.spec.effective_url(self.name) if self.spec else None) or ""
+
+    @property
+    def is_by_gateway(self) -> bool:
+        """Whether a caller of the gateway chose the source."""
+        requested_by = self.annotations.get(names.ANNOTATION_REQUESTED_BY)
+        return requested_by == names.REQUESTED_BY_GATEWAY
 
     @property
     def has_finalizer(self) -> bool:

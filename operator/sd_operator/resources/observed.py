@@ -64,6 +64,8 @@ class JobView:
     """The uid of the owner that controls the Job; anyone can write it, too."""
     claim_uid: str = ""
     """The uid of the claim that a load Job was created for."""
+    generation: int = 0
+    """The generation of the spec that a load Job was made from; 0 if it is not known."""
 
     @classmethod
     def from_body(cls, body: Mapping[str, Any]) -> JobView:
@@ -93,6 +95,7 @@ class JobView:
             ready=_whole(status.get("ready")),
             owner_uid=controller_uid(metadata),
             claim_uid=annotations.get(names.ANNOTATION_CLAIM_UID, ""),
+            generation=_whole(annotations.get(names.ANNOTATION_GENERATION)),
         )
 
 

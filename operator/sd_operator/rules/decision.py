@@ -6,10 +6,12 @@ that exclude each other cannot be combined.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
+from sd_api.default_credentials import DefaultSecret
 from sd_api.load import LoadRequest, RemoveRequest
 from sd_api.reasons import EventReason
 from sd_api.spec import JobOverrides
@@ -48,10 +50,14 @@ class JobPlan:
     """The request to the loader in the Job's container."""
     claim_uid: str = ""
     """The uid of the claim that a load is published on."""
+    generation: int = 0
+    """The generation of the spec that a load is made from."""
     overrides: JobOverrides | None = None
     """The settings of spec.job, if the administrator allows them."""
     credentials_secret: str | None = None
     """The Secret with the token of the source."""
+    default_secrets: Mapping[str, DefaultSecret] = field(default_factory=dict)
+    """The administrator's Secrets with tokens for hosts that the request names."""
 
 
 @dataclass(frozen=True)

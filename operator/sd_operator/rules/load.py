@@ -196,15 +196,21 @@ def _starting(inp: Input, job: JobView) -> Step:
 
 
 def last_load_failed(inp: Input) -> Step | None:
-    """The last load of the wanted version failed, and it is not time to retry it."""
+    """The last load of the wanted version failed, and it is not time to retry it.
+
+    An edit of the spec makes it time at once, although the loadHash may be the same: a spec without
+    modelType has the hash of one that names a wrong type.
+    """
     reason, status = inp.stalled, inp.status
     ended = times.parse(status.completion_time)
     if not inp.same_load or reason is None or reason in NOT_OF_A_LOAD or ended is None:
         return None
+    condition = conditions.find(status.conditions, ConditionType.STALLED)
+    if condition is not None and inp.model.generation > (condition.observed_generation or 0):
+        return None
     retry_at = ended + inp.retry_delay(status.job.attempt if status.job else 0)
     if reason.retry is Retry.RESYNC and inp.now >= retry_at:
         return None
-    condition = conditions.find(status.conditions, ConditionType.STALLED)
     message = condition.message if condition else ""
     report = Report(Phase.FAILED, reason, message, stalled=KeepStalled())
     wake = (retry_at - inp.now).total_seconds() if reason.retry is Retry.RESYNC else None

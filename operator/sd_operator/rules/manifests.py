@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sd_api import logins, names
+from sd_api.default_credentials import DefaultSecret, file_of
 from sd_api.load import LoadRequest, RemoveRequest
 from sd_api.loader_env import (
     CREDENTIALS_DIR,
+    DEFAULT_CREDENTIALS_DIR,
     HUB_LIBRARY_ENV,
     LOGINS_DIR,
     STORE_MOUNT,
@@ -17,11 +19,12 @@ from sd_api.loader_env import (
     LoaderEnv,
 )
 from sd_api.reasons import ExitCode
-from sd_api.spec import JobOverrides, Spec
+from sd_api.spec import JobOverrides
 from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.resources.claim import ClaimView
 from sd_operator.resources.model import Model
 from sd_operator.rules import workload
+from sd_operator.rules.credentials import default_secrets, own_secret
 from sd_operator.rules.decision import JobPlan
 
 BACKOFF_LIMIT = 3
@@ -32,6 +35,9 @@ GRACE_SECONDS = 15
 KUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 Manifest = dict[str, Any]
+
+_CREDENTIALS = ("token", "host")
+"""The keys of a Secret with the token of a source."""
 
 _POD_SECURITY = {
     "runAsNonRoot": True,
@@ -54,7 +60,11 @@ def plan_load(model: Model, settings: Settings, claim: ClaimView, attempt: int) 
     if spec is None:
         raise ValueError(f"the spec of {model.namespace}/{model.name} cannot be read")
     overrides = _overrides(model, settings.loader)
-    credentials = spec.credentials_secret_ref
+    credentials = own_secret(spec, settings.loader.default_credentials)
+    request = LoadRequest.from_spec(
+        spec, model.owner, model.wanted, credentials=credentials is not None
+    )
+    renders = workload.renders(spec, overrides or JobOverrides(), settings.loader)
     return JobPlan(
         namespace=model.namespace,
         name=names.job_name(model.name, model.uid, model.wanted, attempt),
@@ -63,14 +73,17 @@ def plan_load(model: Model, settings: Settings, claim: ClaimView, attempt: int) 
         claim_name=claim.name,
         claim_uid=claim.uid,
         attempt=attempt,
-        request=LoadRequest.from_spec(
-            _resolved(spec, overrides or JobOverrides(), settings),
-            model.owner,
-            model.wanted,
-            credentials=credentials is not None,
-        ),
+        request=_resolved(request, renders=renders),
+        generation=model.generation,
         overrides=overrides,
-        credentials_secret=credentials.name if credentials else None,
+        credentials_secret=credentials,
+        default_secrets=default_secrets(
+            request,
+            settings.loader.default_credentials,
+            settings.hub_endpoint,
+            settings.civitai_endpoint,
+            by_gateway=model.is_by_gateway,
+        ),
     )
 
 
@@ -98,10 +111,12 @@ def _overrides(model: Model, loader: LoaderSettings) -> JobOverrides | None:
     return overrides.model_copy(update={"priority_class_name": None})
 
 
-def _resolved(spec: Spec, overrides: JobOverrides, settings: Settings) -> Spec:
-    """Return the spec with verify.render filled in."""
-    renders = workload.renders(spec, overrides, settings.loader)
-    return spec.model_copy(update={"verify": spec.verify.model_copy(update={"render": renders})})
+def _resolved(request: LoadRequest, *, renders: bool) -> LoadRequest:
+    """Return the request with verify.render filled in, unless only the loader can decide it."""
+    if renders and request.verify.render is None and request.model_type is None:
+        return request.model_copy(update={"render_if_pipeline": True})
+    verify = request.verify.model_copy(update={"render": renders})
+    return request.model_copy(update={"verify": verify})
 
 
 def build(plan: JobPlan, settings: Settings) -> Manifest:
@@ -113,7 +128,7 @@ def build(plan: JobPlan, settings: Settings) -> Manifest:
 
 def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Manifest:
     loader, overrides = settings.loader, plan.overrides or JobOverrides()
-    renders = bool(request.verify.render)
+    renders = bool(request.verify.render) or request.render_if_pipeline
     resources = workload.convert_resources(overrides, loader, renders=renders)
     image = loader.image if renders else loader.slim_image
     fetch = _container(names.CONTAINER_FETCH, image, workload.FETCH, plan, settings)
@@ -137,6 +152,7 @@ def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Mani
         job["spec"]["suspend"] = True
     job["metadata"]["annotations"][names.ANNOTATION_LOAD_HASH] = request.load_hash
     job["metadata"]["annotations"][names.ANNOTATION_CLAIM_UID] = plan.claim_uid
+    job["metadata"]["annotations"][names.ANNOTATION_GENERATION] = str(plan.generation)
     job["metadata"]["ownerReferences"] = [
         {
             "apiVersion": names.API_VERSION,
@@ -153,10 +169,13 @@ def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Mani
 def _secret_volumes(plan: JobPlan, loader: LoaderSettings) -> list[tuple[str, Manifest]]:
     """Return the volumes with Secrets, each with its mount path in the container that fetches."""
     secrets = (
-        (CREDENTIALS_DIR, "credentials", plan.credentials_secret, ("token", "host")),
+        (CREDENTIALS_DIR, "credentials", plan.credentials_secret, _CREDENTIALS),
         (LOGINS_DIR, "logins", loader.logins_secret, logins.KEYS),
     )
-    return [(path, _secret_volume(name, of, keys)) for path, name, of, keys in secrets if of]
+    volumes = [(path, _secret_volume(name, of, keys)) for path, name, of, keys in secrets if of]
+    if plan.default_secrets:
+        volumes.append((DEFAULT_CREDENTIALS_DIR, _default_secrets_volume(plan.default_secrets)))
+    return volumes
 
 
 def _secret_volume(name: str, secret: str, keys: Sequence[str]) -> Manifest:
@@ -167,6 +186,21 @@ def _secret_volume(name: str, secret: str, keys: Sequence[str]) -> Manifest:
     items = [{"key": key, "path": key} for key in keys]
     source = {"secretName": secret, "optional": True, "defaultMode": 0o440, "items": items}
     return {"name": name, "secret": source}
+
+
+def _default_secrets_volume(secrets: Mapping[str, DefaultSecret]) -> Manifest:
+    """Return a volume with the tokens for some hosts. Secrets and keys are optional here, too."""
+    sources = [
+        {
+            "secret": {
+                "name": secret.name,
+                "optional": True,
+                "items": [{"key": key, "path": file_of(host, key)} for key in _CREDENTIALS],
+            }
+        }
+        for host, secret in sorted(secrets.items())
+    ]
+    return {"name": "defaults", "projected": {"defaultMode": 0o440, "sources": sources}}
 
 
 def _build_remove(plan: JobPlan, settings: Settings) -> Manifest:
@@ -264,7 +298,7 @@ def _container(
     request = plan.request.to_argument().replace("$", "\\u0024")
     arguments = [name, "--request", request, "--store", STORE_MOUNT]
     container = command(name, image, arguments, settings.loader) | {
-        "env": _env(name, settings),
+        "env": _env(name, plan, settings),
         "resources": resources,
         "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "File",
@@ -293,7 +327,7 @@ def command(name: str, image: str, arguments: list[str], loader: LoaderSettings)
     }
 
 
-def _env(container: str, settings: Settings) -> list[Manifest]:
+def _env(container: str, plan: JobPlan, settings: Settings) -> list[Manifest]:
     loader = settings.loader
     variables = LoaderEnv(
         termination_log=TERMINATION_LOG,
@@ -309,6 +343,8 @@ def _env(container: str, settings: Settings) -> list[Manifest]:
     if container == names.CONTAINER_FETCH:
         fetching = LoaderEnv(
             credentials_dir=CREDENTIALS_DIR,
+            default_credentials=plan.default_secrets,
+            default_credentials_dir=DEFAULT_CREDENTIALS_DIR if plan.default_secrets else None,
             logins_dir=LOGINS_DIR if loader.logins_secret else None,
             civitai_endpoint=settings.civitai_endpoint,
             verify_digest=settings.verify_digest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from sd_api import humanize, names
@@ -39,7 +40,7 @@ def failed(inp: Input, job: JobView, failure: Failure) -> Step:
         retry_at = ended + inp.retry_delay(job.attempt)
         note = f"The next attempt is at {times.stamp(retry_at)}."
     return Proceed(
-        Report.of_failure(failure, job.name, note),
+        replace(Report.of_failure(failure, job.name, note), generation=job.generation),
         LoadFailed(job_status(job), start_time(inp, job), ended, failure),
         wake_after=inp.retry_delay(job.attempt).total_seconds(),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sd_api.choices import ModelType
+from sd_api.choices import ModelType, contradiction
 from sd_api.defaults import HUB_ENDPOINT
 from sd_api.sources import TrainedId, Unreadable, read_source
 from sd_api.spec import Spec
@@ -14,12 +14,16 @@ def spec_problem(model: Model, settings: Settings) -> str | None:
     """Return why a model cannot be loaded. None if its spec shows no reason."""
     if model.spec is None:
         return model.problem
-    return _url_problem(model, model.spec, settings) or _vae_problem(model.spec, settings)
+    return (
+        _url_problem(model, model.spec, settings)
+        or _vae_problem(model.spec, settings)
+        or _type_problem(model, model.spec)
+    )
 
 
 def _url_problem(model: Model, spec: Spec, settings: Settings) -> str | None:
     hub = settings.hub_endpoint or HUB_ENDPOINT
-    match read_source(model.url, spec.effective_model_type(), spec.git_revision, hub):
+    match read_source(model.url, spec.model_type, spec.git_revision, hub):
         case Unreadable(words):
             return f"spec.url {words}"
         case TrainedId() if settings.trained_url_template is None:
@@ -37,3 +41,11 @@ def _vae_problem(spec: Spec, settings: Settings) -> str | None:
     hub = settings.hub_endpoint or HUB_ENDPOINT
     meaning = read_source(spec.vae.url, ModelType.VAE, hub_endpoint=hub)
     return f"spec.vae.url {meaning.words}" if isinstance(meaning, Unreadable) else None
+
+
+def _type_problem(model: Model, spec: Spec) -> str | None:
+    """Compare spec.modelType with the published version, which may be of a load without it."""
+    artifact = model.status.artifact
+    if artifact is None or artifact.load_hash != model.wanted:
+        return None
+    return contradiction(spec.model_type, artifact.model_type)

@@ -44,7 +44,7 @@ def status_after(inp: Input, step: Proceed, outbox: OutboxChange) -> Status:
     updates: dict[str, object] = {
         "observed_generation": model.generation,
         "model_id": model.model_id,
-        "model_type": model.model_type,
+        "model_type": model.type_with(artifact),
         "phase": phase,
         "reason": _reason(inp, report, phase),
         "conditions": _conditions(inp, step, served, outbox),
@@ -151,7 +151,8 @@ def _conditions(
         result = conditions.drop(result, ConditionType.RECONCILING)
     match report.stalled:
         case Failure(reason=reason):
-            put(ConditionType.STALLED, True, reason, report.message, generation)
+            failed = report.generation or generation
+            put(ConditionType.STALLED, True, reason, report.message, failed)
         case KeepStalled() if _keeps_stalled(inp):
             pass
         case _:

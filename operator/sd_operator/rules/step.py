@@ -38,6 +38,10 @@ class Report:
     delay: Reason | None = None
     """What delays the start of a Pod, before it has lasted so long that the model is stalled."""
 
+    generation: int = 0
+    """The generation of the spec that a failed Job loaded. 0: the report is about the present one.
+    """
+
     @classmethod
     def of_failure(cls, failure: Failure, job_name: str = "", note: str = "") -> Report:
         """Report a load that failed or cannot start; note: a sentence after the remedy."""

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from sd_api import defaults, names
 from sd_api.crd import custom_resource_definition
-from sd_operator.standalone import claims, identity, logs, pki, processes, published
+from sd_operator.standalone import claims, identity, logs, pki, processes, published, tokens
 from sd_operator.standalone.client import Client
 from sd_operator.standalone.controllers import BACKOFF_SECONDS, Controllers
 from sd_operator.standalone.errors import ApiError, Json, StandaloneError
@@ -43,7 +43,7 @@ async def run(options: Options, state: State) -> None:
     main_claim = ("default", defaults.CLAIM_NAME)
     machine = Machine(options.store.resolve(), state.pods, state.logs, main_claim, options.loader)
     api = ApiServer(token, machine.logs, Storage(state.database))
-    for item in _initial_objects():
+    for item in (*_initial_objects(), *map(tokens.secret_of, options.tokens)):
         api.provide(item)
     pods = api.registry.storage.list(PODS.id)
     logs.remove_others(machine.logs, {pod["metadata"]["uid"] for pod in pods})
@@ -148,6 +148,7 @@ def _options(args: argparse.Namespace, state: State) -> Options:
         port=args.port,
         allowed_hosts=args.allowed_hosts,
         hub_endpoint=args.hf_endpoint,
+        tokens=tokens.own_tokens(os.environ, args.hf_endpoint),
         with_operator=not args.no_operator,
         with_gateway=args.gateway,
         gateway_port=args.gateway_port,

@@ -29,7 +29,7 @@ from sd_operator.standalone.executor import (
 )
 from sd_operator.standalone.jobs import ENDED
 from sd_operator.standalone.metadata import is_subdomain
-from sd_operator.standalone.secretfiles import secret_files
+from sd_operator.standalone.secretfiles import secret_files, secrets_of
 
 log = logging.getLogger(__name__)
 
@@ -165,14 +165,16 @@ class PodRun:
             raise RefusedError("standalone runs only Pods with restartPolicy: Never")
         for volume in spec.get("volumes", ()):
             kinds = volume.keys() - {"name"}
-            if not kinds <= {"persistentVolumeClaim", "secret", "emptyDir"}:
+            if not kinds <= {"persistentVolumeClaim", "secret", "projected", "emptyDir"}:
                 raise RefusedError(
-                    f"volume {volume['name']}: standalone mounts persistentVolumeClaim, secret and"
-                    f" emptyDir, not {', '.join(kinds)}"
+                    f"volume {volume['name']}: standalone mounts persistentVolumeClaim, secret,"
+                    f" projected and emptyDir, not {', '.join(kinds)}"
                 )
-            for source, key in (("persistentVolumeClaim", "claimName"), ("secret", "secretName")):
-                name = volume.get(source, {}).get(key, "")
-                if source in volume and not is_subdomain(name):
+            names = [secret["secretName"] for secret in secrets_of(volume)]
+            if claim := volume.get("persistentVolumeClaim"):
+                names.append(claim.get("claimName", ""))
+            for name in names:
+                if not is_subdomain(name):
                     raise RefusedError(f"volume {volume['name']}: {name!r} is not a name")
 
     # Before the start
@@ -205,7 +207,7 @@ class PodRun:
             if claim := volume.get("persistentVolumeClaim"):
                 folder = await self._claim_folder(volume["name"], claim["claimName"])
                 self._claims.add(volume["name"])
-            elif secret := volume.get("secret"):
+            for secret in secrets_of(volume):
                 path = f"/api/v1/namespaces/{namespace}/secrets/{secret['secretName']}"
                 while (body := await self._find(path)) is None and not secret.get("optional"):
                     text = f'MountVolume.SetUp failed for volume "{volume["name"]}" : secret'

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd_api import defaults
-from sd_operator.standalone import identity, pki
+from sd_operator.standalone import identity, pki, tokens
 from sd_operator.standalone.executor import LOADER, die_with_parent
 from sd_operator.standalone.podrun import MAX_GRACE_SECONDS
 from sd_operator.standalone.state import State
@@ -29,6 +29,7 @@ class Options:
     port: int = 0
     allowed_hosts: str = ""
     hub_endpoint: str = ""
+    tokens: tuple[tokens.Token, ...] = ()
     with_operator: bool = True
     with_gateway: bool = False
     gateway_port: int = 0
@@ -42,6 +43,7 @@ async def operate(options: Options) -> None:
         "SD_OPERATOR_CLAIM_NAME": defaults.CLAIM_NAME,
         "SD_OPERATOR_ALLOWED_HOSTS": options.allowed_hosts,
         "SD_OPERATOR_HF_ENDPOINT": options.hub_endpoint,
+        "SD_OPERATOR_DEFAULT_CREDENTIALS": tokens.setting_of(options.tokens),
         "SD_OPERATOR_METRICS_PORT": "0",
         "SD_OPERATOR_PROBES_PORT": "0",
         "SD_OPERATOR_POLL_SECONDS": "1",
@@ -83,7 +85,8 @@ async def serve_gateway(options: Options, state: State) -> None:
 async def _keep_running(
     name: str, command: Sequence[str], settings: Mapping[str, str], options: Options
 ) -> None:
-    env = {key: value for key, value in os.environ.items() if key != "KUBECONFIG"}
+    left_out = {"KUBECONFIG", *tokens.VARIABLES}
+    env = {key: value for key, value in os.environ.items() if key not in left_out}
     env |= {"KUBECONFIG": str(options.kubeconfig)}
     env |= {key: value for key, value in settings.items() if value}
     attempt = 0

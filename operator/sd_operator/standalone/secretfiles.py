@@ -1,4 +1,4 @@
-"""The files of a volume that shows a Secret."""
+"""The files of a volume that shows Secrets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,23 @@ from sd_operator.standalone.errors import Json
 from sd_operator.standalone.executor import RefusedError
 
 _FILE_NAME = re.compile(r"(?!\.\.|\.$)[A-Za-z0-9._-]+")
+
+
+def secrets_of(volume: Json) -> list[Json]:
+    """Return the Secrets that a volume shows, as the field `secret` names one; raise RefusedError.
+
+    A projected volume shows several in one folder.
+    """
+    if secret := volume.get("secret"):
+        return [{"secretName": "", **secret}]
+    sources = volume.get("projected", {}).get("sources", ())
+    if others := {kind for source in sources for kind in source} - {"secret"}:
+        raise RefusedError(
+            f"volume {volume['name']}: standalone projects Secrets, not {', '.join(sorted(others))}"
+        )
+    return [
+        {**source["secret"], "secretName": source["secret"].get("name", "")} for source in sources
+    ]
 
 
 def secret_files(volume: Json, secret: Json) -> dict[str, bytes]:

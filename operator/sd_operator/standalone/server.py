@@ -27,6 +27,8 @@ from sd_operator.standalone.selectors import lookup
 from sd_operator.standalone.storage import Storage
 
 BODY_LIMIT = 3 * 1024 * 1024
+_UPDATED = {DEFINITIONS.kind: "spec", "Secret": "data"}
+"""The kinds of which the server renews an object at its start, each with the field that changes."""
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -57,7 +59,7 @@ class ApiServer:
         self._logs = log_folder
 
     def provide(self, item: Json) -> None:
-        """Create an object when the server starts. If it is a CRD that exists, update its spec."""
+        """Create an object when the server starts. Update a CRD or a Secret that exists."""
         group, _, version = item["apiVersion"].rpartition("/")
         plural = item["kind"].lower() + "s"
         resource = self.registry.resource(group, version, plural)
@@ -66,8 +68,8 @@ class ApiServer:
         key = requests.key_of(item)
         if self.registry.storage.get(resource.id, key) is None:
             self.registry.create(resource, key[0], item, "Strict")
-        elif resource is DEFINITIONS:
-            self.registry.update(resource, key, lambda old: old | {"spec": item["spec"]})
+        elif (content := _UPDATED.get(item["kind"])) is not None:
+            self.registry.update(resource, key, lambda old: old | {content: item[content]})
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""

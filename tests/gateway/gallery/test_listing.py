@@ -56,7 +56,8 @@ def test_filter_matches_by_text_type_and_phase(fields, matches):
 
     Secrets cannot be searched for.
     """
-    source = body(url="https://example.com/m.safetensors?token=secret")
+    link = "https://example.com/m.safetensors?token=secret"
+    source = body(url=link, modelType="custom_ckpt")
     assert Filter(**fields).matches(replace(views.card(source), base="SD 1")) is matches
 
 

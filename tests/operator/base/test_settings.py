@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sd_api.choices import VerifyDigest
+from sd_api.default_credentials import DefaultSecret
 from sd_api.spec import JobOverrides
 from sd_api.trained import TEMPLATE_RULE
 from sd_operator.base import settings as settings_module
@@ -45,6 +46,7 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
         GPU_COUNT="0",
         CA_CONFIGMAP="ca",
         LOGINS_SECRET="logins",
+        DEFAULT_CREDENTIALS="Hub.example.com = hub-token:private",
         MAX_BYTES="1000",
         RETAIN_PREVIOUS_SECONDS="0",
         LOADER_TMP_SIZE="2Gi",
@@ -95,6 +97,7 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
             gpu_count=0,
             ca_configmap="ca",
             logins_secret="logins",
+            default_credentials={"hub.example.com": DefaultSecret("hub-token", for_private=True)},
             max_bytes=1000,
             retain_previous_seconds=0,
             tmp_size="2Gi",
@@ -157,6 +160,10 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
         pytest.param("LOADER_DEFAULT_PARTS", "sd9=org/name", "must be entries BASE=", id="base"),
         pytest.param("LOADER_DEFAULT_PARTS", "sd-1=name", "must be entries BASE=", id="no repo"),
         pytest.param("LOADER_DEFAULT_PARTS", "sd-1=a/b,sd-1=c/d", "names two repos", id="twice"),
+        pytest.param("DEFAULT_CREDENTIALS", "a.example", "must be entries HOST=", id="no Secret"),
+        pytest.param(
+            "DEFAULT_CREDENTIALS", "a.b=c,A.b=d", "names two Secrets", id="one host twice"
+        ),
         pytest.param("LOADER_SECURITY_CONTEXT", "[]", "must be JSON of the shape", id="list"),
         pytest.param("LOADER_SECURITY_CONTEXT", '{"x": 1}', "must be JSON of the shape", id="key"),
         pytest.param("LOADER_PLACEMENT", "gpu", "must be JSON of a Pod's fields: it", id="no JSON"),

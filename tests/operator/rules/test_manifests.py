@@ -13,6 +13,7 @@ import yaml
 
 from sd_api.choices import VerifyDigest
 from sd_api.controlnets import CONTROLNET_REPOS
+from sd_api.default_credentials import DefaultSecret
 from sd_api.load import LoadRequest, RemoveRequest
 from sd_api.spec import JobOverrides, Toleration
 from sd_operator.base.settings import LoaderSettings, Settings
@@ -37,6 +38,19 @@ FULL = Settings(
     https_proxy="http://proxy.example.com:3128",
     no_proxy=".example.com",
 )
+TOKENS = Settings(
+    hub_endpoint="https://mirror.example.com/hf",
+    loader=LoaderSettings(
+        gpu_count=0,
+        default_credentials={
+            "huggingface.co": DefaultSecret("hub-token"),
+            "mirror.example.com": DefaultSecret("mirror-token", for_private=True),
+            "site.example:8443": DefaultSecret("site-token"),
+            "other.example": DefaultSecret("other-token"),
+        },
+    ),
+)
+SITE_VAE = {"vae": {"url": "https://site.example:8443/vae.safetensors"}}
 KUEUE = Settings(loader=LoaderSettings(gpu_count=0, kueue_queue="gpus"))
 OVERRIDES = {
     "resources": {"requests": {"memory": "8Gi"}, "limits": {"memory": "32Gi"}},
@@ -81,6 +95,7 @@ def env(container: dict[str, Any]) -> dict[str, Any]:
             id="everything set",
         ),
         pytest.param("load-kueue", load(KUEUE), id="Kueue"),
+        pytest.param("load-tokens", load(TOKENS, url="org/name", **SITE_VAE), id="tokens"),
         pytest.param("remove", remove(FULL, job=OVERRIDES, deletionPolicy="Retain"), id="remove"),
     ],
 )
@@ -106,7 +121,10 @@ class _NoAliases(yaml.SafeDumper):
 @pytest.mark.parametrize(
     ("settings", "spec", "image", "gpus"),
     [
-        pytest.param(Settings(), {}, "image", 1, id="a GPU by setting: renders"),
+        pytest.param(
+            Settings(), {"modelType": "custom_ckpt"}, "image", 1, id="a GPU by setting: renders"
+        ),
+        pytest.param(Settings(), {}, "image", 1, id="unknown type: planned as a checkpoint"),
         pytest.param(CPU, {}, "slim_image", None, id="no GPU: slim"),
         pytest.param(
             Settings(), {"verify": {"render": False}}, "slim_image", None, id="not to render"
@@ -122,7 +140,7 @@ class _NoAliases(yaml.SafeDumper):
         ),
         pytest.param(
             CPU,
-            {"job": {"resources": {"limits": {"nvidia.com/gpu": 2}}}},
+            {"modelType": "huggingface", "job": {"resources": {"limits": {"nvidia.com/gpu": 2}}}},
             "image",
             2,
             id="a GPU by override",
@@ -146,7 +164,12 @@ def test_the_slim_image_is_used_unless_the_model_is_rendered(
     assert "nvidia.com/gpu" not in fetch["resources"]["limits"]
     assert convert["resources"]["limits"].get("nvidia.com/gpu") == gpus
     request = LoadRequest.from_argument(convert["args"][2])
-    assert request.verify.render is (image == "image")
+    if "modelType" not in spec and "verify" not in spec:
+        # The type may turn out to be one that is not rendered by default.
+        assert request.render_if_pipeline is (image == "image")
+        assert bool(request.verify.render) is False
+    else:
+        assert request.verify.render is (image == "image")
 
 
 def test_overrides_may_be_forbidden() -> None:
@@ -164,7 +187,8 @@ def test_a_default_never_contradicts_an_override() -> None:
 
 def test_the_request_tells_the_loader_everything() -> None:
     """The request can be parsed as a LoadRequest of the contract."""
-    args = pod_of(load(CPU, gitRevision="v1", url="org/repo"))["containers"][0]["args"]
+    spec = {"gitRevision": "v1", "url": "org/repo", "modelType": "huggingface"}
+    args = pod_of(load(CPU, **spec))["containers"][0]["args"]
     assert args[0::2] == [
         "convert",
         json.dumps(json.loads(args[2]), separators=(",", ":")),

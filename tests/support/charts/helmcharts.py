@@ -116,6 +116,12 @@ FULL: Json = {
     "sources": {"civitaiEndpoint": "https://civitai.example.com", "verifyDigest": "whenWhole"},
     "trainedUrlTemplate": "https://trainer.example.com/models/{id}",
     "loginsSecret": "logins",
+    "credentials": {
+        "defaults": {
+            "hub.example.com": {"secret": "hub-token", "private": True},
+            "site.example.com:8443": {"secret": "site-token"},
+        }
+    },
     "proxy": {"https": "http://proxy.example.com:3128", "noProxy": ".example.com"},
     "caConfigMap": "company-ca",
     "webhook": {

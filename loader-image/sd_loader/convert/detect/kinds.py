@@ -20,6 +20,8 @@ UNET_PREFIX = "model.diffusion_model."
 FIRST_CONVOLUTION = f"{UNET_PREFIX}input_blocks.0.0.weight"
 """The tensor that identifies a checkpoint."""
 
+_OF_CHECKPOINTS = (UNET_PREFIX, "cond_stage_model.", "conditioner.")
+"""Prefixes of UNets and text encoders. A VAE that is found beside one is not the whole model."""
 _EXAMPLES = 3
 
 
@@ -118,6 +120,21 @@ def model_type_of(tensors: Mapping[str, Tensor]) -> ModelType | None:
     """The model type that loads a file with these tensors. None if it is not recognised."""
     kind = _kind(tensors)
     return kind.model_type if kind else None
+
+
+def found_type(tensors: Mapping[str, Tensor]) -> ModelType:
+    """The type as which a file is loaded if the user names none.
+
+    A file that is not recognised counts as a checkpoint, which most users load: planning it says
+    why it cannot be loaded.
+    """
+    if not LORA.fits(tensors):
+        if CONTROLNET.fits(tensors):
+            return ModelType.CONTROLNET  # The first ones came with the checkpoint they were for.
+        is_whole = any(name.startswith(_OF_CHECKPOINTS) for name in tensors)
+        if is_whole or transformer_of(tensors) or other_pipeline(tensors):
+            return ModelType.CUSTOM_CKPT
+    return model_type_of(tensors) or ModelType.CUSTOM_CKPT
 
 
 def other_pipeline(tensors: Mapping[str, Tensor]) -> str | None:

@@ -27,7 +27,7 @@ _BASE_BYTES = 10**9
 
 
 @dataclass(frozen=True)
-class Component:
+class ComponentSize:
     """A folder of a model, such as its UNet, or a file beside the folders."""
 
     name: str
@@ -46,7 +46,7 @@ def read(store: Path, model: Model) -> Receipt | None:
     return receipt if receipt is not None and receipt.uid == model.uid else None
 
 
-def components(receipt: Receipt) -> tuple[Component, ...]:
+def components(receipt: Receipt) -> tuple[ComponentSize, ...]:
     """Return the components of a model, the largest first."""
     sizes: Counter[str] = Counter()
     files: Counter[str] = Counter()
@@ -57,7 +57,7 @@ def components(receipt: Receipt) -> tuple[Component, ...]:
         sizes[component] += file.size
         files[component] += 1
     return tuple(
-        Component(name, size(count), "1 file" if files[name] == 1 else f"{files[name]} files")
+        ComponentSize(name, size(count), "1 file" if files[name] == 1 else f"{files[name]} files")
         for name, count in sizes.most_common(SHOWN_MAX)
     )
 

@@ -37,10 +37,10 @@ class Detail:
     painted: str
     """How the preview was rendered; empty if that is not known."""
     snippet: str | None
-    servers: tuple[snippets.Server, ...]
+    servers: tuple[snippets.InferenceServer, ...]
     claim_name: str
     files: Facts
-    components: tuple[components.Component, ...]
+    components: tuple[components.ComponentSize, ...]
     memory: str
     """An estimate of the GPU memory; empty for models that are not pipelines."""
     source: str

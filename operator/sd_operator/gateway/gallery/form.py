@@ -105,7 +105,7 @@ FIELDS = (
         "Type",
         _help("model_type"),
         "choice",
-        (("", "Derive from the source"), *((kind.value, TYPES[kind]) for kind in ModelType)),
+        (("", "Find it in the source"), *((kind.value, TYPES[kind]) for kind in ModelType)),
         common=True,
     ),
     Field(

@@ -72,20 +72,20 @@ def snippet(model: Model) -> str | None:
     None if nothing is published yet, or if its files are missing.
     """
     artifact = model.status.artifact
-    if artifact is None or artifact.missing_time is not None or model.model_type is None:
+    if artifact is None or artifact.missing_time is not None:
         return None
-    return python_code(model.model_type, artifact, f"{STORE_MOUNT}/{artifact.path}")
+    return python_code(model.type_with(artifact), artifact, f"{STORE_MOUNT}/{artifact.path}")
 
 
 @dataclass(frozen=True)
-class Server:
+class InferenceServer:
     """An inference server, and the command that opens the model with it."""
 
     name: str
     command: str
 
 
-def servers(model: Model) -> tuple[Server, ...]:
+def servers(model: Model) -> tuple[InferenceServer, ...]:
     """Return the inference servers that open a pipeline; none before it is published.
 
     The shell resolves the link, because a reload moves it while the server still reads files.
@@ -95,7 +95,7 @@ def servers(model: Model) -> tuple[Server, ...]:
         return ()
     link = shlex.quote(f"{STORE_MOUNT}/{artifact.path}")
     return tuple(
-        Server(name, command.format(f'"$(realpath {link})"'))
+        InferenceServer(name, command.format(f'"$(realpath {link})"'))
         for name, command, families in _SERVERS
         if families is None or artifact.base_model in families
     )

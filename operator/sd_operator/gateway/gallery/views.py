@@ -16,7 +16,7 @@ from sd_operator.resources.model import Model
 
 Json = Mapping[str, Any]
 
-TYPES = {
+TYPES: Mapping[str, str] = {
     ModelType.HUGGINGFACE: "Hugging Face repo",
     ModelType.CUSTOM_CKPT: "Checkpoint",
     ModelType.API_TRAINED: "Trained model",
@@ -85,12 +85,12 @@ def card(body: Json) -> Card:
     if status.progress is not None and phase not in (Phase.READY, Phase.FAILED, Phase.DELETING):
         bar = Bar(status.progress.stage, status.progress.percent, status.progress.text)
     base = artifact.base_model if artifact is not None else None
-    kind = model.model_type
+    kind = model.type_with(artifact) or ""
     return Card(
         name=model.name,
         model_id=model.model_id,
-        type=kind or "",
-        type_name=TYPES[kind] if kind else "Model",
+        type=kind if kind in TYPES else "",
+        type_name=TYPES.get(kind, "Model"),
         base=title_of(base) if base else "",
         size=artifact.size if artifact else "",
         phase=phase,

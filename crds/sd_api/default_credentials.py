@@ -1,0 +1,87 @@
+"""The setting that names, for each host, the Secret of loads that name no Secret of their own.
+
+Operator and loader read the same text: `huggingface.co=hub-token,civitai.com=site-token:private`.
+It has names only. The tokens are in Secrets, which are mounted as files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import SplitResult, urlsplit
+
+from sd_api.netguard import effective_port
+
+_HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?(?::[0-9]{1,5})?")
+_SECRET = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
+_PRIVATE, _GATEWAY = "private", "gateway"
+
+
+@dataclass(frozen=True)
+class DefaultSecret:
+    """The Secret in each namespace with models that has the token for one host."""
+
+    name: str
+
+    for_private: bool = False
+    """Whether private repos of the token's owner may be loaded with it."""
+
+    for_gateway: bool = False
+    """Whether models may use it whose source a caller of the gateway chose."""
+
+
+def parse_default_credentials(text: str) -> dict[str, DefaultSecret]:
+    """Read `HOST=SECRET,HOST=SECRET:private:gateway`; raise ValueError with the cause."""
+    found: dict[str, DefaultSecret] = {}
+    for entry in (entry.strip() for entry in text.split(",") if entry.strip()):
+        host, _, value = (part.strip() for part in entry.partition("="))
+        name, *words = value.split(":")
+        host = host.lower()
+        is_name = _HOST.fullmatch(host) and _SECRET.fullmatch(name)
+        if not is_name or not {_PRIVATE, _GATEWAY}.issuperset(words):
+            raise ValueError(
+                "must be entries HOST=SECRET, separated by commas, where HOST is a host or"
+                f" host:port, and SECRET may end with :{_PRIVATE} or :{_GATEWAY}; one is"
+                f" {entry[:80]!r}"
+            )
+        if host in found:
+            raise ValueError(f"names two Secrets for {host}")
+        found[host] = DefaultSecret(name, _PRIVATE in words, _GATEWAY in words)
+    return found
+
+
+def format_default_credentials(entries: Mapping[str, DefaultSecret]) -> str:
+    """The setting's text."""
+    return ",".join(
+        f"{host}={secret.name}"
+        + (f":{_PRIVATE}" if secret.for_private else "")
+        + (f":{_GATEWAY}" if secret.for_gateway else "")
+        for host, secret in sorted(entries.items())
+    )
+
+
+def file_of(host: str, key: str) -> str:
+    """Return the name of the file with a key of a host's Secret."""
+    return f"{host.replace(':', '_')}.{key}"
+
+
+def hosts_of(url: str) -> tuple[str, ...]:
+    """Return the spellings of a link's host: with its port and, if it is the usual one, without.
+
+    Return none if the link has no host that can be read.
+    """
+    try:
+        parts = urlsplit(url)
+        port, name = effective_port(parts), parts.hostname
+    except ValueError:
+        return ()
+    if not name:
+        return ()
+    host = f"[{name}]" if ":" in name else name
+    full = f"{host}:{port}"
+    return (host, full) if port == _usual_port(parts) else (full,)
+
+
+def _usual_port(parts: SplitResult) -> int:
+    return 443 if parts.scheme == "https" else 80

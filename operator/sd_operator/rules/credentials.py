@@ -1,0 +1,66 @@
+"""Decides which of the administrator's Secrets with tokens a load may read. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from sd_api.choices import ModelType
+from sd_api.default_credentials import DefaultSecret, hosts_of
+from sd_api.defaults import CIVITAI_ENDPOINT, HUB_ENDPOINT
+from sd_api.load import LoadRequest
+from sd_api.sources import CivitaiModel, HubFile, HubRepo, Link, read_source
+from sd_api.spec import Spec
+
+
+def own_secret(spec: Spec, entries: Mapping[str, DefaultSecret]) -> str | None:
+    """Return the Secret that a model names for itself. None if it names one of the entries.
+
+    Its host and its use are up to the administrator: without this rule, naming the Secret would
+    open private repos with it, or send the token of another host to the Hub.
+    """
+    ref = spec.credentials_secret_ref
+    is_own = ref is not None and ref.name not in {secret.name for secret in entries.values()}
+    return ref.name if ref is not None and is_own else None
+
+
+def default_secrets(
+    request: LoadRequest,
+    entries: Mapping[str, DefaultSecret],
+    hub_endpoint: str | None,
+    civitai_endpoint: str | None,
+    *,
+    by_gateway: bool = False,
+) -> dict[str, DefaultSecret]:
+    """Return the entries for the hosts that a request names.
+
+    A repo of the Hub and a model on Civitai name the host of the configured endpoint, which may be
+    a mirror. A request with credentials of its own needs no others. by_gateway: whether a caller of
+    the gateway chose the source, who may use only the entries that say so.
+    """
+    if request.credentials:
+        return {}
+    named = {
+        host
+        for url in _links(
+            request, hub_endpoint or HUB_ENDPOINT, civitai_endpoint or CIVITAI_ENDPOINT
+        )
+        for host in hosts_of(url)
+    }
+    allowed = {host: it for host, it in entries.items() if it.for_gateway or not by_gateway}
+    return {host: secret for host, secret in allowed.items() if host in named}
+
+
+def _links(request: LoadRequest, hub: str, civitai: str) -> Iterator[str]:
+    sources: list[tuple[str, ModelType | None]] = [(request.url, request.model_type)]
+    if request.vae is not None:
+        sources.append((request.vae.url, ModelType.VAE))
+    for url, model_type in sources:
+        match read_source(url, model_type, hub_endpoint=hub):
+            case HubRepo() | HubFile():
+                yield hub
+            case CivitaiModel():
+                yield civitai
+            case Link(link):
+                yield link
+    if request.original_config is not None:
+        yield request.original_config

@@ -1,0 +1,99 @@
+"""A spec without modelType: what the status says, and a type that is added or deleted later."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sd_api.reasons import Reason
+from sd_api.status import ConditionType, OutboxEntry, Status, WebhookEvent
+from sd_operator.base.metrics import Metrics
+from sd_operator.reconciler import delivery, measure
+from sd_operator.rules import conditions
+from sd_operator.rules.decision import LoadOutcome
+from tests.support.rules.decisions import COMPLETE, FAILED, act, decided, observed, with_pod
+from tests.support.rules.observed import (
+    LOADED,
+    answered,
+    failed,
+    job,
+    loading,
+    model,
+    published,
+    stalled,
+)
+
+LORA = LOADED.model_copy(
+    update={
+        "artifact": LOADED.artifact and LOADED.artifact.model_copy(update={"model_type": "lora"})
+    }
+)
+
+
+def shown(status: Status) -> tuple[Any, Any, bytes]:
+    """Return the model type as status, webhook and metric show it."""
+    entry = OutboxEntry(
+        id="1", event=WebhookEvent.LOADED, load_hash="0" * 16, created_time="2026-01-01T00:00:00Z"
+    )
+    metrics = Metrics()
+    measure.count(metrics, "art", status, LoadOutcome("loaded", "", (), 0))
+    [sample] = [
+        sample
+        for metric in metrics.registry.collect()
+        for sample in metric.samples
+        if sample.name.endswith("loads_total")
+    ]
+    payload = delivery.payload(model(), status, entry)
+    return status.model_type, payload["model"]["model_type"], sample.labels["model_type"]
+
+
+def test_type_is_unknown_until_a_load_has_found_it() -> None:
+    """Status, webhook and metrics agree."""
+    before = act(model(), observed()).status
+    assert shown(before) == ("unknown",) * 3
+    after = act(model(loading()), with_pod(job(COMPLETE), answered("convert", LORA))).status
+    assert shown(after) == ("lora",) * 3
+
+
+def test_type_of_the_spec_is_shown_at_once() -> None:
+    """No load is needed."""
+    assert shown(act(model(modelType="vae"), observed()).status) == ("vae",) * 3
+
+
+def test_type_that_contradicts_the_published_version_is_refused() -> None:
+    """Without a type the spec has the same loadHash, so that no load would notice."""
+    status = published(modelType="lora")
+    given = act(model(status, modelType="custom_ckpt", generation=2), observed())
+    condition = conditions.find(given.status.conditions, ConditionType.STALLED)
+    assert condition is not None
+    assert condition.reason == Reason.INVALID_SPEC
+    assert "the source is of type lora" in condition.message
+    assert given.job is None
+    assert decided(model(status), observed()).rule == "wanted_version_is_published"
+
+
+def test_deleting_a_wrong_type_loads_at_once() -> None:
+    """The loadHash stays the same; an edit of the spec is enough."""
+    status = stalled(Reason.UNSUPPORTED_FORMAT)
+    assert decided(model(status, modelType="custom_ckpt"), observed()).rule == "last_load_failed"
+    assert decided(model(status, generation=2), observed()).rule == "load_is_due"
+
+
+def test_wrong_type_that_is_deleted_while_its_job_runs_is_not_held_against_the_spec() -> None:
+    """The failure is that of the generation that the Job was made from."""
+    loads = replace(job(FAILED), generation=1)
+    result = failed(Reason.UNSUPPORTED_FORMAT, "the file is a LoRA")
+    after = act(model(loading(), generation=2), with_pod(loads, answered("fetch", result))).status
+    condition = conditions.find(after.conditions, ConditionType.STALLED)
+    assert condition is not None
+    assert condition.observed_generation == 1
+    raw = after.model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert decided(model(raw, generation=2), observed(loads)).rule == "load_is_due"
+
+
+@pytest.mark.parametrize("reason", [Reason.UNSAFE_MODEL, Reason.NOT_A_MODEL, Reason.RATE_LIMITED])
+def test_edit_of_any_field_retries_a_failed_load(reason: Reason) -> None:
+    """A user who edits the spec expects it to be tried."""
+    assert decided(model(stalled(reason), generation=2), observed()).rule == "load_is_due"
