@@ -234,6 +234,7 @@ class _Copy:
                 format=file_format(path),
             ),
             warnings=self.repo.warnings(),
+            card=self.repo.card,
         )
 
     def fetch_pipeline(self, ref: SourceRef, checks: Checks, only: Sequence[str] = ()) -> Fetched:
@@ -280,6 +281,7 @@ class _Copy:
             files=files,
             source=Source(commit=self.repo.commit, size_bytes=size, format="diffusers"),
             warnings=self.repo.warnings(),
+            card=self.repo.card,
         )
 
     def fetch_all(self, files: list[RepoFile]) -> dict[str, Arrived]:
