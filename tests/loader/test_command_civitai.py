@@ -66,13 +66,15 @@ def leaves_no_token(site: Site, ended: Ended) -> None:
 
 
 def test_a_page_loads_in_a_job(site: Site) -> None:
-    """The result has version, file and digest, and so has the receipt."""
+    """The result has version, file, digest and card, and the receipt has them, too."""
     request = load_request(PAGE, model_type="embeddings", credentials=True)
     assert TOKEN not in request.to_argument()
 
     ended = site.containers.load(request)
 
-    artifact_of(ended)
+    card = artifact_of(ended).card
+    assert card is not None
+    assert (card.title, card.author) == ("Tiny model", "someone")
     assert ended.result is not None
     source = ended.result.source
     assert source is not None

@@ -79,16 +79,12 @@ class Found:
 
     def noted(self, fetched: Fetched) -> Fetched:
         """Add what Civitai says to what was fetched."""
-        source = fetched.source
-        if self.facts is not None:
-            known = {"version": _version(self.facts), "file": _file_name(self.facts.file)}
-            source = source.model_copy(update=known)
-        return fetched.model_copy(
-            update={
-                "source": source,
-                "civitai": self.facts,
-                "warnings": (*self.warnings, *fetched.warnings),
-            }
+        warned = fetched.model_copy(update={"warnings": (*self.warnings, *fetched.warnings)})
+        if self.facts is None:
+            return warned
+        known = {"version": _version(self.facts), "file": _file_name(self.facts.file)}
+        return warned.model_copy(
+            update={"source": fetched.source.model_copy(update=known), "civitai": self.facts}
         )
 
 
