@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 
 from sd_api.choices import ModelType
 from sd_api.default_credentials import DefaultSecret, hosts_of
-from sd_api.defaults import HUB_ENDPOINT
+from sd_api.defaults import CIVITAI_ENDPOINT, HUB_ENDPOINT
 from sd_api.load import LoadRequest
-from sd_api.sources import HubFile, HubRepo, Link, read_source
+from sd_api.sources import CivitaiModel, HubFile, HubRepo, Link, read_source
 from sd_api.spec import Spec
 
 
@@ -27,25 +27,30 @@ def default_secrets(
     request: LoadRequest,
     entries: Mapping[str, DefaultSecret],
     hub_endpoint: str | None,
+    civitai_endpoint: str | None,
     *,
     by_gateway: bool = False,
 ) -> dict[str, DefaultSecret]:
     """Return the entries for the hosts that a request names.
 
-    A repo of the Hub names the host of the configured endpoint, which may be a mirror. A request
-    with credentials of its own needs no others. by_gateway: whether a caller of the gateway chose
-    the source, who may use only the entries that say so.
+    A repo of the Hub and a model on Civitai name the host of the configured endpoint, which may be
+    a mirror. A request with credentials of its own needs no others. by_gateway: whether a caller of
+    the gateway chose the source, who may use only the entries that say so.
     """
     if request.credentials:
         return {}
     named = {
-        host for url in _links(request, hub_endpoint or HUB_ENDPOINT) for host in hosts_of(url)
+        host
+        for url in _links(
+            request, hub_endpoint or HUB_ENDPOINT, civitai_endpoint or CIVITAI_ENDPOINT
+        )
+        for host in hosts_of(url)
     }
     allowed = {host: it for host, it in entries.items() if it.for_gateway or not by_gateway}
     return {host: secret for host, secret in allowed.items() if host in named}
 
 
-def _links(request: LoadRequest, hub: str) -> Iterator[str]:
+def _links(request: LoadRequest, hub: str, civitai: str) -> Iterator[str]:
     sources: list[tuple[str, ModelType | None]] = [(request.url, request.model_type)]
     if request.vae is not None:
         sources.append((request.vae.url, ModelType.VAE))
@@ -53,6 +58,8 @@ def _links(request: LoadRequest, hub: str) -> Iterator[str]:
         match read_source(url, model_type, hub_endpoint=hub):
             case HubRepo() | HubFile():
                 yield hub
+            case CivitaiModel():
+                yield civitai
             case Link(link):
                 yield link
     if request.original_config is not None:

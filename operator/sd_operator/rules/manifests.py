@@ -81,6 +81,7 @@ def plan_load(model: Model, settings: Settings, claim: ClaimView, attempt: int) 
             request,
             settings.loader.default_credentials,
             settings.hub_endpoint,
+            settings.civitai_endpoint,
             by_gateway=model.is_by_gateway,
         ),
     )
