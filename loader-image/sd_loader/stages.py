@@ -310,7 +310,7 @@ def _receipt(
             model_type=model_type.value,
             base_model=converted.base_model,
             variant=converted.variant,
-            format=published_format(request.model_type, request.lora.format).value,
+            format=published_format(model_type, request.lora.format).value,
             pipeline_class=converted.pipeline_class,
             precision=converted.precision,
             prediction_type=converted.prediction_type,
