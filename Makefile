@@ -9,6 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 DEV := .venv/installed
 DEMO := .venv-demo/installed
+COMPILED := .venv/compiled
 LOCK := .venv-lock/installed
 DIST := .venv-dist/installed
 BIN := .venv/bin
@@ -33,13 +34,17 @@ demo: $(DEMO) ## Load two models end to end, without a cluster (KEEP=1: then ser
 test test-all: export OMP_NUM_THREADS := 1
 
 # A file's tests share a worker, and with it the models, namespaces and gateways made for them.
-PYTEST = $(BIN)/pytest --dist loadfile
+# tests/conftest.py orders the files.
+PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder
+LINT = $(MAKE) --jobs=2 lint $(COMPILED)
 
 # Cluster tests wait as much as they compute, so a third worker uses that time.
-test: lint ## Lint, then run the tests (under 10 minutes on 2 cores)
+test: ## Lint, then run the tests (under 10 minutes on 2 cores)
+	$(LINT)
 	$(PYTEST) -n 3 -m "not slow and not gpu"
 
-test-all: lint ## Lint, then run all tests, including the slow ones
+test-all: ## Lint, then run all tests, including the slow ones
+	$(LINT)
 	$(PYTEST) -n 2 --hypothesis-profile=many
 
 # A Pod of a real node may have to pull images first.
@@ -103,6 +108,12 @@ $(DEV): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --no-compile --editable ".[dev]"
 	touch $@
+
+# Each worker would compile all that it imports. One collection does it for all of them, while mypy
+# uses the other core. A test file that cannot be imported is reported by the tests themselves.
+$(COMPILED): $(DEV)
+	@$(BIN)/pytest --collect-only -qq > /dev/null || true
+	@touch $@
 
 $(DEMO): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-demo

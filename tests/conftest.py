@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,33 @@ from tests.support.tally import Tally
 settings.register_profile("few", max_examples=40, deadline=None)
 settings.register_profile("many", max_examples=500, deadline=None)
 settings.load_profile("few")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the garbage collector from what is imported and collected.
+
+    Torch and thousands of tests are millions of objects that live until the end of the run. A
+    collection that visits them takes up to a second.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Alternate between files that wait for an API server and files that compute.
+
+    Files that wait leave the processors to others, and take too long to be the last.
+    """
+    waiting = dict.fromkeys(item.path for item in items if item.get_closest_marker("cluster"))
+    computing = dict.fromkeys(item.path for item in items if item.path not in waiting)
+    order = {path: place for group in (waiting, computing) for place, path in enumerate(group)}
+    items.sort(key=lambda item: order[item.path])
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

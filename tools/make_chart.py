@@ -1,6 +1,7 @@
 """Write the chart files that come from elsewhere.
 
-They are the CRD, the address ranges, the defaults of values.yaml and the catalog's schema.
+They are the CRD, the address ranges, the defaults of values.yaml, and the catalog's schema and
+starter models.
 
 python -m tools.make_chart
 """
@@ -16,6 +17,7 @@ import yaml
 from sd_api import names
 from sd_api.crd import custom_resource_definition
 from sd_api.netguard import PORTS, REFUSED
+from sd_api.starters import STARTERS
 
 ROOT = Path(__file__).resolve().parent.parent
 CHARTS = ROOT / "charts"
@@ -25,6 +27,7 @@ NETWORK = CHARTS / "sd-operator" / "files" / "network.yaml"
 VALUES = CHARTS / "sd-operator" / "values.yaml"
 DEFAULTS = CHARTS / "sd-operator" / "files" / "defaults.yaml"
 CATALOG_SCHEMA = CHARTS / "sd-models" / "values.schema.json"
+STARTER_VALUES = CHARTS / "sd-models" / "values-starter.yaml"
 
 Json = dict[str, Any]
 
@@ -74,6 +77,16 @@ def catalog_schema() -> str:
     return json.dumps(schema, indent=2) + "\n"
 
 
+def starter_values() -> str:
+    """Return the values of the starter catalog, which the gallery offers as well."""
+    head = (
+        "# Written by tools.make_chart from sd_api.starters: models to begin with.\n"
+        "#   helm install starter charts/sd-models -f charts/sd-models/values-starter.yaml\n"
+    )
+    models = {starter.name: starter.spec for starter in STARTERS}
+    return head + yaml.safe_dump({"models": models}, sort_keys=False)
+
+
 def strict(schema: Json) -> Json:
     """Convert a structural schema to a JSON Schema that rejects unknown fields."""
     node = {key: value for key, value in schema.items() if not key.startswith("x-kubernetes-")}
@@ -91,3 +104,4 @@ if __name__ == "__main__":
     NETWORK.write_text(network())
     DEFAULTS.write_text(default_values())
     CATALOG_SCHEMA.write_text(catalog_schema())
+    STARTER_VALUES.write_text(starter_values())

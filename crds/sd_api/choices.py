@@ -123,3 +123,10 @@ class DeletionPolicy(StrEnum):
 
     DELETE = "Delete"
     RETAIN = "Retain"
+
+
+class VerifyDigest(StrEnum):
+    """When the SHA-256 is compared that a source states."""
+
+    ALWAYS = "always"
+    WHEN_WHOLE = "whenWhole"

@@ -69,6 +69,14 @@ def _url_rules() -> Iterator[tuple[str, str, str]]:
 
 _URL_RULES = tuple(_url_rules())
 
+# A revision in the url may be percent-encoded, which only the reader decodes.
+_REVISIONS_AGREE = (
+    f"{_NO_URL}!has(self.spec.gitRevision) || self.spec.url.contains('%')"
+    f" || !{_matches(url_forms.NAMES_REVISION)}"
+    f" || self.spec.url.matches({_literal(url_forms.NAMES_THIS_REVISION[0])}"
+    f" + self.spec.gitRevision + {_literal(url_forms.NAMES_THIS_REVISION[1])})"
+)
+
 
 RULES: tuple[tuple[str, str, str], ...] = (
     (
@@ -86,6 +94,11 @@ RULES: tuple[tuple[str, str, str], ...] = (
         + ", ".join(sorted(CONTROLNET_REPOS)),
     ),
     *_URL_RULES,
+    (
+        ".spec.gitRevision",
+        _REVISIONS_AGREE,
+        "spec.gitRevision is not the revision that spec.url names; remove one of them",
+    ),
     (
         ".spec.sha256",
         "!has(self.spec.sha256) || !(has(self.spec.modelType)"

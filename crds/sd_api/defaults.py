@@ -25,6 +25,9 @@ RETAIN_PREVIOUS_MAX_SECONDS = 100 * 365 * 24 * 3600
 """A hundred years: later dates may not be representable."""
 RENDER_STEPS = 8
 """Denoising steps of a rendered image, unless spec.verify.steps says otherwise."""
+RENDER_PROMPT = "a photograph of a red fox in a forest"
+"""Prompt of a rendered image, unless spec.verify.prompt says otherwise."""
+RENDER_SEED = 0
 
 METRICS_PORT = 8080
 """Port of the metrics, of operator and gateway."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from sd_api.choices import VerifyDigest
 from sd_api.default_credentials import (
     DefaultSecret,
     format_default_credentials,
@@ -87,6 +88,13 @@ def _whole(most: int) -> Callable[[str], int]:
     return read
 
 
+def _read_verify_digest(text: str) -> VerifyDigest:
+    try:
+        return VerifyDigest(text)
+    except ValueError:
+        raise ValueError(f"must be one of {', '.join(VerifyDigest)}, not {text[:80]!r}") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoaderEnv:
     """The variables of a loader container. None: the variable is not set."""
@@ -107,6 +115,13 @@ class LoaderEnv:
     """How long the previous version of a model stays on the volume after a reload."""
     hub_endpoint: str | None = _variable("HF_ENDPOINT")
     """Base URL of the Hugging Face Hub or of a mirror."""
+    civitai_endpoint: str | None = _variable("SD_LOADER_CIVITAI_ENDPOINT")
+    """Base URL of Civitai or of a mirror."""
+    verify_digest: VerifyDigest | None = _variable(  # noqa: RUF009 - it is a field, as all are
+        "SD_LOADER_VERIFY_DIGEST", read=_read_verify_digest
+    )
+    """always: the SHA-256 that Civitai states is compared. whenWhole: not for a file of which the
+    conversion leaves out more than 1 GB."""
     https_proxy: str | None = _variable("HTTPS_PROXY", "https_proxy")
     """URL of the proxy for downloads."""
     no_proxy: str | None = _variable("NO_PROXY", "no_proxy")

@@ -66,6 +66,8 @@ OWNER_FILE = "owner.json"
 """In the folder of a uid in STORE_DIR: the record of the model that owns it."""
 STAGING_DIR = ".staging"
 BLOBS_DIR = ".blobs"
+RECEIPT_FILE = ".sd-receipt.json"
+"""In the model's folder: its files, and how they were made."""
 PREVIEW_FILE = "preview.png"
 """The rendered image in the model's folder. Programs that open the pipeline ignore it."""
 

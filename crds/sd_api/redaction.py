@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import takewhile
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from sd_api.url_forms import REPO_ID
+from sd_api.url_forms import CIVITAI_AIR, REPO_ID
 
 _SECRET = re.compile(
     r"""(?P<url>(?i:[a-z][a-z0-9+.-]{0,31})://[^\s"<>]+)"""
@@ -38,6 +38,8 @@ def redact_url(url: str) -> str:
     """
     if re.fullmatch(REPO_ID, url):
         return url  # What follows an @ is the revision, not a host.
+    if re.fullmatch(CIVITAI_AIR, url):
+        return url.partition("?")[0].partition("#")[0]  # So is what follows this @.
     if "://" not in url:
         return url.partition("?")[0].partition("#")[0].rpartition("@")[2]
     try:

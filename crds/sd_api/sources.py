@@ -7,8 +7,8 @@ of the CRD are made from the same patterns (`sd_api.url_forms`).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from urllib.parse import unquote
+from dataclasses import dataclass, replace
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from sd_api import url_forms
 from sd_api.choices import ModelType
@@ -45,6 +45,38 @@ class Link:
 
 
 @dataclass(frozen=True)
+class FileChoice:
+    """Which of a version's files is meant. None: any."""
+
+    file_id: int | None = None
+
+    type: str | None = None
+    """Its role, such as Model or VAE."""
+
+    format: str | None = None
+    """SafeTensor or PickleTensor."""
+
+    size: str | None = None
+    """full or pruned."""
+
+    fp: str | None = None
+    """fp16, bf16, fp32 or another precision."""
+
+
+@dataclass(frozen=True)
+class CivitaiModel:
+    """A model of Civitai, or one of its versions."""
+
+    model_id: int | None
+    """None: it is the one that the version belongs to."""
+
+    version_id: int | None
+    """None: the newest."""
+
+    choice: FileChoice = FileChoice()
+
+
+@dataclass(frozen=True)
 class TrainedId:
     """The bare id of a trained model, which the administrator's template turns into a link."""
 
@@ -63,7 +95,7 @@ class Unreadable:
     """Whether a caller that accepts paths may read the url as a path."""
 
 
-Meaning = HubRepo | HubFile | Link | TrainedId | Unreadable
+Meaning = HubRepo | HubFile | CivitaiModel | Link | TrainedId | Unreadable
 
 
 def read_source(
@@ -88,7 +120,17 @@ def read_source(
         return _at(on_hub, git_revision)
     if model_type is ModelType.HUGGINGFACE:
         return Unreadable(url_forms.NOT_ON_THE_HUB)
-    return _without_revision(Link(_with_https(text)), git_revision)
+    return _without_revision(_on_civitai(text) or Link(_with_https(text)), git_revision)
+
+
+def civitai_download(url: str, endpoint: str) -> CivitaiModel | None:
+    """Return the version that a download link of Civitai or of its mirror means.
+
+    None for any other link. endpoint: Civitai, or the mirror.
+    """
+    hosts = f"{url_forms.CIVITAI_ORIGIN}|{re.escape(endpoint)}"
+    match = re.fullmatch(f"(?:{hosts})/api/download/models/([0-9]{{1,15}})/?([?#].*)?", url)
+    return None if match is None else _version(None, match[1], match[2])
 
 
 def _refused(url: str, model_type: ModelType | None) -> Unreadable | None:
@@ -144,6 +186,42 @@ def _on_mirror(text: str, endpoint: str, model_type: ModelType | None) -> _OnHub
     return None
 
 
+def _on_civitai(text: str) -> CivitaiModel | None:
+    """Return the meaning of a resource identifier, or of a page of Civitai."""
+    if match := re.fullmatch(url_forms.CIVITAI_AIR, text):
+        model, version, file, kind, query = match.groups()
+        found = _version(model, version, query)
+        choice = found.choice
+        if file is not None:
+            choice = replace(choice, file_id=int(file))
+        if kind is not None:
+            choice = replace(choice, format=kind)
+        return replace(found, choice=choice)
+    if match := re.fullmatch(url_forms.CIVITAI_VERSION, text):
+        return _version(None, match[1], match[2])
+    if match := re.fullmatch(url_forms.CIVITAI_PAGE, text):
+        return _version(match[1], _asked(match[2]).get("modelVersionId"), match[2])
+    return None
+
+
+def _version(model: str | None, version: str | None, query: str | None) -> CivitaiModel:
+    """Return a version, with the choice of a file that is in the query."""
+    asked = _asked(query)
+    file = asked.get("fileId", "")
+    return CivitaiModel(
+        None if model is None else int(model),
+        None if version is None else int(version),
+        FileChoice(
+            int(file) if re.fullmatch("[0-9]{1,15}", file) else None,
+            *(asked.get(name) for name in ("type", "format", "size", "fp")),
+        ),
+    )
+
+
+def _asked(query: str | None) -> dict[str, str]:
+    return dict(parse_qsl(urlsplit(query or "").query))
+
+
 def _decoded(match: re.Match[str]) -> _OnHub:
     repo_id, *others = match.groups()
     return _OnHub(repo_id, *(None if text is None else unquote(text) for text in others))
@@ -164,10 +242,15 @@ def _at(place: _OnHub, git_revision: str | None) -> HubRepo | HubFile | Unreadab
 
 
 def _without_revision(
-    source: Link | TrainedId, git_revision: str | None
-) -> Link | TrainedId | Unreadable:
+    source: CivitaiModel | Link | TrainedId, git_revision: str | None
+) -> CivitaiModel | Link | TrainedId | Unreadable:
     if git_revision is None:
         return source
+    if isinstance(source, CivitaiModel):
+        return Unreadable(
+            "is not a repo of the Hub, and spec.gitRevision is only for Hub repos; name the version"
+            " in the link, https://civitai.com/models/MODEL?modelVersionId=VERSION"
+        )
     return Unreadable(
         "is not a repo of the Hub, and spec.gitRevision is only for Hub repos; use spec.sha256 to"
         " pin a link"

@@ -48,7 +48,9 @@ class SecretKeyRef(Extensible):
 class VaeSource(Extensible):
     """The source of a VAE that replaces the checkpoint's own."""
 
-    url: Url = Field(description="Hugging Face repo id or http(s) link of the VAE.")
+    url: Url = Field(
+        description="Hugging Face repo id, page at Civitai or http(s) link of the VAE."
+    )
 
 
 class Verify(Extensible):
@@ -153,8 +155,9 @@ class LoadFields(Extensible):
 
     url: Url | None = Field(
         default=None,
-        description="Hugging Face repo (ORG/NAME[@REVISION], its page, or hf://ORG/NAME), an"
-        " http(s) link to a model file, or with modelType api_trained a trained model's id or link."
+        description="Hugging Face repo (ORG/NAME[@REVISION], its page, or hf://ORG/NAME), a model's"
+        " page at Civitai, an http(s) link to a model file, or with modelType api_trained a trained"
+        " model's id or link."
         " May be left out for modelType controlnet if the model id is one of the vendor's eleven.",
     )
     model_type: ModelType | None = Field(

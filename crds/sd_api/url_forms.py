@@ -27,8 +27,9 @@ _HUB_HOST = r"(?i:www\.)?(?i:huggingface\.co|hf\.co)(?::443)?"
 _HUB = f"(?:(?i:https?)://)?{_HUB_HOST}"
 
 PAGE_PATH = f"/({_REPO})(?:@({_REVISION}))?/?{_QUERY}"
-TREE_PATH = f"/({_REPO})/(?:tree|commits?|resolve)/({_REVISION_IN_PATH})/?{_QUERY}"
-FILE_PATH = f"/({_REPO})/(?:resolve|blob|raw|blame)/({_REVISION_IN_PATH})/([^?#{_BLANK}]+){_QUERY}"
+_FILE = f"([^?#{_BLANK}]*[^/?#{_BLANK}])/?{_QUERY}"
+TREE_PATH = f"/({_REPO})/(?:tree|commits?|resolve|blob|raw)/({_REVISION_IN_PATH})/?{_QUERY}"
+FILE_PATH = f"/({_REPO})/(?:resolve|blob|raw|blame)/({_REVISION_IN_PATH})/{_FILE}"
 """Paths of the Hub and its mirrors: of a repo, of a repo at a revision, of one file."""
 
 HUB_REPO_PATTERN = f"^{_REPO}$"
@@ -43,13 +44,26 @@ _PART = f"[^/?#{_BLANK}]+"
 HUB_OTHER_FILE = f"{_HUB}/(?:api/{_PART}/{_PART}/|{_REST}/resolve/{_PART}/){_REST}"
 """A file of a dataset or a Space, which is an ordinary link."""
 _HF = "(?i:hf)://"
-HF_REPO = f"{_HF}(?:models/)?({_REPO})(?:@({_REVISION_IN_PATH}))?/?"
-HF_FILE = f"{_HF}(?:models/)?({_REPO})(?:@({_REVISION_IN_PATH}))?/([^{_BLANK}]+)"
+HF_REPO = f"{_HF}(?:models/)?({_REPO})(?:@({_REVISION_IN_PATH}))?/?{_QUERY}"
+HF_FILE = f"{_HF}(?:models/)?({_REPO})(?:@({_REVISION_IN_PATH}))?/{_FILE}"
+HUB_FOLDER = f"{_HUB}/{_REPO}/tree/(?:{_REVISION_IN_PATH})/{_FILE}"
+"""A folder in a repo, or a branch whose name has a slash."""
 LINK = f"(?i:https?)://[^/?#{_BLANK}]+(?:[/?#]{_REST})?"
 HOST_AND_PATH = (
     rf"[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{{2,}}(?::[0-9]+)?/[^/{_BLANK}]+/{_REST}"
 )
 """A link without its scheme. Its path has two parts or more: HOST/NAME would be a repo id."""
+_CIVITAI = r"(?i:www\.)?(?i:civitai\.(?:com|red|green))(?::443)?"
+CIVITAI_ORIGIN = f"(?i:https?)://{_CIVITAI}"
+_CIVITAI_HOST = f"(?:(?i:https?)://)?{_CIVITAI}"
+_NUMBER = "[0-9]{1,15}"
+CIVITAI_PAGE = f"{_CIVITAI_HOST}/(?:api/v1/)?models/({_NUMBER})(?:/{_PART})?/?({_QUERY})"
+CIVITAI_VERSION = f"{_CIVITAI_HOST}/(?:api/v1/)?model-versions/({_NUMBER})/?({_QUERY})"
+CIVITAI_AIR = (
+    "(?:(?:(?i:urn):)?(?i:air):)?(?:[A-Za-z0-9_-]+:){0,2}(?i:civitai):"
+    rf"({_NUMBER})(?:@({_NUMBER}))?(?:\+({_NUMBER}))?(?:\.([A-Za-z]+))?({_QUERY})"
+)
+"""A model of Civitai: its page or a version's, also at the API, and its resource identifier."""
 _OWN_PAGES = (
     "(?:api|blog|chat|collections|datasets|docs|enterprise|join|learn|login|models|new|notifications"
     "|organizations|papers|posts|pricing|search|settings|spaces|tasks)"
@@ -58,7 +72,10 @@ _OWN_PAGES = (
 _OWN_PAGE = f"{_HUB}/{_OWN_PAGES}(?:[/?#]{_REST})?"
 _BARE_ID = BARE_ID_PATTERN.strip("^$")
 
-_LINKS = (HUB_PAGE, HUB_TREE, HUB_FILE, HUB_OTHER_FILE, HF_REPO, HF_FILE, LINK, HOST_AND_PATH)
+_LINKS = (
+    *(HUB_PAGE, HUB_TREE, HUB_FILE, HUB_OTHER_FILE, HF_REPO, HF_FILE),
+    *(CIVITAI_AIR, LINK, HOST_AND_PATH),
+)
 
 
 def whole(*forms: str) -> str:
@@ -74,6 +91,15 @@ WHOLE_REPO = whole(HUB_PAGE, HUB_TREE, HF_REPO, REPO_ID)
 """All forms that mean a whole repo of the Hub."""
 LINK_OR_REPO = whole(*_LINKS, REPO_ID)
 LINK_OR_TRAINED_ID = whole(*_LINKS, _BARE_ID)
+
+_BEFORE_REVISION = (
+    f"(?:(?:(?:{_HF}(?:models/)?|{_HUB}/)?{_REPO}@)"
+    f"|(?:{_HUB}/{_REPO}/(?:tree|commits?|resolve|blob|raw|blame)/))"
+)
+NAMES_REVISION = f"^{_EDGE}{_BEFORE_REVISION}"
+"""Urls of the Hub that name a revision."""
+NAMES_THIS_REVISION = (f"^{_EDGE}{_BEFORE_REVISION}(?:", f")(?:[/?#]|{_EDGE}$)")
+"""The same; the revision itself, as a pattern, goes between the two."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +131,29 @@ _REGISTRY = (
 )
 _GIT = r"(?i:git|ssh)(?:\+[A-Za-z]+)?://|git@"
 _READ_SCHEME = "(?i:https?|hf)://"
-_CIVITAI_HOST = r"(?:(?i:https?)://)?(?i:www\.)?(?i:civitai\.(?:com|red|green))"
-_CIVITAI = f"(?i:urn:)?(?i:air:)|{_CIVITAI_HOST}/(?:api/v1/)?(?:models|model-versions)/[0-9]"
+_AIR = "(?i:urn:(?:air:)?|air:)"
+_WEB = r"(?:(?i:https?)://)?(?:[A-Za-z0-9-]+\.)*"
+_MODELSCOPE = rf"{_WEB}(?i:modelscope\.(?:cn|ai))/models/"
+_GITHUB = rf"(?:(?i:https?)://)?(?i:www\.)?(?i:github\.com)/{_PART}/{_PART}"
+_GITHUB_FILE = (
+    f"{_GITHUB}/(?:raw|archive|zipball|tarball|releases/download|releases/latest/download)/"
+    f"|{_GITHUB}/{_REST}[?&]raw=(?:1|true)"
+    rf"|(?:(?i:https?)://)?(?i:github\.com)/user-attachments/"
+)
+_GOOGLE_DRIVE = rf"{_WEB}(?i:drive\.google\.com)/(?:file|open|drive)(?:[/?#]|{_EDGE}$)"
+_DROPBOX = rf"{_WEB}(?i:dropbox\.com)/{_REST}[?&]dl=0"
+_GALLERIES = (
+    r"tensor\.art|tusiart\.com|seaart\.ai|liblib\.(?:art|ai)|shakker\.ai|openmodeldb\.info"
+    r"|civarchive\.com|civitaiarchive\.com|kaggle\.com"
+)
+"""Sites with pages of models."""
+_GALLERY = rf"{_WEB}(?i:{_GALLERIES})/(?:[a-z]{{2}}/)?(?:models?|modelinfo)(?:[/?#]|{_EDGE}$)"
+_PAGES = "|".join((_MODELSCOPE, _GITHUB, _GOOGLE_DRIVE, _DROPBOX, _GALLERY, f"{_CIVITAI_HOST}/"))
+"""Urls of sites that have words of their own."""
+_MISTAKEN_VERSION = (
+    f"{_CIVITAI_HOST}/[^#{_BLANK}]*[?&]modelVersionId="
+    f"(?:[0-9]*[^0-9&#{_BLANK}]|&|#|[0-9]{{16}}|{_EDGE}$)"
+)
 
 NAMED = (
     Refusal(
@@ -128,25 +175,66 @@ NAMED = (
         _begins("[A-Za-z][A-Za-z0-9+.-]*://"),
         "has a scheme that the loader does not read; give a Hugging Face repo id (ORG/NAME) or an"
         " http(s) link",
-        unless=_begins(f"{_READ_SCHEME}|{_OBJECT_STORE}|{_REGISTRY}|{_GIT}"),
+        unless=_begins(f"{_READ_SCHEME}|{_OBJECT_STORE}|{_REGISTRY}|{_GIT}|(?i:modelscope)://"),
     ),
     Refusal(
-        _begins(_CIVITAI),
-        "names a model of Civitai, but none of its files; give the download link of one version,"
-        " https://civitai.com/api/download/models/VERSION, where VERSION is the number after"
-        " modelVersionId= in the address of the version's page",
+        _begins(f"(?i:modelscope)://|{_MODELSCOPE}"),
+        "names a repo of ModelScope, not a file; give the link to the file,"
+        " https://modelscope.cn/models/ORG/NAME/resolve/master/FILE, or the same model's Hugging"
+        " Face repo as ORG/NAME",
+        unless=_begins(f"{_MODELSCOPE}{_PART}/{_PART}/resolve/"),
+    ),
+    Refusal(
+        _begins(_GITHUB),
+        "is a page of GitHub, not a file; give the link to the file,"
+        " https://github.com/ORG/NAME/releases/download/TAG/FILE or"
+        " https://github.com/ORG/NAME/raw/REVISION/FILE",
+        unless=_begins(_GITHUB_FILE),
+    ),
+    Refusal(
+        _begins(_GOOGLE_DRIVE),
+        "is a page of Google Drive, not a file; give the download link,"
+        " https://drive.usercontent.google.com/download?id=ID&confirm=t, where ID is the long word"
+        " in the address of the page",
+    ),
+    Refusal(
+        _begins(_DROPBOX),
+        "is a page of Dropbox, not a file; write dl=1 instead of dl=0 in the link",
+    ),
+    Refusal(
+        _begins(_GALLERY),
+        "is a page of a site whose pages the loader does not read; give the link of the page's"
+        " download button, or the same model's page at Civitai or at the Hugging Face Hub",
+    ),
+    Refusal(
+        whole(rf"(?i:https?)://[^/?#{_BLANK}]+/[^?#{_BLANK}]*\.(?i:html?)(?:[?#]{_REST})?"),
+        "is a web page, not a file; give the link of the page's download button",
+        unless=_begins(f"{_PAGES}|{_REGISTRY}|{_HUB_HOST}/|{_HUB}/"),
+    ),
+    Refusal(
+        _begins(_AIR),
+        "is a resource identifier (AIR) that names no model of Civitai; give"
+        " urn:air:ECOSYSTEM:TYPE:civitai:MODEL@VERSION, a Hugging Face repo id (ORG/NAME) or an"
+        " http(s) link",
+        unless=f"{whole(CIVITAI_AIR)}|{_begins('(?i:urn|air)://')}",
+    ),
+    Refusal(
+        _begins(_MISTAKEN_VERSION),
+        "has a modelVersionId that is not a number; copy the address of the version's page again,"
+        " https://civitai.com/models/MODEL?modelVersionId=VERSION",
     ),
     Refusal(
         _begins(f"{_CIVITAI_HOST}/"),
-        "is a page of Civitai, not a file; give the download link of one version,"
-        " https://civitai.com/api/download/models/VERSION",
-        unless=_begins(f"{_CIVITAI}|{_CIVITAI_HOST}/api/"),
+        "is a page of Civitai, but not of a model; give the model's page,"
+        " https://civitai.com/models/MODEL?modelVersionId=VERSION",
+        unless=f"{_begins(f'{_CIVITAI_HOST}/api/(?:[a-z-]+/)*download/|{_MISTAKEN_VERSION}')}"
+        f"|{whole(CIVITAI_PAGE, CIVITAI_VERSION)}",
     ),
     Refusal(
         _begins(f"(?i:https?)://[^{_BLANK}]+[{_BLANK}]+[^{_BLANK}]"),
         "is an http(s) link with a blank in it; write the blank as %20, or remove what is not part"
         " of the link",
-        unless=_begins(f"{_CIVITAI_HOST}/|{_REGISTRY}"),
+        unless=_begins(f"{_PAGES}|{_REGISTRY}"),
     ),
     Refusal(
         _begins(r"[\"\x27\x60“”]"),
@@ -166,16 +254,24 @@ NAMED = (
         unless=whole(HUB_OTHER_FILE),
     ),
     Refusal(
+        whole(HUB_FOLDER),
+        "is a folder of a repo, or a branch with a slash in its name; give ORG/NAME with the branch"
+        " in spec.gitRevision, or the link to a file",
+        unless=whole(HUB_TREE, _OWN_PAGE),
+    ),
+    Refusal(
         whole(f"{_HUB}[/?#]{_REST}", f"(?i:https?)://{_HUB_HOST}", f"{_HF}{_REST}"),
         "is on the Hugging Face Hub, but neither a model's repo nor one of its files; give"
         " ORG/NAME, or the link to a file, https://huggingface.co/ORG/NAME/resolve/REVISION/FILE",
-        unless=whole(HUB_PAGE, HUB_TREE, HUB_FILE, HUB_OTHER_FILE, HF_REPO, HF_FILE, _OWN_PAGE),
+        unless=whole(
+            *(HUB_PAGE, HUB_TREE, HUB_FILE, HUB_OTHER_FILE, HUB_FOLDER, HF_REPO, HF_FILE, _OWN_PAGE)
+        ),
     ),
     Refusal(
         whole(f"{_REPO}(?:@{_REVISION})?:[^/{_BLANK}]*"),
         "has a tag after the repo id; give ORG/NAME, a precision such as fp16 in spec.revision, and"
         " a branch, tag or commit in spec.gitRevision",
-        unless=_begins(f"{_REGISTRY}|{_CIVITAI_HOST}/|{_HUB_HOST}/"),
+        unless=_begins(f"{_REGISTRY}|{_PAGES}|{_HUB_HOST}/"),
         concerns_trained=False,
     ),
     Refusal(
@@ -190,9 +286,7 @@ NAMED = (
     Refusal(
         whole(rf"(?:{_HUB}/)?{_REPO}\.git/?"),
         "ends with .git; give the Hugging Face repo as ORG/NAME",
-        unless=_begins(
-            f"{_REGISTRY}|{_CIVITAI_HOST}/|{_HUB}/{_OWN_PAGES}/|{_HUB_HOST}/{_NAME}/?{_EDGE}$"
-        ),
+        unless=_begins(f"{_REGISTRY}|{_PAGES}|{_HUB}/{_OWN_PAGES}/|{_HUB_HOST}/{_NAME}/?{_EDGE}$"),
         concerns_trained=False,
     ),
 )

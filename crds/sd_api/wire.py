@@ -97,6 +97,15 @@ class Source(Extensible):
         " Pod downloaded a part of it) or RangesOnly (only the needed parts were downloaded, or"
         " read from a local file).",
     )
+    version: (
+        Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_.:@+-]+$")] | None
+    ) = Field(
+        default=None,
+        description="Model, version and file at Civitai, as MODEL@VERSION+FILE.",
+    )
+    file: (
+        Annotated[str, StringConstraints(max_length=128, pattern=r"^[A-Za-z0-9 ._()+@-]+$")] | None
+    ) = Field(default=None, description="Name of the file at Civitai.")
     size_bytes: Count | None = Field(default=None, description="Bytes of the source.")
     format: Annotated[str, StringConstraints(max_length=32, pattern=r"^[a-z0-9-]+$")] | None = (
         Field(default=None, description="safetensors, ckpt or diffusers.")

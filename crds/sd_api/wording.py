@@ -157,6 +157,19 @@ def message_in_api(message: str, fields: Mapping[str, str]) -> str:
     return reword(message.replace(_RELOAD, "send the load request again"), fields.get, yes="yes")
 
 
+def message_in_gallery(message: str, label: Callable[[str], str | None]) -> str:
+    """Return the message with the gallery's labels in place of the fields of the resource.
+
+    A visitor cannot set an annotation, but the button "Load again" sets it.
+    """
+
+    def quoted(path: str) -> str | None:
+        text = label(path)
+        return f"“{text}”" if text else None
+
+    return reword(message.replace(_RELOAD, "press “Load again”"), quoted, yes="Yes")
+
+
 def reword(message: str, name: Callable[[str], str | None], *, yes: str) -> str:
     """Return the message with a surface's own names in place of the fields of the resource.
 

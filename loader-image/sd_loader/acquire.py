@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from sd_api.choices import BaseModelName, ModelType
 from sd_api.load import LoadRequest
 from sd_api.sources import Link
+from sd_api.wire import Sha256Missing
 from sd_loader.convert.conversion import Conversion, refuse_impossible
 from sd_loader.convert.detect.kinds import found_type
 from sd_loader.convert.plan.companions import Companions
@@ -35,6 +36,7 @@ from sd_loader.net.client import HttpClient
 from sd_loader.progress import Report
 from sd_loader.request import conversion_of
 from sd_loader.source import fetch
+from sd_loader.source.civitai import explaining, look_up
 from sd_loader.source.locate import locate, naming_both_readings
 from sd_loader.source.ref import Checks, SourceRef
 from sd_loader.source.single import FILE_NAME
@@ -84,22 +86,24 @@ def acquire(
     )
     checks = Checks(request.sha256, safetensors_only=conversion.safetensors_only)
     place = locate(ref, client.settings, allow_local=allow_local)
+    found = look_up(place, ref, checks, client, into)
     supplies = _Supplies(request, conversion, client, into, report, at_hand)
     # These may be refused, so they come before the large download.
     if request.original_config is not None:
         supplies.fetch_original_config(request.original_config, allow_local=allow_local)
     if request.vae is not None:
         supplies.fetch_vae(request.vae.url, allow_local=allow_local)
-    with naming_both_readings(ref, place, allow_local=allow_local):
-        if isinstance(place, Link) and out is not None and _may_stream(ref):
+    with naming_both_readings(ref, place, allow_local=allow_local), explaining(found):
+        if isinstance(found.place, Link) and out is not None and _may_stream(ref):
             # Imported here, as in all functions that call a server: a local file needs no HTTP,
             # which takes 0.1 s to import.
             from sd_loader.source.link import open_link
 
-            with open_link(replace(ref, url=place.url), checks, client) as link:
+            with open_link(replace(ref, url=found.place.url), found.checks, client) as link:
                 fetched = _stream(link, supplies, out) or link.download(into, report)
         else:
-            fetched = fetch(place, ref, checks, client, into, report, at_hand)
+            fetched = fetch(found.place, ref, found.checks, client, into, report, at_hand)
+    fetched = found.noted(fetched)
     if fetched.model_type is not None:
         supplies.settle(fetched.model_type)
     elif fetched.kind == "file" and fetched.converted is None:
@@ -155,7 +159,7 @@ def _stream_version(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched |
     remote = link.open_ranges()
     if remote is None:
         return None
-    with open_incoming(remote, supplies.into, link.checks.sha256) as incoming:
+    with open_incoming(remote, supplies.into, link.checks) as incoming:
         if incoming is None:
             return None
         supplies.settle(found_type(incoming.file.tensors))
@@ -173,12 +177,16 @@ def _convert(incoming: IncomingFile, supplies: _Supplies, out: Path) -> Fetched:
         converted, source = incoming.convert(
             plan, opened.files.values(), conversion.verify, out, supplies.report
         )
+    warnings: tuple[str, ...] = ()
+    if incoming.checks.is_stated and source.sha256_missing == Sha256Missing.RANGES_ONLY:
+        warnings = ("sha256 not compared: ranges only",)
     return Fetched(
         kind="file",
         path=FILE_NAME,
         source=source,
         model_type=supplies.found,
         converted=converted,
+        warnings=warnings,
     )
 
 
@@ -221,11 +229,20 @@ class _Supplies:
         """Download the VAE that replaces the source's own."""
         ref = self._ref(url, _VAE_FIELD, ModelType.VAE)
         place = locate(ref, self.client.settings, allow_local=allow_local)
+        folder = self._folder(_VAE)
         with naming(_VAE_FIELD), naming_both_readings(ref, place, allow_local=allow_local):
-            folder = self._folder(_VAE)
-            fetched = fetch(
-                place, ref, self._checks, self.client, folder, self.report, self.at_hand
-            )
+            found = look_up(place, ref, self._checks, self.client, folder)
+            with explaining(found):
+                fetched = fetch(
+                    found.place,
+                    ref,
+                    found.checks,
+                    self.client,
+                    folder,
+                    self.report,
+                    self.at_hand,
+                )
+        fetched = found.noted(fetched)
         self._add((_VAE,), _VAE, fetched)
 
     def settle(self, found: ModelType) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 from pydantic_core import from_json
 
 from sd_api.check import CheckedVersion, CheckRequest, CheckResult
-from sd_api.names import STORE_DIR, immutable_path
+from sd_api.names import RECEIPT_FILE, STORE_DIR, immutable_path
 from sd_api.wire import Receipt
 from sd_loader.snippet import snippet
 from sd_loader.store.folder import MISSING, Folder
-from sd_loader.store.receipt import RECEIPT_FILE
 from sd_loader.store.volume import Volume
 
 _WIDTH = 200

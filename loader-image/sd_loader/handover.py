@@ -12,6 +12,7 @@ from pydantic import StringConstraints
 from sd_api.choices import ModelType
 from sd_api.fields import Contract, ShortText
 from sd_api.wire import Source
+from sd_loader.civitai_facts import CivitaiFacts
 
 CONFIGS_FOLDER = "configs"
 """The folder in the source folder for configs and tokenizers that the source does not have."""
@@ -95,6 +96,8 @@ class Fetched(Contract):
     """The result of a conversion during the download. None if the source is not converted yet."""
     warnings: tuple[ShortText, ...] = ()
     """Warnings for the user about the source."""
+    civitai: CivitaiFacts | None = None
+    """What Civitai says of the source. None if it is not from there, or Civitai did not answer."""
     original_config: _Name | None = None
     """The file of spec.originalConfig, relative to the source folder."""
     extras: tuple[ExtraComponent, ...] = ()

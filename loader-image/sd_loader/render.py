@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 Pipeline = Any
 """diffusers has no types."""
 
-SEED = 0
-PROMPT = "a photograph of a red fox in a forest"
 MAX_SIDE = 512
 
 _DARK = 1 / 255
@@ -164,7 +162,7 @@ def _arguments(pipeline: Pipeline, verify: Verify) -> tuple[dict[str, Any], list
     # Pipelines that change an image start from this one. At strength 1.0 they replace all of it.
     gradient = Image.linear_gradient("L").resize((side, side)).convert("RGB")
     offered = {
-        "prompt": verify.prompt or PROMPT,
+        "prompt": verify.prompt or defaults.RENDER_PROMPT,
         "image": gradient,
         "mask_image": Image.new("L", (side, side), 255),
         "strength": 1.0,
@@ -172,7 +170,7 @@ def _arguments(pipeline: Pipeline, verify: Verify) -> tuple[dict[str, Any], list
         "width": side,
         "num_inference_steps": verify.steps or defaults.RENDER_STEPS,
         # The CPU's random numbers are the same on every machine.
-        "generator": torch.Generator("cpu").manual_seed(SEED),
+        "generator": torch.Generator("cpu").manual_seed(defaults.RENDER_SEED),
     }
     known = inspect.signature(type(pipeline).__call__).parameters
     needed = [

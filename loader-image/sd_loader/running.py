@@ -84,7 +84,10 @@ def _secrets(args: argparse.Namespace, settings: Settings) -> frozenset[str]:
     if given.get("token_file"):
         with suppress(LoaderError):
             tokens.append(read_token_file(args.token_file))
-    urls = (settings.proxy, settings.hub_endpoint, settings.trained_url_template)
+    urls = (
+        *(settings.proxy, settings.hub_endpoint, settings.civitai_endpoint),
+        settings.trained_url_template,
+    )
     return secrets_of((given, urls), *tokens, *settings.logins.secrets())
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sd_api import defaults
+from sd_api.choices import VerifyDigest
 from sd_api.default_credentials import DefaultSecret
 from sd_api.loader_env import (
     CREDENTIALS_DIR,
@@ -28,12 +29,14 @@ class Settings:
     """The values of the variables that LoaderEnv describes, or their defaults."""
 
     hub_endpoint: str = defaults.HUB_ENDPOINT
+    civitai_endpoint: str = defaults.CIVITAI_ENDPOINT
     trained_url_template: str | None = None
     allowed_hosts: frozenset[str] = frozenset()
     proxy: str | None = None
     no_proxy: str = ""
     ca_file: Path | None = None
     default_parts: Mapping[str, str] = field(default_factory=dict)
+    verify_digest: VerifyDigest = VerifyDigest.ALWAYS
     max_bytes: int = defaults.MAX_BYTES
     retain_previous_seconds: int = defaults.RETAIN_PREVIOUS_SECONDS
     credentials_dir: Path = Path(CREDENTIALS_DIR)
@@ -64,12 +67,14 @@ class Settings:
         template, proxy = values.trained_url_template, values.https_proxy
         return cls(
             hub_endpoint=(values.hub_endpoint or default.hub_endpoint).rstrip("/"),
+            civitai_endpoint=(values.civitai_endpoint or default.civitai_endpoint).rstrip("/"),
             trained_url_template=with_key(template, logins.trained) if template else None,
             allowed_hosts=values.allowed_hosts or default.allowed_hosts,
             proxy=with_login(proxy, logins.proxy) if proxy else None,
             no_proxy=values.no_proxy or default.no_proxy,
             ca_file=_path(values.ca_file),
             default_parts=values.default_parts or default.default_parts,
+            verify_digest=values.verify_digest or default.verify_digest,
             max_bytes=_or_default(values.max_bytes, default.max_bytes),
             retain_previous_seconds=_or_default(
                 values.retain_previous_seconds, default.retain_previous_seconds
@@ -93,7 +98,9 @@ class Settings:
 
     def guard(self) -> Guard:
         """Return the guard of all requests. Hosts that the administrator configured are allowed."""
-        return Guard(self.allowed_hosts).with_hosts([self.hub_endpoint, self.trained_url_template])
+        return Guard(self.allowed_hosts).with_hosts(
+            [self.hub_endpoint, self.civitai_endpoint, self.trained_url_template]
+        )
 
 
 def _path(text: str | None) -> Path | None:

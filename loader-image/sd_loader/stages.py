@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from sd_api.choices import ModelType, contradiction
 from sd_api.load import LoadRequest, RemoveRequest
-from sd_api.names import PREVIEW_FILE
+from sd_api.names import PREVIEW_FILE, RECEIPT_FILE
 from sd_api.reasons import Reason
 from sd_api.taxonomy import published_format
 from sd_api.wire import (
@@ -46,7 +46,7 @@ from sd_loader.store.adopt import adopt
 from sd_loader.store.folder import Folder
 from sd_loader.store.ownership import give_up, take_ownership
 from sd_loader.store.publish import link, publish, tidy
-from sd_loader.store.receipt import RECEIPT_FILE, find_published
+from sd_loader.store.receipt import find_published
 from sd_loader.store.staging import Staging, begin, resume
 from sd_loader.store.volume import Volume
 

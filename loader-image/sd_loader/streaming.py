@@ -33,10 +33,13 @@ from sd_loader.handover import Converted
 from sd_loader.net.ranges import RemoteFile
 from sd_loader.ordered_digest import OrderedSha256
 from sd_loader.progress import Report
+from sd_loader.source.ref import Checks
 from sd_loader.tensors import TensorFile
 
 LEAST_BYTES = 16 << 20
 """A smaller file is downloaded as a whole: requests for its ranges would take longer."""
+UNNEEDED_BYTES = 10**9
+"""If the conversion does not need more bytes than this, `Checks.may_skip` leaves them out."""
 _OUTLINE = "download"
 """Has the same name as a finished download, because error messages begin with it."""
 _RECORD = ".streamed.json"
@@ -52,8 +55,8 @@ class IncomingFile:
     file: TensorFile
     """The outline, opened as if it were the whole file."""
 
-    sha256: str | None
-    """The expected SHA-256 of the whole file. None if it is not known."""
+    checks: Checks
+    """The expected SHA-256 of the whole file, if it is known."""
 
     _outline: Outline
     _digest: OrderedSha256
@@ -103,17 +106,21 @@ class IncomingFile:
         begin: how many wants an earlier process wrote.
         """
         skipped = wants.skipped(self._digest.kept(), self.remote.size)
-        if self.sha256 is None and any(end - start > GAP_BYTES for start, end in skipped):
+        is_needed = self.checks.sha256 is not None and not (
+            self.checks.may_skip and sum(end - start for start, end in skipped) > UNNEEDED_BYTES
+        )
+        if not is_needed and any(end - start > GAP_BYTES for start, end in skipped):
             return Sha256Missing.RANGES_ONLY
         return Sha256Missing.RESUMED if begin else None
 
     def _source(self, missing: Sha256Missing | None) -> Source:
         """Return what is known of the file. Compare its digest with the expected one."""
         found = None if missing else self._digest.hexdigest()
-        if self.sha256 not in (None, found):
+        expected = self.checks.sha256
+        if found is not None and expected not in (None, found):
             raise LoaderError(
                 Reason.DIGEST_MISMATCH,
-                f"{redact_url(self.remote.resource.url)} has sha256 {found}, not {self.sha256}",
+                f"{redact_url(self.remote.resource.url)} has sha256 {found}, not {expected}",
             )
         return Source(
             sha256=found,
@@ -124,17 +131,15 @@ class IncomingFile:
 
 
 @contextmanager
-def open_incoming(
-    remote: RemoteFile, into: Path, sha256: str | None
-) -> Iterator[IncomingFile | None]:
+def open_incoming(remote: RemoteFile, into: Path, checks: Checks) -> Iterator[IncomingFile | None]:
     """Download a remote file's outline into a folder. None if the file must be downloaded first.
 
-    sha256: the expected digest of the file. If there is one, an interrupted load is not continued,
-    because the bytes that it converted are gone: the file is downloaded first instead.
+    checks: if they have the file's digest, an interrupted load is not continued, because the bytes
+    that it converted are gone: the file is downloaded first instead.
     """
     path = into / _OUTLINE
     is_new = not path.exists()
-    if remote.size < LEAST_BYTES or (sha256 is not None and not is_new):
+    if remote.size < LEAST_BYTES or (checks.sha256 is not None and not is_new):
         yield None
         return
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -151,7 +156,7 @@ def open_incoming(
             yield None
             return
         with open_tensor_file(path, outline.foreseen) as file:
-            yield IncomingFile(remote, file, sha256, outline, digest, fd, is_new)
+            yield IncomingFile(remote, file, checks, outline, digest, fd, is_new)
     finally:
         os.close(fd)
 

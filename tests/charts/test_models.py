@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from sd_api.controlnets import CONTROLNET_REPOS
+from sd_api.starters import STARTERS
 from tests.support.charts.helmcharts import CATALOG, HELMS, ROOT, Json, helm, of_kind, render
 from tests.support.charts.releases import Release
 from tests.support.kube.cluster import Cluster
-from tools.make_chart import catalog_schema
+from tools.make_chart import catalog_schema, starter_values
 
 CONTROLNETS: Json = yaml.safe_load((CATALOG / "values-controlnets.yaml").read_text())
 LINK = "https://example.com/model.safetensors"
@@ -37,6 +38,15 @@ def test_the_example_has_the_vendors_eleven_controlnets() -> None:
 
     assert specs(CONTROLNETS) == wanted
     assert {item["metadata"]["name"]: item["spec"] for item in examples} == wanted
+
+
+def test_the_starter_catalog_is_that_of_the_gallery() -> None:
+    """`make crd` was run after the list's last change, and the catalog renders it."""
+    text = (CATALOG / "values-starter.yaml").read_text()
+    assert text == starter_values()
+    wanted = {starter.name: starter.spec for starter in STARTERS}
+    assert specs(yaml.safe_load(text)) == wanted
+    assert CONTROLNET_REPOS.keys() <= wanted.keys()
 
 
 def test_a_model_takes_missing_fields_from_the_defaults() -> None:

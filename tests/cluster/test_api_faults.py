@@ -41,13 +41,20 @@ def begin(behind: Behind) -> Begin:
     return make
 
 
-def test_a_request_may_fail(begin: Begin, tally: Tally) -> None:
+@pytest.mark.parametrize(
+    "share",
+    [
+        pytest.param(3, id="a third of the requests"),
+        pytest.param(1, id="every request", marks=pytest.mark.slow),
+    ],
+)
+def test_a_request_may_fail(begin: Begin, tally: Tally, share: int) -> None:
     """Each request fails once. The faults alternate and do not end the operator."""
     trial = begin()
     faults = itertools.cycle(REQUEST_FAULTS + WATCH_FAULTS)
     attacks = [
         Attack(point, next(fault for fault in faults if fault.on(point.what)))
-        for point in trial.points
+        for point in trial.points[::share]
     ]
     made = trial.survive(attacks)
     assert trial.operators.deaths == 0

@@ -28,6 +28,8 @@ def test_killed_before_the_job(operated: Operated) -> None:
     loaded_once(operated)
 
 
+# test_outages.py has a Job that ends unseen, and the next test here a restart.
+@pytest.mark.slow
 def test_killed_during_the_load(light_operated: Operated) -> None:
     """The Job ends while no operator runs; its Pod still has the result."""
     operated = light_operated
@@ -148,6 +150,8 @@ def test_a_job_that_exceeds_its_deadline_is_reported(operated: Operated) -> None
     assert "spec.job.activeDeadlineSeconds" in condition(item, "Ready")["message"]
 
 
+# test_election.py has two operators.
+@pytest.mark.slow
 def test_two_operators_do_no_harm(light_operated: Operated) -> None:
     """Two operators may run before one is elected, or while a previous leader still runs."""
     operated = light_operated

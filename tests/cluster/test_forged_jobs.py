@@ -124,7 +124,10 @@ def one_at_a_time(shared_stub_cluster: Cluster) -> Cluster:
 
 OWNED = pytest.mark.parametrize(
     "owned",
-    [pytest.param("labels", id="labels only"), pytest.param("owner", id="labels and owner")],
+    [
+        pytest.param("labels", id="labels only", marks=pytest.mark.slow),
+        pytest.param("owner", id="labels and owner"),
+    ],
 )
 
 

@@ -72,14 +72,15 @@ def test_a_controlnet_of_the_table_and_a_vae_are_loaded(operated: Operated, tmp_
         assert json.loads((published / "config.json").read_text())["_class_name"] == kind
 
 
-def test_a_load_costs_few_requests(operated: Operated) -> None:
+def test_a_load_costs_few_requests(light_operated: Operated) -> None:
     """A load writes finalizer, Job and at most four status patches, and reads only the log.
 
     Beside it, the operator reads the Lease for sweeps when it sees the first model of a namespace,
     and again when it sees the Lease that it has created.
     """
+    operated = light_operated
     operated.start(SD_OPERATOR_POLL_SECONDS="60", SD_OPERATOR_RESYNC_SECONDS="600")
-    item = operated.load(url=operated.link())
+    item = operated.load(url=operated.light_link("sketch"))
     requests = {
         key[1:]: count
         for key, count in operated.metrics().items()
@@ -371,6 +372,8 @@ def test_giving_the_files_up_releases_the_resource(shared_light_operated: Operat
     assert (operated.cluster.store / "given-up").is_symlink()
 
 
+# test_namespaces.py deletes a namespace beside the operator's own.
+@pytest.mark.slow
 def test_a_model_in_a_deleted_namespace_is_released(light_operated: Operated) -> None:
     """No Job can be created in a terminating namespace."""
     operated = light_operated

@@ -31,6 +31,7 @@ def other(backend: Backend, tmp_path: Path) -> Iterator[Cluster]:
         yield made
 
 
+@pytest.mark.slow
 def test_a_namespace_is_deleted_with_the_rights_in_it(
     light_operated: Operated, other: Cluster, proxy: RbacProxy
 ) -> None:

@@ -26,7 +26,8 @@ from tests.support.kube.cluster import CLAIM, TEST_LABEL, Backend, Cluster
 from tests.support.kube.rawapi import RawApi
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.cluster
+# They test how the cluster tests run on a cluster of yours, on a standalone of their own.
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 WORKER = "worker"
 CRD = custom_resource_definition()
@@ -94,13 +95,7 @@ def run_tests(
     )
 
 
-@pytest.mark.parametrize(
-    "loads",
-    [
-        pytest.param({}, id="no load"),
-        pytest.param(LOADS, id="loads", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("loads", [pytest.param({}, id="no load"), pytest.param(LOADS, id="loads")])
 @pytest.mark.usefixtures("without_crd")
 def test_tests_run_on_the_nodes_and_nothing_is_left(
     outside: Cluster, env: dict[str, str], loads: dict[str, list[str]]

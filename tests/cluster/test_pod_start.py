@@ -97,10 +97,9 @@ def test_a_model_on_a_pvc_that_is_never_bound_says_why_and_is_released(
     assert operated.jobs("remove") == []
 
 
-def test_the_pvc_is_deleted_at_once_after_its_models(light_operated: Operated) -> None:
+def test_the_pvc_is_deleted_at_once_after_its_models(shared_light_operated: Operated) -> None:
     """The finished clean-up Job is deleted, so that its Pod does not keep the PVC for its TTL."""
-    operated = light_operated
-    operated.start()
+    operated = shared_light_operated
     operated.load(url=operated.light_link("sketch"))
     operated.delete()
     operated.gone()
@@ -109,18 +108,17 @@ def test_the_pvc_is_deleted_at_once_after_its_models(light_operated: Operated) -
 
 
 def test_a_stuck_clean_up_job_is_deleted_when_the_files_are_given_up(
-    light_operated: Operated,
+    shared_light_operated: Operated,
 ) -> None:
     """Its Pod would wait for the volume until the Job's deadline."""
-    operated = light_operated
-    operated.start()
-    operated.load(url=operated.light_link("sketch"))
+    operated = shared_light_operated
+    operated.load("stuck", url=operated.light_link("stuck"))
     block(operated)
-    operated.delete()
+    operated.delete("stuck")
     # The operator deletes the Job whose uid it has recorded, which is a moment after its creation.
-    operated.wait("sketch", lambda one: one["status"].get("cleanupJob"))
+    operated.wait("stuck", lambda one: one["status"].get("cleanupJob"))
     assert operated.jobs("remove") != []
-    operated.cluster.annotate("sdm", "sketch", {names.ANNOTATION_SKIP_CLEANUP: "true"})
-    operated.gone()
+    operated.cluster.annotate("sdm", "stuck", {names.ANNOTATION_SKIP_CLEANUP: "true"})
+    operated.gone("stuck")
     operated.eventually(lambda: operated.jobs("remove") == [])
     unblock(operated)

@@ -1,5 +1,7 @@
 """The CRD matches the types, is structural and bounded, and has friendly rules."""
 
+from functools import cache
+
 import celpy
 import pytest
 import yaml
@@ -100,18 +102,24 @@ def test_columns_read_the_status_only():
         assert column["jsonPath"].startswith((".status.", ".metadata.creationTimestamp"))
 
 
+@cache
+def programs():
+    """Return each rule's text, program and message."""
+    environment = celpy.Environment()
+    compiled = [(rule, environment.compile(rule), message) for _, rule, message in RULES]
+    return [(rule, environment.program(tree), message) for rule, tree, message in compiled]
+
+
 def violations(spec, old=None, name="a-model"):
     """Return the messages of the rules that an object breaks."""
-    environment = celpy.Environment()
 
     def cel(spec):
         return json_to_cel({"metadata": {"name": name}, "spec": spec})
 
     messages = []
-    for _, rule, message in RULES:
+    for rule, program, message in programs():
         if "oldSelf" in rule and old is None:
             continue
-        program = environment.program(environment.compile(rule))
         if not program.evaluate({"self": cel(spec), "oldSelf": cel(old or {})}):
             messages.append(message)
     return messages
@@ -125,6 +133,16 @@ LINK = "https://civitai.com/api/download/models/94640"
     [
         pytest.param({"url": "runwayml/stable-diffusion-v1-5"}, id="repo-id"),
         pytest.param({"url": "https://huggingface.co/a/b"}, id="hub-page"),
+        pytest.param(
+            {"url": "https://civitai.com/models/7/x?modelVersionId=71"}, id="civitai-page"
+        ),
+        pytest.param({"url": "urn:air:sd1:lora:civitai:7@71", "modelType": "lora"}, id="air"),
+        pytest.param({"url": "a/b@v1.0", "gitRevision": "v1.0"}, id="revision-twice"),
+        pytest.param({"url": "hf://a/b/x.ckpt", "gitRevision": "v1"}, id="revision-apart"),
+        pytest.param(
+            {"url": "https://hf.co/a/b/blob/refs/pr/1/x.ckpt?a=b", "gitRevision": "refs/pr/1"},
+            id="revision-of-a-file",
+        ),
         pytest.param({"url": LINK, "sha256": "0" * 64}, id="link-with-digest"),
         pytest.param({"url": LINK + "?token=x&y=%20", "modelType": "lora"}, id="link-with-query"),
         pytest.param({"url": "a/b", "modelType": "custom_ckpt"}, id="repo-of-a-checkpoint"),
@@ -163,6 +181,15 @@ def test_the_vendors_controlnets_need_no_url(model_id):
         pytest.param({"url": "a/b", "sha256": "0" * 64}, None, "gitRevision", id="repo-digest"),
         pytest.param(
             {"url": "hf://a/b@v1", "sha256": "0" * 64}, None, "gitRevision", id="revision-digest"
+        ),
+        pytest.param(
+            {"url": "a/b@v1", "gitRevision": "v10"}, None, "remove one of them", id="two-revisions"
+        ),
+        pytest.param(
+            {"url": "https://huggingface.co/a/b/tree/main", "gitRevision": "v1"},
+            None,
+            "remove one of them",
+            id="page-and-revision",
         ),
         pytest.param({"url": LINK, "webhook": "hooks"}, None, "spec.webhook", id="webhook"),
         pytest.param({"url": LINK, "modelId": "b"}, {"url": LINK}, "immutable", id="id-set"),

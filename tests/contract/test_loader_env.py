@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sd_api.choices import VerifyDigest
 from sd_api.default_credentials import DefaultSecret
 from sd_api.loader_env import LoaderEnv, LoaderEnvError
 
@@ -24,6 +25,12 @@ EVERY: dict[str, tuple[Any, str, str]] = {
     "max_bytes": (10**10, "SD_LOADER_MAX_BYTES", "10000000000"),
     "retain_previous_seconds": (0, "SD_LOADER_RETAIN_PREVIOUS_SECONDS", "0"),
     "hub_endpoint": ("https://hub.example.com", "HF_ENDPOINT", "https://hub.example.com"),
+    "civitai_endpoint": (
+        "https://civitai.example.com",
+        "SD_LOADER_CIVITAI_ENDPOINT",
+        "https://civitai.example.com",
+    ),
+    "verify_digest": (VerifyDigest.WHEN_WHOLE, "SD_LOADER_VERIFY_DIGEST", "whenWhole"),
     "https_proxy": ("http://proxy.example.com", "HTTPS_PROXY", "http://proxy.example.com"),
     "no_proxy": (".example.com", "NO_PROXY", ".example.com"),
     "ca_file": ("/ca.crt", "SSL_CERT_FILE", "/ca.crt"),

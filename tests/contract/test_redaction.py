@@ -20,6 +20,8 @@ SECRET = "c2VjcmV0czNjcmV0"
         ("hf://org/name@v2/model.ckpt", "hf://org/name@v2/model.ckpt"),
         ("org/name?token=secret", "org/name"),
         ("user:secret@example.com/a#secret", "example.com/a"),
+        ("urn:air:sd1:lora:civitai:7@71", "urn:air:sd1:lora:civitai:7@71"),
+        ("civitai:7@71?token=secret", "civitai:7@71"),
         ("https://example.com:secret/", "(unreadable url)"),
         ("https://user:12/secret@example.com/a", "(unreadable url)"),
         ("https://user:/secret@example.com/a", "(unreadable url)"),

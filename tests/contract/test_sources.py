@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import celpy
 import pytest
@@ -17,7 +17,18 @@ from hypothesis import strategies as st
 from sd_api.choices import ModelType
 from sd_api.crd import RULES
 from sd_api.loadhash import load_hash
-from sd_api.sources import HubFile, HubRepo, Link, Meaning, TrainedId, Unreadable, read_source
+from sd_api.sources import (
+    CivitaiModel,
+    FileChoice,
+    HubFile,
+    HubRepo,
+    Link,
+    Meaning,
+    TrainedId,
+    Unreadable,
+    civitai_download,
+    read_source,
+)
 from sd_api.spec import Spec
 from sd_api.url_forms import HUB_REPO_PATTERN
 from tests.support.modelurls import (
@@ -40,7 +51,7 @@ def test_a_url_has_one_meaning(url: str) -> None:
     """The model type does not change what a url of the Hub means."""
     for model_type in (ModelType.CUSTOM_CKPT, ModelType.LORA, ModelType.VAE):
         assert read_source(url, model_type) == MEANT[url]
-    if not isinstance(MEANT[url], Link):
+    if not isinstance(MEANT[url], Link | CivitaiModel):
         assert read_source(url, WHOLE) == MEANT[url]
 
 
@@ -64,7 +75,9 @@ def test_a_trained_model_has_an_id_or_a_link(url: str) -> None:
         assert meaning == expected
 
 
-@pytest.mark.parametrize("url", [url for url, place in MEANT.items() if isinstance(place, Link)])
+@pytest.mark.parametrize(
+    "url", [url for url, place in MEANT.items() if isinstance(place, Link | CivitaiModel)]
+)
 def test_an_ordinary_link_is_not_a_whole_repo(url: str) -> None:
     """With modelType huggingface, the url must be on the Hub or its mirror."""
     meaning = read_source(url, WHOLE)
@@ -112,6 +125,7 @@ def test_a_mirrors_url_is_read_like_the_hubs(
         (f"{HUB}/org/name/blob/main/x", "v2", "links to main, but spec.gitRevision is v2"),
         (f"{HUB}/org/name/tree/a%0Ab", "v2", "links to another revision, but spec.gitRevision"),
         ("https://example.com/x", "v2", "is not a repo of the Hub, and spec.gitRevision is only"),
+        ("civitai:1@2", "v2", "is not a repo of the Hub, and spec.gitRevision is only"),
     ],
 )
 def test_url_and_git_revision_must_agree(
@@ -124,6 +138,29 @@ def test_url_and_git_revision_must_agree(
         assert meaning.words.startswith(expected)
     else:
         assert meaning == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://civitai.com/api/download/models/2", CivitaiModel(None, 2)),
+        ("https://civitai.red/api/download/models/2/?token=x", CivitaiModel(None, 2)),
+        (
+            "https://civitai.com/api/download/models/2?type=Model&format=SafeTensor&fileId=3",
+            CivitaiModel(None, 2, FileChoice(file_id=3, type="Model", format="SafeTensor")),
+        ),
+        (f"{MIRROR}/api/download/models/2", CivitaiModel(None, 2)),
+        ("https://civitai.com.evil.example/api/download/models/2", None),
+        ("https://civitai.com/api/download/models/x", None),
+        ("https://civitai.com/models/2", None),
+        (f"{MIRROR}x/api/download/models/2", None),
+    ],
+)
+def test_a_download_link_of_civitai_names_a_version(
+    url: str, expected: CivitaiModel | None
+) -> None:
+    """What Civitai says of the version can be looked up. The link itself is called as written."""
+    assert civitai_download(url, MIRROR) == expected
 
 
 @pytest.mark.parametrize("url", [*MEANT, *TRAINED, *REFUSED])
@@ -187,6 +224,7 @@ PIECES = st.sampled_from(
         *("http", "https", "hf", "s3", "git+ssh", "://", ":", "//", "/", "@", "?", "#", "%2F", "."),
         *("huggingface.co", "hf.co", "www.", "civitai.com", "example.com", "127.0.0.1", ":443"),
         *("org", "name", "datasets", "models", "tree", "resolve", "blob", "main", "refs", "pr"),
+        *("civitai:", "1", "+2", "modelVersionId=", "modelscope.cn", "github.com", "api", ".html"),
         *("air:", "git@", ".git", "x.ckpt", "-", "--", "..", "_", "\n", " ", "\xa0", "é", "\0"),
     ]
 )
@@ -207,6 +245,18 @@ def spelling(meaning: Meaning) -> str:
             return f"hf://{repo_id}@{quote(revision or '', safe='')}"
         case HubFile(repo_id, revision, path):
             return f"hf://{repo_id}@{quote(revision, safe='')}/{quote(path)}"
+        case CivitaiModel(model_id, version, choice):
+            asked = {
+                "modelVersionId": version,
+                "fileId": choice.file_id,
+                "type": choice.type,
+                "format": choice.format,
+                "size": choice.size,
+                "fp": choice.fp,
+            }
+            page = f"model-versions/{version}" if model_id is None else f"models/{model_id}"
+            query = urlencode({name: value for name, value in asked.items() if value is not None})
+            return f"https://civitai.com/{page}?{query}"
         case Link(url):
             return url
         case TrainedId(model):

@@ -255,6 +255,8 @@ SOURCES = {
     "commit": st.none() | st.text(HEX, min_size=40, max_size=64),
     "sha256": st.none() | DIGESTS,
     "sha256_missing": WORDS,
+    "version": st.none() | st.text("0a@+_.:-", min_size=1, max_size=64),
+    "file": st.none() | st.text("a 0._()+@-", min_size=1, max_size=128),
     "size_bytes": st.none() | COUNTS,
     "format": st.none() | st.text("abcz09-", min_size=1, max_size=32),
 }
@@ -291,6 +293,8 @@ LONGEST = LoadResult(
         commit="f" * 64,
         sha256="f" * 64,
         sha256_missing="w" * 64,
+        version="9" * 64,
+        file="f" * 128,
         size_bytes=COUNT_MAX,
         format="f" * 32,
     ),

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from sd_api.check import VERSIONS_MAX, CheckedVersion, CheckRequest, CheckResult
+from sd_api.names import RECEIPT_FILE
 from sd_api.reasons import Reason
 from sd_loader.check import check
 from sd_loader.store.folder import Folder
-from sd_loader.store.receipt import RECEIPT_FILE
 from sd_loader.store.volume import Volume
 from tests.support.loader.loadercli import Containers, failed
 from tests.support.store.volumes import HASH, MODEL_ID, NEW_HASH, OWNER, load, tree

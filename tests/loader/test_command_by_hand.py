@@ -122,8 +122,8 @@ def test_unreadable_local_file_is_named(containers: Containers, path: str, messa
     [
         ("s3://bucket/model.ckpt", "spec.url is in an object store"),
         ("org/name:fp16", "spec.url has a tag after the repo id; give ORG/NAME, a precision"),
-        ("https://civitai.com/models/1?modelVersionId=2", "spec.url names a model of Civitai"),
-        ("huggingface.co/org/name/tree/main/vae", "spec.url is on the Hugging Face Hub, but"),
+        ("https://civitai.com/images/1", "spec.url is a page of Civitai, but not of a model"),
+        ("huggingface.co/org/name/tree/main/vae", "spec.url is a folder of a repo, or a branch"),
         (
             "https://example.com/a b",
             "spec.url is an http(s) link with a blank in it; write the blank as %20",

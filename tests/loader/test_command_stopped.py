@@ -7,6 +7,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from devkit.fakehub import FakeHub
 from sd_api.reasons import Reason
 from tests.support.loader.loadercli import (
@@ -59,6 +61,8 @@ def test_stopped_download_continues_in_the_next_pod(
     assert_next_pod_continues(containers, hub, checkpoint)
 
 
+# store/test_killed_loads.py kills a Pod at any step.
+@pytest.mark.slow
 def test_killed_download_continues_in_the_next_pod(
     containers: Containers, hub: FakeHub, checkpoint: Path
 ) -> None:

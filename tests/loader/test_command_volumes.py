@@ -23,7 +23,13 @@ def test_read_only_volume_is_named(
     assert hub.requests == []
 
 
-@pytest.mark.parametrize("size", ["20m", "50m"], ids=["for the download", "for the conversion"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param("20m", id="for the download", marks=pytest.mark.slow),
+        pytest.param("50m", id="for the conversion"),
+    ],
+)
 def test_full_volume_is_named_and_freed(
     containers: Containers,
     hub: FakeHub,

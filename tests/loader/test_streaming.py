@@ -212,7 +212,7 @@ def test_next_pod_continues_a_streamed_load(pod, server, checkpoints, case):
 @pytest.mark.parametrize(
     ("changed", "fields"),
     [
-        pytest.param({"etag": '"other"'}, {}, id="another version"),
+        pytest.param({"etag": '"other"'}, {}, id="another version", marks=pytest.mark.slow),
         pytest.param({}, {"revision": "fp16"}, id="another precision"),
     ],
 )
@@ -249,8 +249,11 @@ def test_file_that_changes_during_the_load_starts_over(pod, server, checkpoints)
 
 @pytest.mark.parametrize(
     "faults",
-    [{"ignore_range": True}, {"validators": False}, {"etag": 'W/"weak"'}],
-    ids=["no ranges", "no validator", "a weak validator"],
+    [
+        pytest.param({"ignore_range": True}, id="no ranges"),
+        pytest.param({"validators": False}, id="no validator", marks=pytest.mark.slow),
+        pytest.param({"etag": 'W/"weak"'}, id="a weak validator"),
+    ],
 )
 def test_source_without_safe_ranges_is_downloaded_first(pod, server, checkpoints, faults):
     """The loader downloads the whole file and computes its digest."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sd_api.crd import custom_resource_definition
@@ -20,7 +20,6 @@ from sd_operator.standalone.schema import prune, set_defaults
 from sd_operator.standalone.selectors import selector
 from sd_operator.standalone.storage import HISTORY, Storage
 
-QUICK = settings(max_examples=60, deadline=None)
 WORDS = (
     "annotations backoffLimit claimName conditions containers env finalizers image "
     "initContainers labels metadata name namespace onExitCodes onPodConditions "
@@ -160,7 +159,6 @@ def test_default_in_an_absent_object_is_not_set():
     assert value == {"list": [{"b": 1}, {"b": 2}], "c": {}}
 
 
-@QUICK
 @given(body=JSON, spec=JSON, meta=JSON)
 def test_any_body_is_stored_or_rejected(body, spec, meta):
     """Every error is an ApiError."""
@@ -181,7 +179,6 @@ def test_any_body_is_stored_or_rejected(body, spec, meta):
             registry.create(resource, "default", copy.deepcopy(item), "Warn")
 
 
-@QUICK
 @given(change=JSON)
 def test_any_patch_is_stored_or_rejected(change):
     """Every error is an ApiError, and the old object is never changed in place."""
@@ -205,7 +202,6 @@ def test_any_patch_is_stored_or_rejected(change):
 REGISTRY = new_registry()
 
 
-@QUICK
 @given(labels=st.text(max_size=20), fields=st.text(max_size=20), body=st.binary(max_size=40))
 def test_any_selector_or_protobuf_is_parsed_or_rejected(labels, fields, body):
     """Every error is an ApiError."""

@@ -6,7 +6,15 @@ The operator, the loader, the gateway and the CRD's rules are tested with the sa
 from __future__ import annotations
 
 from sd_api.choices import ModelType
-from sd_api.sources import HubFile, HubRepo, Link, Meaning, TrainedId
+from sd_api.sources import (
+    CivitaiModel,
+    FileChoice,
+    HubFile,
+    HubRepo,
+    Link,
+    Meaning,
+    TrainedId,
+)
 
 HUB = "https://huggingface.co"
 REPO = HubRepo("org/name")
@@ -52,6 +60,11 @@ MEANT: dict[str, Meaning] = {
     f"{HUB}/org/name/raw/main/b.ckpt": HubFile("org/name", "main", "b.ckpt"),
     "http://huggingface.co/org/name/blob/v1/b.ckpt#L1": HubFile("org/name", "v1", "b.ckpt"),
     "huggingface.co/org/name/resolve/main/a%20b.ckpt": HubFile("org/name", "main", "a b.ckpt"),
+    f"{HUB}/org/name/resolve/main/a/b.ckpt/": HubFile("org/name", "main", "a/b.ckpt"),
+    f"{HUB}/org/name/blob/main/b.ckpt/?download=true": HubFile("org/name", "main", "b.ckpt"),
+    f"{HUB}/org/name/blob/main/": HubRepo("org/name", "main"),
+    "hf://org/name/b.ckpt?download=true": HubFile("org/name", "main", "b.ckpt"),
+    "hf://org/name@v2?x=1": HubRepo("org/name", "v2"),
     "hf://org/name": REPO,
     "hf://org/name/": REPO,
     "hf://models/org/name": REPO,
@@ -65,6 +78,45 @@ MEANT: dict[str, Meaning] = {
     f"{CIVITAI}\n": Link(CIVITAI),
     f"{CIVITAI}?type=Model&format=SafeTensor": Link(f"{CIVITAI}?type=Model&format=SafeTensor"),
     "civitai.com/api/download/models/94640": Link(CIVITAI),
+    "https://civitai.com/models/1": CivitaiModel(1, None),
+    "https://civitai.com/models/1/": CivitaiModel(1, None),
+    " civitai.com/models/1/some-slug\n": CivitaiModel(1, None),
+    "https://civitai.com/models/1/some-slug?modelVersionId=2": CivitaiModel(1, 2),
+    "https://www.civitai.com:443/models/1?modelVersionId=2#comments": CivitaiModel(1, 2),
+    "https://civitai.red/models/1/a%20b?dialog=x&modelVersionId=2": CivitaiModel(1, 2),
+    "https://civitai.com/models/1?modelVersionId=2&format=SafeTensor&size=full&fp=fp32": (
+        CivitaiModel(1, 2, FileChoice(format="SafeTensor", size="full", fp="fp32"))
+    ),
+    "https://civitai.com/models/1?type=Pruned%20Model": (
+        CivitaiModel(1, None, FileChoice(type="Pruned Model"))
+    ),
+    "https://civitai.red/model-versions/2": CivitaiModel(None, 2),
+    "https://civitai.com/api/v1/models/1": CivitaiModel(1, None),
+    "https://civitai.com/api/v1/model-versions/2?fileId=3": (
+        CivitaiModel(None, 2, FileChoice(file_id=3))
+    ),
+    "urn:air:sdxl:checkpoint:civitai:1@2": CivitaiModel(1, 2),
+    "URN:AIR:sd1:lora:Civitai:1@2": CivitaiModel(1, 2),
+    "air:sdxl:lora:civitai:1": CivitaiModel(1, None),
+    "sdxl:lora:civitai:1@2": CivitaiModel(1, 2),
+    "civitai:1@2": CivitaiModel(1, 2),
+    "urn:air:sdxl:checkpoint:civitai:1@2+3.safetensor": (
+        CivitaiModel(1, 2, FileChoice(file_id=3, format="safetensor"))
+    ),
+    "urn:air:sdxl:checkpoint:civitai:1@2?fp=fp16": CivitaiModel(1, 2, FileChoice(fp="fp16")),
+    "https://modelscope.cn/models/o/n/resolve/master/x.safetensors": (
+        Link("https://modelscope.cn/models/o/n/resolve/master/x.safetensors")
+    ),
+    "github.com/o/n/releases/download/v1/x.safetensors": (
+        Link("https://github.com/o/n/releases/download/v1/x.safetensors")
+    ),
+    "https://github.com/o/n/blob/main/x.ckpt?raw=true": (
+        Link("https://github.com/o/n/blob/main/x.ckpt?raw=true")
+    ),
+    "https://www.dropbox.com/s/k/x.ckpt?dl=1": Link("https://www.dropbox.com/s/k/x.ckpt?dl=1"),
+    "https://drive.google.com/uc?export=download&id=k": (
+        Link("https://drive.google.com/uc?export=download&id=k")
+    ),
     "example.com/files/x.bin": Link("https://example.com/files/x.bin"),
     "files.example.com:8443/a/b?c": Link("https://files.example.com:8443/a/b?c"),
     "http://example.com/x": Link("http://example.com/x"),
@@ -79,11 +131,19 @@ OBJECT_STORE = "is in an object store, which the loader does not read; give an h
 REGISTRY = "is in a container registry, which the loader does not read; give"
 GIT = "is an address for git, which the loader does not run; give a Hugging Face repo as ORG/NAME"
 SCHEME = "has a scheme that the loader does not read; give a Hugging Face repo id (ORG/NAME) or an"
-CIVITAI_PAGE = "names a model of Civitai, but none of its files; give the download link"
+NO_NUMBER = "has a modelVersionId that is not a number; copy the address of the version's page"
+AIR = "is a resource identifier (AIR) that names no model of Civitai; give urn:air:ECOSYSTEM:TYPE:"
+MODELSCOPE = "names a repo of ModelScope, not a file; give the link to the file, https://"
+GITHUB = "is a page of GitHub, not a file; give the link to the file, https://github.com/ORG/NAME/"
+DRIVE = "is a page of Google Drive, not a file; give the download link, https://drive."
+DROPBOX = "is a page of Dropbox, not a file; write dl=1 instead of dl=0 in the link"
+GALLERY = "is a page of a site whose pages the loader does not read; give the link of the page's"
+WEB_PAGE = "is a web page, not a file; give the link of the page's download button"
 OTHER_KIND = "is not a model's repo; give ORG/NAME, or an http(s) link to a file"
 OTHER_PAGE = "is on the Hugging Face Hub, but neither a model's repo nor one of its files; give"
+FOLDER = "is a folder of a repo, or a branch with a slash in its name; give ORG/NAME with the"
 OWN_PAGE = "is a page of the Hub, not a model's repo; give ORG/NAME"
-CIVITAI_OTHER = "is a page of Civitai, not a file; give the download link of one version, https://"
+CIVITAI_OTHER = "is a page of Civitai, but not of a model; give the model's page, https://civitai"
 BLANK = "is an http(s) link with a blank in it; write the blank as %20, or remove what is not part"
 QUOTED = "begins with a quotation mark; give it without quotation marks"
 NO_SLASHES = "has no // after its scheme; give ORG/NAME, or hf://ORG/NAME"
@@ -114,21 +174,42 @@ REFUSED: dict[str, str] = {
     "git+https://huggingface.co/org/name": GIT,
     "ssh://git@hf.co/org/name": GIT,
     "git@hf.co:org/name": GIT,
-    "modelscope://org/name": SCHEME,
     "ftp://example.com/x": SCHEME,
     "file:///etc/passwd": SCHEME,
     "pvc://models/x": SCHEME,
-    "https://civitai.com/models/1": CIVITAI_PAGE,
-    "https://civitai.com/models/1/some-slug?modelVersionId=2": CIVITAI_PAGE,
-    "civitai.com/models/1": CIVITAI_PAGE,
-    "https://civitai.red/model-versions/2": CIVITAI_PAGE,
     "https://civitai.com/models": CIVITAI_OTHER,
     "civitai.com/models": CIVITAI_OTHER,
     "civitai.com/models:x": CIVITAI_OTHER,
     "https://civitai.com/images/1": CIVITAI_OTHER,
+    "https://civitai.com/models/1/slug/more": CIVITAI_OTHER,
+    "https://civitai.com/api/v1/images": CIVITAI_OTHER,
+    "https://civitai.com/models/some-name": CIVITAI_OTHER,
+    "https://civitai.com/models/1?modelVersionId=": NO_NUMBER,
+    "https://civitai.com/models/1?modelVersionId=latest": NO_NUMBER,
+    "civitai.com/models/1/slug?x=1&modelVersionId=2a#top": NO_NUMBER,
+    "urn:air:sdxl:checkpoint:huggingface:org/name@main": AIR,
+    "urn:air:other:other:civitai-r2:assets@sam.pth": AIR,
+    "air:sdxl:lora:civitai:x": AIR,
+    "urn:isbn:0451450523": AIR,
+    "modelscope://org/name": MODELSCOPE,
+    "https://modelscope.cn/models/org/name": MODELSCOPE,
+    "www.modelscope.cn/models/org/name/summary": MODELSCOPE,
+    "https://modelscope.cn/models/org/name/file/view/master/x.safetensors": MODELSCOPE,
+    "https://github.com/org/name": GITHUB,
+    "github.com/org/name.git": GITHUB,
+    "https://github.com/org/name/blob/main/x.ckpt": GITHUB,
+    "https://github.com/org/name/releases/tag/v1": GITHUB,
+    "https://github.com/org/name/a b": GITHUB,
+    "https://drive.google.com/file/d/0a1B/view?usp=sharing": DRIVE,
+    "https://www.dropbox.com/s/k/x.ckpt?dl=0": DROPBOX,
+    "https://tensor.art/models/1/name": GALLERY,
+    "https://www.liblib.art/modelinfo/0a1b": GALLERY,
+    "https://www.seaart.ai/models/detail/1": GALLERY,
+    "https://openmodeldb.info/models/4x-name": GALLERY,
+    "https://www.kaggle.com/models/org/name": GALLERY,
+    "https://example.com/models/x.html": WEB_PAGE,
+    "http://example.com/x.HTM?id=1": WEB_PAGE,
     "https://civitai.com/user/someone": CIVITAI_OTHER,
-    "urn:air:sdxl:checkpoint:civitai:1@2": CIVITAI_PAGE,
-    "air:sdxl:lora:civitai:1@2": CIVITAI_PAGE,
     "hf://datasets/org/name": OTHER_KIND,
     "hf://spaces/org/name": OTHER_KIND,
     HUB: OTHER_PAGE,
@@ -150,7 +231,9 @@ REFUSED: dict[str, str] = {
     f"{HUB}/organizations/org/activity": OWN_PAGE,
     f"{HUB}/api/models": OWN_PAGE,
     "hf.co/docs/diffusers": OWN_PAGE,
-    f"{HUB}/org/name/tree/main/vae": OTHER_PAGE,
+    f"{HUB}/org/name/tree/main/vae": FOLDER,
+    f"{HUB}/org/name/tree/feature/x/?y=1": FOLDER,
+    "hf.co/org/name/tree/refs/pr/1/vae": FOLDER,
     f"{HUB}/org/name/discussions/3": OTHER_PAGE,
     f"{HUB}/models?search=sdxl": OWN_PAGE,
     "huggingface.co/gpt2.git": OTHER_PAGE,

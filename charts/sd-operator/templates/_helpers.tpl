@@ -109,7 +109,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* The hosts of the values, some with a port, as a JSON list of [name of the value, host]. */}}
 {{- define "sd-operator.hosts" -}}
 {{- $hosts := list -}}
-{{- range $name, $url := dict "hubEndpoint" .Values.hubEndpoint "proxy.https" .Values.proxy.https "trainedUrlTemplate" .Values.trainedUrlTemplate -}}
+{{- range $name, $url := dict "hubEndpoint" .Values.hubEndpoint "sources.civitaiEndpoint" .Values.sources.civitaiEndpoint "proxy.https" .Values.proxy.https "trainedUrlTemplate" .Values.trainedUrlTemplate -}}
 {{- $hosts = append $hosts (list $name (regexReplaceAll `^https?://([^/?#]*).*$` $url "${1}")) -}}
 {{- end -}}
 {{- range .Values.allowedHosts -}}
@@ -265,6 +265,8 @@ capabilities:
   (list "MAX_LOADS_PER_NAMESPACE" (int64 $values.limits.loadsPerNamespace))
   (list "ALLOWED_HOSTS" (join "," $values.allowedHosts))
   (list "HF_ENDPOINT" $values.hubEndpoint)
+  (list "CIVITAI_ENDPOINT" $values.sources.civitaiEndpoint)
+  (list "VERIFY_DIGEST" $values.sources.verifyDigest)
   (list "TRAINED_URL_TEMPLATE" $values.trainedUrlTemplate)
   (list "HTTPS_PROXY" $values.proxy.https)
   (list "NO_PROXY" $values.proxy.noProxy)
@@ -292,7 +294,7 @@ capabilities:
 {{- if and $values.trainedUrlTemplate (not (regexMatch `^https?://[^\s/?#{}]+[/?]\S*\{id\}\S*$` $values.trainedUrlTemplate)) -}}
 {{- fail "trainedUrlTemplate must be an http(s) link with {id} where the trained model's id goes, after the host" -}}
 {{- end -}}
-{{- range $name, $url := dict "hubEndpoint" $values.hubEndpoint "proxy.https" $values.proxy.https "trainedUrlTemplate" $values.trainedUrlTemplate -}}
+{{- range $name, $url := dict "hubEndpoint" $values.hubEndpoint "sources.civitaiEndpoint" $values.sources.civitaiEndpoint "proxy.https" $values.proxy.https "trainedUrlTemplate" $values.trainedUrlTemplate -}}
 {{- if and $url (not (regexMatch `^https?://[^\s/?#]` $url)) -}}
 {{- fail (printf "%s must be a link that begins with http:// or https://" $name) -}}
 {{- end -}}

@@ -1,7 +1,8 @@
 """Sources of models: finds the source that a url means, and downloads it or resumes its download.
 
-`locate` finds the source, `fetch` downloads it. There is one module for each kind of source:
-`link`, `hub` (with `hub_api`), `local`, and `archive` for a zip of a folder.
+`locate` finds the source, `civitai.look_up` finds the file of a model on Civitai, and `fetch`
+downloads it. There is one module for each kind of source: `link`, `hub` (with `hub_api`), `local`,
+and `archive` for a zip of a folder.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from sd_loader.handover import AtHand, Fetched
 from sd_loader.net.client import HttpClient
 from sd_loader.progress import Report
 from sd_loader.source.local import take_file
-from sd_loader.source.locate import LocalFile, Located
+from sd_loader.source.locate import LocalFile, Place
 from sd_loader.source.ref import Checks, SourceRef
 
 
 def fetch(
-    place: Located,
+    place: Place,
     ref: SourceRef,
     checks: Checks,
     client: HttpClient,
@@ -30,7 +31,8 @@ def fetch(
 ) -> Fetched:
     """Download a source into a folder, or resume its download.
 
-    place: the result of `locate`. at_hand: finds files of the Hub that need not be downloaded.
+    place: the result of `civitai.look_up`. at_hand: finds files of the Hub that need not be
+    downloaded.
     """
     max_bytes = client.settings.max_bytes
     # Imported here: a local file needs no HTTP, which takes 0.1 s to import.

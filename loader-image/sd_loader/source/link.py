@@ -57,6 +57,7 @@ class OpenLink:
             path=path,
             sha256=self.checks.sha256,
             inspect=inspector(self.ref, self.checks),
+            own_digest=self.checks.is_stated,
         )
         downloader = Downloader(
             self.session, self.client.settings.max_bytes, self.token, self.client.retries

@@ -17,7 +17,7 @@ from sd_api.choices import ModelType
 from sd_api.loader_env import LoaderEnv
 from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
-from sd_api.sources import HubFile, HubRepo, Link, TrainedId, Unreadable, read_source
+from sd_api.sources import CivitaiModel, HubFile, HubRepo, Link, TrainedId, Unreadable, read_source
 from sd_api.trained import KEY, trained_link
 from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
@@ -35,7 +35,9 @@ class LocalFile:
     path: str
 
 
-Located = HubRepo | HubFile | Link | LocalFile
+Place = HubRepo | HubFile | Link | LocalFile
+"""A place that bytes are fetched from."""
+Located = Place | CivitaiModel
 
 
 def locate(ref: SourceRef, settings: Settings, *, allow_local: bool = False) -> Located:

@@ -55,7 +55,13 @@ class Checks:
     """Requirements for the bytes of a source."""
 
     sha256: str | None = None
-    """SHA-256 of the single file. None if the spec gives none."""
+    """SHA-256 of the single file. None if it is not known."""
+
+    is_stated: bool = False
+    """Whether the source states the SHA-256, and not the spec."""
+
+    may_skip: bool = False
+    """Whether the SHA-256 is not compared if that needs more than a gigabyte in addition."""
 
     safetensors_only: bool = False
     """Refuse pickles (spec.fromSafetensors)."""

@@ -11,13 +11,13 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sd_api.names import BLOBS_DIR, OWNER_FILE, STAGING_DIR, STORE_DIR
+from sd_api.names import BLOBS_DIR, OWNER_FILE, RECEIPT_FILE, STAGING_DIR, STORE_DIR
 from sd_api.wire import PublishedFile, Receipt
 from sd_loader.store import blobs
 from sd_loader.store.folder import Folder, file_digest
 from sd_loader.store.orphans import HASH, UID, links
 from sd_loader.store.ownership import Version, owner_in
-from sd_loader.store.receipt import RECEIPT_FILE, read_receipt
+from sd_loader.store.receipt import read_receipt
 from sd_loader.store.volume import Volume
 
 _OURS = frozenset({STAGING_DIR, STORE_DIR, BLOBS_DIR})

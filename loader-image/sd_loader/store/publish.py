@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from sd_api import names
 from sd_api.load import Owner
+from sd_api.names import RECEIPT_FILE
 from sd_api.reasons import Reason
 from sd_api.wire import Receipt
 from sd_loader.errors import LoaderError
@@ -23,7 +24,7 @@ from sd_loader.store.ownership import (
     read_owner,
     write_owner,
 )
-from sd_loader.store.receipt import RECEIPT_FILE, find_published
+from sd_loader.store.receipt import find_published
 from sd_loader.store.staging import OUT, Staging, remove_abandoned
 from sd_loader.store.volume import Volume
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from sd_api.names import STORE_DIR
+from sd_api.names import RECEIPT_FILE, STORE_DIR
 from sd_api.wire import Receipt
 from sd_loader.store.folder import Folder
 from sd_loader.store.volume import Volume
-
-RECEIPT_FILE = ".sd-receipt.json"
 
 
 def find_published(volume: Volume, uid: str, load_hash: str) -> Receipt | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sd_api import defaults
+from sd_api.choices import VerifyDigest
 from sd_api.default_credentials import DefaultSecret
 from sd_api.logins import Logins, with_login
 from sd_api.netguard import Guard
@@ -111,6 +112,11 @@ class Settings:
     private addresses and over plain http."""
     hub_endpoint: str | None = None
     """Base URL of a mirror of the Hugging Face Hub. Empty: the Hub itself."""
+    civitai_endpoint: str | None = None
+    """Base URL of a mirror of Civitai. Empty: Civitai itself."""
+    verify_digest: VerifyDigest = VerifyDigest.ALWAYS
+    """always: loads compare the SHA-256 that Civitai states. whenWhole: not for a file of which the
+    conversion leaves out more than 1 GB."""
     trained_url_template: str | None = None
     """Link of a trained model (modelType api_trained), with {id} in place of its id. {key}
     stands for the content of the key trained in the Secret with logins."""
@@ -201,6 +207,10 @@ class Settings:
             ),
             allowed_hosts=frozenset(host.lower() for host in read.words("ALLOWED_HOSTS")),
             hub_endpoint=read.link("HF_ENDPOINT", env.get("HF_ENDPOINT"), instead=_INSTEAD),
+            civitai_endpoint=read.link("CIVITAI_ENDPOINT", instead=_INSTEAD),
+            verify_digest=VerifyDigest(
+                read.choice("VERIFY_DIGEST", tuple(VerifyDigest), default.verify_digest)
+            ),
             trained_url_template=read.template("TRAINED_URL_TEMPLATE"),
             https_proxy=read.link("HTTPS_PROXY", instead=_INSTEAD),
             no_proxy=read.text("NO_PROXY") or "",

@@ -214,10 +214,20 @@ class Api:
         return await self._json("create", resource, resource.path(namespace), query, body)
 
     async def patch(
-        self, resource: Resource, namespace: str, name: str, body: Json, sub: str = ""
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        body: Json,
+        sub: str = "",
+        *,
+        dry_run: bool = False,
     ) -> Json:
-        """Change an object, or its subresource, by a JSON merge patch."""
-        query = {"fieldManager": self._manager}
+        """Change an object, or its subresource, by a JSON merge patch.
+
+        With dry_run, only let the API server check the patch.
+        """
+        query = {"fieldManager": self._manager, "dryRun": "All" if dry_run else ""}
         return await self._json("patch", resource, resource.path(namespace, name, sub), query, body)
 
     async def update(self, resource: Resource, namespace: str, name: str, body: Json) -> Json:

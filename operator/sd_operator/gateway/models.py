@@ -127,18 +127,33 @@ class Models:
             raise
 
     async def _change(self, namespace: str, body: Json, wanted: Mapping[str, Any]) -> Json:
-        metadata = body["metadata"]
-        if metadata.get("deletionTimestamp"):
-            text = f"Model {effective_id(body)} is being deleted; try again when it is gone"
-            raise RefusedError(409, text)
+        _refuse_if_deleting(body)
         patch = spec_patch(body.get("spec") or {}, wanted)
         if not patch:
             stalled = condition(body, ConditionType.STALLED).get("status") == "True"
             return await self.reload(namespace, body) if stalled else body
+        return await self._patch(namespace, body, patch, dry_run=False)
+
+    async def edit(
+        self, namespace: str, body: Json, patch: Mapping[str, Any], *, dry_run: bool = False
+    ) -> Json:
+        """Patch the spec of the model with the uid of `body`, or only validate the patch.
+
+        Raise RefusedError if the model is being deleted, and FieldRefusedError if its PVC or its
+        webhook is refused.
+        """
+        _refuse_if_deleting(body)
+        await self._webhook_check.check(patch.get("webhook"))
+        return await self._patch(namespace, body, patch, dry_run=dry_run)
+
+    async def _patch(
+        self, namespace: str, body: Json, patch: Mapping[str, Any], *, dry_run: bool
+    ) -> Json:
+        metadata = body["metadata"]
         await claims.check(self._api, self._settings, namespace, body)
         chooses = {"annotations": dict(_BY_GATEWAY)} if "url" in patch else {}
         change = {"metadata": {"uid": metadata["uid"], **chooses}, "spec": patch}
-        return await self._api.patch(MODELS, namespace, metadata["name"], change)
+        return await self._api.patch(MODELS, namespace, metadata["name"], change, dry_run=dry_run)
 
     async def delete(self, namespace: str, body: Json) -> None:
         """Delete the model with the uid of `body`; do nothing if it no longer exists."""
@@ -189,6 +204,12 @@ def spec_patch(spec: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, 
         removed = {key: None for key in (*SOURCE_FIELDS, *HOST_FIELDS) if key not in kept}
         wanted = {**removed, **wanted}
     return {key: value for key, value in wanted.items() if spec.get(key) != value}
+
+
+def _refuse_if_deleting(body: Json) -> None:
+    if body["metadata"].get("deletionTimestamp"):
+        text = f"Model {effective_id(body)} is being deleted; try again when it is gone"
+        raise RefusedError(409, text)
 
 
 def _host(url: str | None) -> str | None:

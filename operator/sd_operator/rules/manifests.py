@@ -345,6 +345,8 @@ def _env(container: str, plan: JobPlan, settings: Settings) -> list[Manifest]:
             default_credentials=plan.default_secrets,
             default_credentials_dir=DEFAULT_CREDENTIALS_DIR if plan.default_secrets else None,
             logins_dir=LOGINS_DIR if loader.logins_secret else None,
+            civitai_endpoint=settings.civitai_endpoint,
+            verify_digest=settings.verify_digest,
             default_parts=loader.default_parts,
             trained_url_template=settings.trained_url_template,
         )

@@ -28,6 +28,7 @@ LOOKS = [
 ]
 PAGES = {
     "list": "/",
+    "compact": "/?view=compact&select=yes",
     "nothing-found": "/?q=no-such-model",
     "ready": "/models/majicmix-realistic",
     "lora": "/models/film-grain",
@@ -35,7 +36,9 @@ PAGES = {
     "failed": "/models/wrong-link",
     "new": "/models/brand-new",
     "load": "/load?spec.vae.url=org/vae",
+    "edit": "/models/canny/edit",
     "delete": "/models/canny/delete",
+    "starter": "/starter",
 }
 RULES = {"resultTypes": ["violations"]}
 SMALL_PNG = bytes.fromhex(
@@ -106,6 +109,7 @@ def test_pages_are_accessible(
         assert_scheme(visit.page, scheme)
 
 
+@pytest.mark.slow
 def test_error_pages_are_accessible(browser: Any, backend: Any, tmp_path: Path) -> None:
     """The test checks a rejected form, a missing page, a wrong key and an empty gallery."""
     with (

@@ -45,6 +45,12 @@ def at(status: dict, version: int = 8, uid: str = UID, name: str = "sketch") -> 
             Change(at(loading(26))), "state-sketch news news-sketch", "", id="past-a-quarter"
         ),
         pytest.param(
+            Change(at(loading(11, "Verifying"))),
+            "state-sketch news news-sketch",
+            "listing changed-sketch",
+            id="another-stage",
+        ),
+        pytest.param(
             Change(at(DONE)),
             "state-sketch news news-sketch",
             "listing changed-sketch",

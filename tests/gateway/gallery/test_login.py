@@ -18,7 +18,10 @@ from tests.support.kube.kubeconfig import credentials
 pytestmark = pytest.mark.cluster
 
 LINK = "https://example.com/model.safetensors"
-PATHS = ("/", "/load", "/models/sketch", "/models/sketch/delete", "/live", "/?q=x&type=lora")
+PATHS = (
+    *("/", "/load", "/starter", "/models/sketch", "/models/sketch/edit", "/models/sketch/delete"),
+    *("/live", "/?q=x&type=lora"),
+)
 
 
 @pytest.mark.parametrize("path", PATHS)

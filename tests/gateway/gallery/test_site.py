@@ -9,6 +9,8 @@ import pytest
 
 from sd_api.names import LABEL_MODELS
 from sd_api.reasons import Reason
+from sd_api.starters import STARTERS
+from sd_operator.gateway.gallery.words import in_words
 from tests.support.gateway import gallerymodels
 from tests.support.gateway.gallerymodels import HASH, failed, ready
 from tests.support.gateway.gallerysite import Page, serve
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.cluster
 
 LINK = "https://example.com/model.safetensors"
 PNG = b"\x89PNG\r\n\x1a\nrest"
+PAGES = ("delete", "edit")
 HOSTILE = '"><script>alert(1)</script>{{ 7*7 }}<img src=x onerror=alert(1)>'
 
 
@@ -52,26 +55,29 @@ def test_long_list_is_shown_in_parts(shared_cluster, site):
 
 
 def test_empty_gallery_links_to_the_load_form(backend, tmp_path):
-    """The page says that there are no models and how to load one."""
+    """The page says that there are no models, and offers the starter catalog instead of filters."""
     with namespace_of(backend, tmp_path) as empty, serve(empty, tmp_path) as fresh:
         fresh.login()
         text = fresh.get("/gallery/").text
     assert "There are no models yet" in text
     assert 'href="/gallery/load"' in text
+    offered = set(re.findall(r'name="name" value="([^"]+)"', text))
+    assert offered == {starter.name for starter in STARTERS}
+    assert 'id="filter"' not in text
 
 
 def test_page_of_a_failed_model_shows_the_remedy(shared_cluster, site):
     """The remedy is separate from the message."""
     gallerymodels.make(shared_cluster, "failed", failed(Reason.NOT_A_MODEL, "A web page"), url=LINK)
     text = unescape(site.get("/gallery/models/failed").text)
-    assert f"<strong>What to do:</strong> {Reason.NOT_A_MODEL.remedy}" in text
+    assert f"<strong>What to do:</strong> {in_words(Reason.NOT_A_MODEL.remedy)}" in text
 
 
 def test_no_page_shows_secrets_of_a_source(shared_cluster, site):
     """Tokens and passwords in urls are left out of every page."""
     secret = "https://ann:geheim@example.com/m.safetensors?token=geheim"
     gallerymodels.make(shared_cluster, "secretive", url=secret, webhook=secret)
-    for path in ("/models/secretive", "/", "/?q=secretive", "/models/secretive/delete"):
+    for path in ("/models/secretive", "/", *(f"/models/secretive/{name}" for name in PAGES)):
         assert "geheim" not in site.get(f"/gallery{path}").text
 
 
@@ -129,7 +135,11 @@ def test_hostile_strings_are_escaped(shared_cluster, site, tally):
     shared_cluster.apply(event)
     responses = {
         path: site.get(f"/gallery{path}")
-        for path in ("/models/hostile", "/?q=hostile", "/models/hostile/delete")
+        for path in (
+            "/models/hostile",
+            "/?q=hostile",
+            *(f"/models/hostile/{name}" for name in PAGES),
+        )
     }
     responses["/?q"] = site.get(
         "/gallery/?q=%22%3E%3Cscript%3Ealert(1)%3C/script%3E&type=%22%3E%3Cb%3E"
@@ -297,8 +307,8 @@ def test_reload_button_sets_the_reload_annotation(shared_cluster, site):
 def test_invalid_names_give_status_404(shared_cluster, site, name):
     """An invalid name never addresses the collection, whose deletion would delete every model."""
     gallerymodels.make(shared_cluster, "bystander", url=LINK)
-    for path in ("", "/delete", "/preview.png"):
+    for path in ("", "/edit", "/delete", "/preview.png"):
         assert site.get(f"/gallery/models/{name}{path}").code == 404
-    for path in ("/delete", "/reload"):
+    for path in ("/delete", "/edit", "/reload", "/resume", "/retype", "/suspend"):
         assert site.post(f"/gallery/models/{name}{path}", {"uid": ""}).code in (303, 404)
     assert shared_cluster.exists("sdm", "bystander")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import textwrap
-from dataclasses import replace
-from datetime import timedelta
 
 import pytest
 import yaml
@@ -14,12 +12,12 @@ from hypothesis import strategies as st
 
 from sd_api.choices import ModelType
 from sd_api.reasons import Reason
-from sd_operator.base import times
 from sd_operator.gateway.gallery import views
+from sd_operator.gateway.gallery.art import art
 from sd_operator.gateway.gallery.snippets import manifest_yaml, snippet
 from sd_operator.resources.model import Model
-from tests.support.gateway.gallerymodels import JOB, artifact, condition, failed, loading, ready
-from tests.support.rules.observed import NOW, UID, body
+from tests.support.gateway.gallerymodels import artifact, condition, failed, loading, ready
+from tests.support.rules.observed import UID, body
 
 STALLED_BUT_SERVED = {
     **ready(UID, "sketch"),
@@ -81,62 +79,11 @@ def test_every_model_type_has_its_own_display_name():
     assert len(set(views.TYPES.values())) == len(ModelType)
 
 
-@pytest.mark.parametrize(
-    ("fields", "matches"),
-    [
-        pytest.param({}, True, id="no-filter"),
-        pytest.param({"text": "SKE"}, True, id="part-of-the-name"),
-        pytest.param({"text": "example checkpoint"}, True, id="words-in-different-fields"),
-        pytest.param({"text": "example lora"}, False, id="one-word-missing"),
-        pytest.param({"text": "SD 1.5"}, True, id="base-model-in-other-words"),
-        pytest.param({"text": "sdxl"}, False, id="other-base-model"),
-        pytest.param({"text": "secret"}, False, id="secret-in-the-source"),
-        pytest.param({"type": "custom_ckpt"}, True, id="type"),
-        pytest.param({"type": "lora"}, False, id="other-type"),
-        pytest.param({"phase": "Pending"}, True, id="phase"),
-        pytest.param({"phase": "Ready"}, False, id="other-phase"),
-    ],
-)
-def test_filter_matches_by_text_type_and_phase(fields, matches):
-    """Every word of the text must occur in some field, or the text names the base model.
-
-    Secrets cannot be searched for.
-    """
-    link = "https://example.com/m.safetensors?token=secret"
-    source = body(url=link, modelType="custom_ckpt")
-    card = replace(views.card(source), base="SD 1")
-    assert views.Filter(**fields).matches(card) is matches
-
-
-def test_query_of_a_filter_has_only_its_set_fields():
-    """An empty filter has an empty query."""
-    assert views.Filter().query == ""
-    assert views.Filter(text="a&b", phase="Ready").query == "q=a%26b&phase=Ready"
-
-
-@pytest.mark.parametrize("reason", list(Reason))
-def test_remedy_of_every_reason_is_shown_once(reason):
-    """The page shows the message of Stalled. Ready has the same message, which is left out."""
-    first, second = views.detail(body(failed(reason, "It is so")), NOW).conditions
-    assert (first.type, first.message, first.tone) == ("Stalled", "It is so.", "bad")
-    assert first.remedy == reason.remedy.replace("<status.job.name>", JOB)
-    assert (second.type, second.message, second.remedy) == ("Ready", "", "")
-
-
-def test_detail_shows_what_is_published():
-    """The facts have size, digest and path of the published folder."""
-    kind = {"baseModel": "flux", "variant": "dev_fill", "format": "diffusers"}
-    status = ready(UID, "sketch", sharedBytes=1_900_000_000, **kind)
-    model = body(status)
-    model["metadata"]["creationTimestamp"] = times.stamp(NOW - timedelta(minutes=5))
-    detail = views.detail(model, NOW)
-    facts = dict(detail.facts)
-    assert facts["Size"] == "2.1 GB in 14 files, 1.9 GB shared"
-    assert facts["Folder digest"] == "blake3:" + "ab" * 32
-    assert facts["Path"] == "sketch in PVC models"
-    assert facts["Base model"] == "FLUX.1"
-    assert (facts["Variant"], facts["Format"]) == ("dev_fill", "diffusers")
-    assert detail.created == "5 min ago"
+def test_model_without_a_preview_has_a_picture_of_its_own():
+    """The picture follows from the name."""
+    pictures = {art(f"model-{number}") for number in range(100)}
+    assert len(pictures) == 100
+    assert art("model-1") in pictures
 
 
 @pytest.mark.parametrize(

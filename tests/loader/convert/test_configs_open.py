@@ -85,11 +85,13 @@ SOME = {"huggingface": 6, "controlnet": 4, "scheduler": 30}
 MANY = {"huggingface": 500, "controlnet": 300, "scheduler": 1500}
 
 
+# Other tests open the published configs of each pipeline, scheduler and ControlNet unchanged.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "counts",
     [
         pytest.param(SOME, id="some"),
-        pytest.param(MANY, id="many", marks=(pytest.mark.slow, pytest.mark.timeout(3600))),
+        pytest.param(MANY, id="many", marks=pytest.mark.timeout(3600)),
     ],
 )
 def test_published_folder_opens(origins, tmp_path, tally, counts):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from devkit.ldm_layouts import (
@@ -265,7 +265,6 @@ NAMES = st.text(max_size=40) | st.sampled_from([name for name in SD1 if name != 
 SHAPES = st.lists(st.integers(0, 9), max_size=5).map(tuple)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.dictionaries(NAMES, SHAPES, max_size=6))
 def test_any_unknown_file_is_refused_readably(shapes):
     """The message is short and printable."""

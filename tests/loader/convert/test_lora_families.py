@@ -15,7 +15,7 @@ from diffusers.loaders.lora_conversion_utils import (
     _maybe_map_sgm_blocks_to_diffusers,
 )
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -247,7 +247,6 @@ METADATA = st.dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     st.dictionaries(NAMES | st.sampled_from(REAL) | st.text(max_size=9), TENSORS, max_size=8),
     st.booleans(),

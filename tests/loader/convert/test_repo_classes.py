@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sd_api.reasons import Reason
@@ -142,7 +142,6 @@ NAMES = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.dictionaries(NAMES | st.text(max_size=8), JSON, max_size=6))
 def test_any_json_config_is_data_or_refused(value):
     """Untrusted configs raise nothing but a LoaderError and lose their private keys."""

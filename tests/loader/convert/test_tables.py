@@ -35,9 +35,14 @@ PUBLISHED = {
 CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
 OPEN_CLIP = "cond_stage_model.model."
 TABLES = sorted(path.parent.relative_to(DATA).as_posix() for path in DATA.rglob("table.json"))
+QUICK = ("controlnet-sd-1", "sd-1")
+"""The tables that `make test` makes: one with each tool."""
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize(
+    "name",
+    [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in TABLES if name not in QUICK)],
+)
 def test_tables_are_up_to_date(name):
     """The tools that make the tables give the same files with the installed diffusers."""
     maker = make_controlnet_tables if name.startswith("controlnet-") else make_tables

@@ -23,9 +23,13 @@ def prefixed(tensors: Checkpoint, prefix: str) -> Checkpoint:
 
 
 WRAPPED: list[Any] = [
-    pytest.param(lambda it: {"model": it, "epoch": 1}, id="model"),
+    pytest.param(lambda it: {"model": it, "epoch": 1}, id="model", marks=pytest.mark.slow),
     pytest.param(lambda it: {"module": prefixed(it, "module.")}, id="DeepSpeed"),
-    pytest.param(lambda it: {"state_dict": prefixed(it, "module.")}, id="DistributedDataParallel"),
+    pytest.param(
+        lambda it: {"state_dict": prefixed(it, "module.")},
+        id="DistributedDataParallel",
+        marks=pytest.mark.slow,
+    ),
     pytest.param(lambda it: prefixed(it, "_orig_mod."), id="torch.compile"),
     pytest.param(lambda it: {"my_model": {"params": it}, "loss": torch.ones(())}, id="others"),
 ]

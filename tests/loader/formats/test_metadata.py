@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
@@ -123,7 +123,6 @@ def test_metadata_without_an_end_is_refused(tmp_path):
 TEXTS = st.text(st.sampled_from('ab"\\/\n\x00ä€😀{}:, ') | st.characters(), max_size=20)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.dictionaries(TEXTS, TEXTS, max_size=5), st.booleans(), st.sampled_from([None, 1]))
 def test_metadata_is_read_as_the_library_reads_it(tmp_path_factory, metadata, ascii_only, indent):
     """Escapes and every character are the same."""

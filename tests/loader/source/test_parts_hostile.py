@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from devkit.controlnet_layouts import TINY, config, controlnet_shapes
@@ -80,7 +80,6 @@ def test_complete_model_is_planned(model_type: str, shapes: Shapes) -> None:
     assert len(planned(model_type, shapes).files) == 2
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize(
     ("model_type", "shapes"),

@@ -170,8 +170,11 @@ def weights(folder: Path) -> Mapping[str, torch.Tensor]:
     }
 
 
-SLOW = (ROWS[1], ROWS[4], ROWS[7])
-"""Each differs from a row of the usual run only by architecture, form of link, or model type."""
+SLOW = (ROWS[1], ROWS[3], ROWS[4], ROWS[6], ROWS[7])
+"""Each differs from a row of the usual run only by architecture, model type or form of link.
+
+hub/test_files.py has the links.
+"""
 
 
 @pytest.mark.parametrize(

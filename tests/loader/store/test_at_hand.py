@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from devkit.fakehub import FakeHub
+from sd_api.names import RECEIPT_FILE
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Arrived, Fetched
 from sd_loader.settings import Settings
 from sd_loader.store.at_hand import FilesAtHand
 from sd_loader.store.blobs import SHARED_FROM
-from sd_loader.store.receipt import RECEIPT_FILE
 from sd_loader.store.volume import Volume
 from tests.support.loader.fetches import fetch
 from tests.support.loader.hubfetches import NEEDED, REPO, UNET, write_repo

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
+from sd_api.names import RECEIPT_FILE
 from sd_api.reasons import Reason
 from sd_loader.digests import blake3_of, folder_digest
 from sd_loader.errors import LoaderError
 from sd_loader.store import removal
 from sd_loader.store.ownership import take_ownership
 from sd_loader.store.publish import publish, tidy
-from sd_loader.store.receipt import RECEIPT_FILE, find_published
+from sd_loader.store.receipt import find_published
 from sd_loader.store.staging import begin, remove_abandoned
 from sd_loader.store.volume import Volume
 from tests.support.store.volumes import (

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sd_api.names import RECEIPT_FILE
 from sd_api.reasons import ExitCode, Reason
-from sd_loader.store.receipt import RECEIPT_FILE
 from sd_loader.store.volume import Volume
 from sd_loader.sweep import FindingKind
 from tests.support.loader.loadercli import Containers, failed

@@ -83,19 +83,27 @@ def is_ended(client: socket.socket) -> bool:
     return True
 
 
+UNFINISHED = {
+    "nothing": b"",
+    "half a line": b"GET /heal",
+    "half a head": b"GET /healthz HTTP/1.1\r\nHost: x\r\n",
+}
+SERVED = {"probes": (Probes, "/healthz"), "metrics": (Metrics, "/metrics")}
+QUICK = (("nothing", "metrics"), ("half a line", "probes"), ("half a head", "probes"))
+"""What `make test` runs: each beginning of a request, and each server."""
+
+
 @pytest.mark.parametrize(
-    ("served_by", "page"),
+    ("served_by", "page", "sent"),
     [
-        pytest.param(Probes, "/healthz", id="probes"),
-        pytest.param(Metrics, "/metrics", id="metrics"),
-    ],
-)
-@pytest.mark.parametrize(
-    "sent",
-    [
-        pytest.param(b"", id="nothing"),
-        pytest.param(b"GET /heal", id="half a line"),
-        pytest.param(b"GET /healthz HTTP/1.1\r\nHost: x\r\n", id="half a head"),
+        pytest.param(
+            *SERVED[server],
+            UNFINISHED[sent],
+            id=f"{sent}-{server}",
+            marks=() if (sent, server) in QUICK else pytest.mark.slow,
+        )
+        for sent in UNFINISHED
+        for server in SERVED
     ],
 )
 def test_unfinished_requests_are_bounded_and_end(

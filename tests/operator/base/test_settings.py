@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from sd_api.choices import VerifyDigest
 from sd_api.default_credentials import DefaultSecret
 from sd_api.spec import JobOverrides
 from sd_api.trained import TEMPLATE_RULE
@@ -58,6 +59,8 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
         LOADER_PLACEMENT='{"nodeSelector": {"pool": "gpu"}, "runtimeClassName": "nvidia"}',
         ALLOWED_HOSTS="Mirror.example.com, 10.0.0.1:8080",
         HF_ENDPOINT="https://hub.example.com",
+        CIVITAI_ENDPOINT="https://civitai.example.com",
+        VERIFY_DIGEST="whenWhole",
         TRAINED_URL_TEMPLATE="https://trainer.example.com/models/{id}",
         HTTPS_PROXY="http://proxy:3128",
         NO_PROXY="localhost",
@@ -110,6 +113,8 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
         ),
         allowed_hosts=frozenset({"mirror.example.com", "10.0.0.1:8080"}),
         hub_endpoint="https://hub.example.com",
+        civitai_endpoint="https://civitai.example.com",
+        verify_digest=VerifyDigest.WHEN_WHOLE,
         trained_url_template="https://trainer.example.com/models/{id}",
         https_proxy="http://proxy:3128",
         no_proxy="localhost",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sd_api.choices import VerifyDigest
 from sd_api.controlnets import CONTROLNET_REPOS
 from sd_api.default_credentials import DefaultSecret
 from sd_api.load import LoadRequest, RemoveRequest
@@ -32,6 +33,8 @@ FULL = Settings(
     ),
     allowed_hosts=frozenset({"mirror.example.com", "10.0.0.1:8080"}),
     hub_endpoint="https://mirror.example.com/hf",
+    civitai_endpoint="https://civitai.example.com",
+    verify_digest=VerifyDigest.WHEN_WHOLE,
     https_proxy="http://proxy.example.com:3128",
     no_proxy=".example.com",
 )

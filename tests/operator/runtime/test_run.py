@@ -287,7 +287,9 @@ def test_operator_ends_when_the_api_server_stays_away(
         asyncio.run(asyncio.wait_for(run.operate(settings, asyncio.Event()), 20))
 
 
-@pytest.mark.parametrize("when", ["while it starts", "while it serves"])
+@pytest.mark.parametrize(
+    "when", [pytest.param("while it starts", marks=pytest.mark.slow), "while it serves"]
+)
 def test_a_leader_that_loses_the_api_server_ends_with_one_line(
     server: Server, start: Start, when: str
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +14,8 @@ from sd_operator.gateway import keys
 from sd_operator.gateway.settings import GatewaySettings
 from tests.support.gateway.gatewayrun import Gateway
 from tests.support.kube.cluster import Cluster
+
+Form = Mapping[str, str] | Sequence[tuple[str, str]]
 
 
 @dataclass
@@ -69,9 +71,7 @@ class Site:
         """The host and port of the gallery."""
         return urlsplit(self.url).netloc
 
-    def request(
-        self, method: str, path: str, form: dict[str, str] | None = None, **headers: str
-    ) -> Response:
+    def request(self, method: str, path: str, form: Form | None = None, **headers: str) -> Response:
         """Send a request with the cookie; a form has the headers that browsers send with it."""
         with contextlib.closing(http.client.HTTPConnection(self.host, timeout=30)) as connection:
             connection.request(method, path, *self._request(form, headers))
@@ -84,8 +84,8 @@ class Site:
         """Get a page."""
         return self.request("GET", path, **headers)
 
-    def post(self, path: str, form: dict[str, str], **headers: str) -> Response:
-        """Submit a form."""
+    def post(self, path: str, form: Form, **headers: str) -> Response:
+        """Submit a form. Pairs can repeat a field, as check boxes do."""
         return self.request("POST", path, form, **headers)
 
     def login(self, key: str | None = None) -> Response:
@@ -105,7 +105,7 @@ class Site:
             yield _events(response)
 
     def _request(
-        self, form: dict[str, str] | None, headers: dict[str, str]
+        self, form: Form | None, headers: dict[str, str]
     ) -> tuple[str | None, dict[str, str]]:
         overrides = {name.replace("_", "-"): value for name, value in headers.items()}
         defaults = {"Cookie": self.cookie} if self.cookie else {}

@@ -215,10 +215,10 @@ def beside(
 
 def in_labels(message: str) -> str:
     """Return a message with the labels of the form in place of the resource's fields."""
-    return reword(message, _label, yes="Yes")
+    return reword(message, label, yes="Yes")
 
 
-def _label(path: str) -> str | None:
+def label(path: str) -> str | None:
     """Return the label of the form field for a path of the resource."""
     return _LABELS.get(_field(path) or "")
 

@@ -67,9 +67,9 @@ class Updates:
         self._versions[uid], self._cards[uid] = _version(change.body), after
         if before is None or _shape(before) != _shape(after):
             self.stale[LISTING] = None
-        # While a model loads, new HTML of its state suffices. Otherwise its page shows more that
-        # may have changed.
-        if before is None or before.bar is None or after.bar is None:
+        # Within a stage of a load, new HTML of its state suffices. Otherwise its page shows more
+        # that may have changed.
+        if before is None or _stage(before) is None or _stage(before) != _stage(after):
             self.stale[f"changed-{name}"] = None
         if before is not None and before != after:
             yield f"state-{name}", render("_state.html", card=after)
@@ -77,6 +77,10 @@ class Updates:
             news = render("_news.html", text=text)
             yield NEWS, news
             yield f"news-{name}", news
+
+
+def _stage(card: views.Card) -> str | None:
+    return card.bar.stage if card.bar is not None else None
 
 
 def _shape(card: views.Card) -> tuple[object, ...]:

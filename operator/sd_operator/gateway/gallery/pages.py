@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from importlib.resources import files
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse, Response
+
+from sd_operator.gateway.gallery.art import art
 
 ROOT = "/gallery"
 
@@ -63,6 +66,11 @@ def static_url(name: str) -> str:
     return f"{ROOT}/static/{name}?v={STATIC[name].digest}"
 
 
+def model_url(name: str) -> str:
+    """Return the URL of a model's page."""
+    return f"{ROOT}/models/{quote(name, safe='')}"
+
+
 _ENVIRONMENT = Environment(
     loader=PackageLoader(_PACKAGE),
     autoescape=True,
@@ -70,7 +78,13 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.globals |= {"static": static_url, "root": ROOT, "namespace": None}
+_ENVIRONMENT.globals |= {
+    "art": art,
+    "model_url": model_url,
+    "namespace": None,
+    "root": ROOT,
+    "static": static_url,
+}
 
 
 def render(template: str, **values: object) -> str:

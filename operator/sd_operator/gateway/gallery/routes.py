@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Literal
 from urllib.parse import quote
 
@@ -18,26 +17,19 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from sd_operator.base.errors import AlreadyExistsError, ApiError, InvalidError
-from sd_operator.clients.kube import Json
+from sd_operator.base.errors import ApiError
 from sd_operator.gateway.context import Context
-from sd_operator.gateway.errors import (
-    FieldRefusedError,
-    RefusedError,
-    map_api_error,
-    map_error,
-)
-from sd_operator.gateway.gallery import form, live, previews, session, views
-from sd_operator.gateway.gallery.pages import ROOT, STATIC, page
+from sd_operator.gateway.errors import FieldRefusedError, RefusedError, map_error
+from sd_operator.gateway.gallery import form, forms, live, session
+from sd_operator.gateway.gallery.actions import Actions
+from sd_operator.gateway.gallery.pages import ROOT, STATIC, model_url, page
+from sd_operator.gateway.gallery.reading import Reading
 from sd_operator.gateway.gallery.snippets import to_yaml
 from sd_operator.gateway.keys import Key
-from sd_operator.resources.model import Model
 
 log = logging.getLogger(__name__)
 
 STREAMS_PER_KEY = 20
-FORM_FIELDS_MAX = 64
-SHOWN_MAX = 10_000
 
 Handler = Callable[[Request], Awaitable[Response]]
 KeyHandler = Callable[[Request, Key], Awaitable[Response]]
@@ -60,24 +52,31 @@ class Gallery:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._models = context.models
-        self._store = context.settings.store
         self._streams: Counter[str] = Counter()
 
     def application(self) -> Starlette:
         """Return the gallery as a separate application, so that its errors are HTML pages."""
-        signed = self._signed_in
+        signed, both = self._signed_in, ["GET", "POST"]
+        reading, actions = Reading(self._context), Actions(self._context)
         return Starlette(
             routes=[
                 Route("/login", self._login, methods=["GET", "POST"]),
                 Route("/logout", self._logout, methods=["POST"]),
                 Route("/static/{name}", _static),
-                Route("/", signed(self._list)),
+                Route("/", signed(reading.list)),
                 Route("/live", signed(self._live)),
-                Route("/load", signed(self._load), methods=["GET", "POST"]),
-                Route("/models/{name}", signed(self._model)),
-                Route("/models/{name}/preview.png", signed(self._preview)),
-                Route("/models/{name}/reload", signed(self._reload), methods=["POST"]),
-                Route("/models/{name}/delete", signed(self._delete), methods=["GET", "POST"]),
+                Route("/load", signed(self._load), methods=both),
+                Route("/starter", signed(reading.starter)),
+                Route("/starter", signed(actions.load_starter), methods=["POST"]),
+                Route("/delete", signed(actions.delete_several), methods=["POST"]),
+                Route("/models/{name}", signed(reading.model)),
+                Route("/models/{name}/preview.png", signed(reading.preview)),
+                Route("/models/{name}/edit", signed(actions.edit), methods=both),
+                Route("/models/{name}/suspend", signed(actions.suspend), methods=["POST"]),
+                Route("/models/{name}/resume", signed(actions.resume), methods=["POST"]),
+                Route("/models/{name}/retype", signed(actions.retype), methods=["POST"]),
+                Route("/models/{name}/reload", signed(actions.reload), methods=["POST"]),
+                Route("/models/{name}/delete", signed(actions.delete), methods=both),
             ],
             exception_handlers={
                 RefusedError: self._error,
@@ -118,7 +117,7 @@ class Gallery:
         insecure = self._is_insecure(request)
         if request.method != "POST":
             return page("login.html", next=target, error=None, insecure=insecure)
-        text = (await _form(request)).get("key", "").strip()
+        text = (await forms.read(request)).get("key", "").strip()
         try:
             key = self._context.admit(text, request)
         except RefusedError as error:
@@ -157,71 +156,7 @@ class Gallery:
         response.delete_cookie(session.COOKIE, path=ROOT)
         return response
 
-    # Pages
-
-    async def _list(self, request: Request, key: Key) -> Response:
-        filter_ = _filter(request.query_params)
-        bodies = await self._models.all(key.namespace)
-        if _shows(request, bodies):
-            return Response(status_code=204)
-        cards = sorted((views.card(body) for body in bodies), key=lambda card: card.name)
-        matches = [card for card in cards if filter_.matches(card)]
-        shown = matches[: filter_.show]
-        names = {card.name for card in shown}
-        response = page(
-            "models.html",
-            namespace=key.namespace,
-            filter=filter_,
-            cards=shown,
-            previews=await self._previewed(b for b in bodies if b["metadata"]["name"] in names),
-            found=len(matches),
-            total=len(cards),
-            types={card.type: card.type_name for card in cards if card.type},
-            phases=sorted({card.phase for card in cards} | ({filter_.phase} - {""})),
-            digest=live.digest(bodies),
-        )
-        if request.headers.get("hx-trigger") == "filter":
-            query = f"?{filter_.query}" if filter_.query else ""
-            response.headers["HX-Push-Url"] = f"{ROOT}/{query}"
-        return response
-
-    async def _model(self, request: Request, key: Key) -> Response:
-        body = await self._models.get(key.namespace, request.path_params["name"])
-        if _shows(request, [body]):
-            return Response(status_code=204)
-        now = self._context.clock.now()
-        return page(
-            "model.html",
-            namespace=key.namespace,
-            model=views.detail(body, now),
-            events=views.events(await self._models.events(key.namespace, body), now)[:30],
-            previewed=bool(await self._previewed([body])),
-            digest=live.digest([body]),
-        )
-
-    async def _previewed(self, bodies: Iterable[Json]) -> set[str]:
-        """Return the names of the models that have a preview on the volume."""
-        store = self._store
-        if store is None:
-            return set()
-        models = [Model.from_body(body) for body in bodies]
-        paths = {model.name: previews.preview_path(model) for model in models}
-
-        def existing() -> set[str]:
-            return {name for name, path in paths.items() if path and previews.exists(store, path)}
-
-        return await asyncio.to_thread(existing)
-
-    async def _preview(self, request: Request, key: Key) -> Response:
-        body = await self._models.get(key.namespace, request.path_params["name"])
-        path = previews.preview_path(Model.from_body(body))
-        image = None
-        if self._store is not None and path is not None:
-            image = await asyncio.to_thread(previews.read, self._store, path)
-        if image is None:
-            raise HTTPException(404, "This model has no preview image")
-        headers = {"Cache-Control": "private, max-age=86400"}
-        return Response(image, media_type="image/png", headers=headers)
+    # Updates
 
     async def _live(self, request: Request, key: Key) -> Response:
         # The stream counts before anything is awaited: many requests at once would all pass.
@@ -245,7 +180,7 @@ class Gallery:
 
     async def _load(self, request: Request, key: Key) -> Response:
         """Show the form; on POST, create the resource, or only validate it for the preview."""
-        submitted = request.query_params if request.method == "GET" else await _form(request)
+        submitted = request.query_params if request.method == "GET" else await forms.read(request)
         texts = form.values(submitted)
         body = form.manifest(texts, key.namespace)
         status, complaints, validated = 200, form.Complaints(), request.method == "POST"
@@ -255,10 +190,10 @@ class Gallery:
             try:
                 await self._models.create(key.namespace, body, dry_run=not applied)
             except (ApiError, FieldRefusedError) as error:
-                status, complaints = _complaints(error)
+                status, complaints = forms.complaints(error)
             else:
                 if applied:
-                    return _to_model(body["metadata"]["name"])
+                    return RedirectResponse(model_url(body["metadata"]["name"]), 303)
         return page(
             "load.html",
             status if applied else 200,
@@ -273,22 +208,6 @@ class Gallery:
             more_used=any(texts.get(field.path) for field in form.FIELDS if not field.common),
             yaml=to_yaml(body),
         )
-
-    async def _reload(self, request: Request, key: Key) -> Response:
-        body = await self._models.get(key.namespace, request.path_params["name"])
-        await self._models.reload(key.namespace, body)
-        return _to_model(request.path_params["name"])
-
-    async def _delete(self, request: Request, key: Key) -> Response:
-        """Ask for confirmation, then delete the model with the uid that the user confirmed."""
-        name = request.path_params["name"]
-        uid = (await _form(request)).get("uid") if request.method == "POST" else None
-        if uid:
-            await self._models.delete(key.namespace, {"metadata": {"name": name, "uid": uid}})
-            return RedirectResponse(f"{ROOT}/", 303)
-        body = await self._models.get(key.namespace, name)
-        model = views.detail(body, self._context.clock.now())
-        return page("delete.html", namespace=key.namespace, model=model)
 
     async def _error(self, request: Request, error: Exception) -> Response:
         """Return an error as a page."""
@@ -327,44 +246,10 @@ async def _static(request: Request) -> Response:
     return file.response()
 
 
-async def _form(request: Request) -> dict[str, str]:
-    """Return the text fields of a submitted form; uploaded files are rejected."""
-    async with request.form(max_files=0, max_fields=FORM_FIELDS_MAX) as fields:
-        return {name: value for name, value in fields.items() if isinstance(value, str)}
-
-
-def _complaints(error: ApiError | FieldRefusedError) -> tuple[int, form.Complaints]:
-    """Return the status code and the form errors for a resource that was not created."""
-    if isinstance(error, FieldRefusedError):
-        return error.status, form.Complaints({error.field: [form.in_labels(error.message)]})
-    if isinstance(error, AlreadyExistsError):
-        text = "A model with this name already exists. Use another name, or delete that model."
-        return 409, form.Complaints({"metadata.name": [text]})
-    if isinstance(error, InvalidError):
-        return 422, form.complaints(error.causes, str(error))
-    refused = map_api_error(error)
-    return refused.status, form.Complaints(others=(refused.message,))
-
-
 def _with_retry_after(response: Response, error: RefusedError) -> Response:
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
     return response
-
-
-def _filter(query: Mapping[str, str]) -> views.Filter:
-    show = query.get("show", "")
-    return views.Filter(
-        text=query.get("q", "").strip()[:200],
-        type=query.get("type", ""),
-        phase=query.get("phase", ""),
-        show=min(int(show), SHOWN_MAX) if show.isdecimal() and len(show) < 9 else views.PAGE,
-    )
-
-
-def _shows(request: Request, bodies: Iterable[Json]) -> bool:
-    """Return whether the page that sends this request shows the models as they are now."""
-    return request.query_params.get("digest") == live.digest(bodies)
 
 
 def _to_login(request: Request) -> Response:
@@ -385,7 +270,3 @@ def _login_target(request: Request) -> str:
     target = request.query_params.get("next", "")
     inside = target.startswith(f"{ROOT}/") and not target.startswith(f"{ROOT}/log")
     return target if inside else f"{ROOT}/"
-
-
-def _to_model(name: str) -> Response:
-    return RedirectResponse(f"{ROOT}/models/{quote(name, safe='')}", 303)

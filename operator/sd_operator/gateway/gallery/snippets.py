@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -20,6 +22,13 @@ from sd_operator.resources.model import Model
 _URLS = (("url",), ("webhook",), ("originalConfig",), ("vae", "url"))
 _DEFAULTS = Spec().model_dump(mode="json", by_alias=True, exclude_none=True)
 _HIDDEN = "# Secret parts of URLs are left out. Add them before you apply this.\n"
+_TRANSFORMERS = frozenset({"flux", "flux2", "qwen-image", "wan", "z-image"})
+_SERVERS: tuple[tuple[str, str, frozenset[str] | None], ...] = (
+    ("diffusers: examples/serving/server.py", "python3 server.py {}", None),
+    ("SGLang Diffusion", "sglang serve --model-type diffusion --model-path {}", _TRANSFORMERS),
+    ("vLLM-Omni", "vllm serve {} --omni", _TRANSFORMERS | {"sd-3"}),
+)
+"""Name, command and families of each server of docs/serving.md; None stands for all families."""
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
@@ -66,6 +75,30 @@ def snippet(model: Model) -> str | None:
     if artifact is None or artifact.missing_time is not None:
         return None
     return python_code(model.type_with(artifact), artifact, f"{STORE_MOUNT}/{artifact.path}")
+
+
+@dataclass(frozen=True)
+class InferenceServer:
+    """An inference server, and the command that opens the model with it."""
+
+    name: str
+    command: str
+
+
+def servers(model: Model) -> tuple[InferenceServer, ...]:
+    """Return the inference servers that open a pipeline; none before it is published.
+
+    The shell resolves the link, because a reload moves it while the server still reads files.
+    """
+    artifact = model.status.artifact
+    if artifact is None or artifact.missing_time is not None:
+        return ()
+    link = shlex.quote(f"{STORE_MOUNT}/{artifact.path}")
+    return tuple(
+        InferenceServer(name, command.format(f'"$(realpath {link})"'))
+        for name, command, families in _SERVERS
+        if families is None or artifact.base_model in families
+    )
 
 
 def _redact(spec: dict[str, Any], path: tuple[str, ...]) -> bool:

@@ -1,4 +1,4 @@
-// Copy buttons, and the state of the load form's fields. The style sheet shows the buttons only if
+// Copy buttons, the key for the search, and the state of the load form's fields. The style sheet shows the buttons only if
 // this script runs.
 "use strict";
 
@@ -17,6 +17,15 @@ document.addEventListener("click", async (event) => {
     text.focus();
     announce(button, "Selected: press Ctrl+C");
   }
+});
+
+// The key / goes to the search, as on many sites.
+document.addEventListener("keydown", (event) => {
+  const search = document.getElementById("q");
+  if (event.key !== "/" || !search || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.closest("input:not([type=checkbox])")) return;
+  event.preventDefault();
+  search.focus();
 });
 
 // A response to the form replaces the errors of its fields, but not the fields: they keep their text.

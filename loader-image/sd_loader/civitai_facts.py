@@ -1,0 +1,87 @@
+"""What Civitai says of one version of a model: typed, bounded, and nothing else of its answers.
+
+`source.civitai_api` reads it. It travels in the handover, so that later steps need no request.
+All texts are untrusted: a creator wrote them. They are short, but may contain any characters.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from sd_api.fields import Contract, Count, Sha256, Url
+
+TEXT_MAX_LENGTH = 200
+"""Longer texts are cut."""
+CivitaiText = Annotated[str, StringConstraints(min_length=1, max_length=TEXT_MAX_LENGTH)]
+MAX_WORDS = 64
+"""Trained words of a version that are kept."""
+MAX_IMAGES = 10
+"""Images of a version that are kept. Civitai's API lists ten."""
+
+
+class CivitaiFile(Contract):
+    """One file of a version."""
+
+    id: Count
+    name: CivitaiText
+    type: CivitaiText
+    """Its role: Model, Pruned Model, VAE, Training Data and others."""
+    path: str
+    """The path of its download, with its query, at Civitai's endpoint."""
+    size_bytes: Count | None = None
+    """About: the API states kilobytes, which it may have rounded."""
+    sha256: Sha256 | None = None
+    """None while Civitai has not scanned the file."""
+    format: CivitaiText | None = None
+    """SafeTensor, PickleTensor, GGUF, Diffusers and others."""
+    size: CivitaiText | None = None
+    """full or pruned."""
+    fp: CivitaiText | None = None
+    """fp16, bf16, fp32, fp8 and others."""
+    is_primary: bool = False
+    """Whether a download without a choice gets this file."""
+
+
+class CivitaiImage(Contract):
+    """An image that the model's page shows."""
+
+    url: Url
+    nsfw_level: Count | None = None
+    """Civitai's rating, a power of two: 1 is safe for everyone. None if it is not rated."""
+    is_video: bool = False
+
+
+class CivitaiLicence(Contract):
+    """What the creator allows. None: Civitai does not say it."""
+
+    no_credit: bool | None = None
+    """Use without naming the creator."""
+    derivatives: bool | None = None
+    """Sharing of merges."""
+    different_licence: bool | None = None
+    """Merges under other permissions."""
+    commercial_use: Annotated[tuple[CivitaiText, ...], Field(max_length=8)] | None = None
+    """None, Image, RentCivit, Rent and Sell. Empty: not any."""
+
+
+class CivitaiFacts(Contract):
+    """One version of a model."""
+
+    version_id: Count
+    model_id: Count | None = None
+    model_name: CivitaiText | None = None
+    version_name: CivitaiText | None = None
+    model_type: CivitaiText | None = None
+    """Checkpoint, LORA, LoCon, DoRA, TextualInversion, VAE, Controlnet and others."""
+    base_model: CivitaiText | None = None
+    """The trade name: SD 1.5, Pony, Illustrious and others."""
+    trained_words: Annotated[tuple[CivitaiText, ...], Field(max_length=MAX_WORDS)] = ()
+    creator: CivitaiText | None = None
+    licence: CivitaiLicence = Field(default_factory=CivitaiLicence)
+    nsfw_level: Count | None = None
+    """Civitai's rating of the version: the sum of its images' ratings."""
+    images: Annotated[tuple[CivitaiImage, ...], Field(max_length=MAX_IMAGES)] = ()
+    file: CivitaiFile | None = None
+    """The file that is loaded. None if it is not known which one a download link means."""

@@ -1,0 +1,317 @@
+"""Finds the link, the digest and the facts of a model on Civitai.
+
+A page or a resource identifier means a model; its file is found by the API. A download link is
+called as it is written; what the API says of it is looked up too, but a load does not need it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from sd_api.choices import VerifyDigest
+from sd_api.fields import Contract, Count
+from sd_api.reasons import Reason
+from sd_api.redaction import carries_secret
+from sd_api.sources import CivitaiModel, FileChoice, Link, civitai_download
+from sd_loader.civitai_facts import CivitaiFacts, CivitaiFile
+from sd_loader.errors import LoaderError
+from sd_loader.handover import Fetched
+from sd_loader.net.client import HttpClient
+from sd_loader.net.patience import Retries
+from sd_loader.snippet import snippet
+from sd_loader.source.civitai_answers import ModelAnswer, VersionAnswer
+from sd_loader.source.civitai_choice import choose, describe
+from sd_loader.source.locate import Located, Place
+from sd_loader.source.ref import Checks, SourceRef
+
+if TYPE_CHECKING:
+    from sd_loader.source.civitai_api import CivitaiApi
+
+log = logging.getLogger(__name__)
+
+_ENDPOINT = "the loader's setting SD_LOADER_CIVITAI_ENDPOINT"
+_PIN = "civitai.json"
+_PIN_MAX_BYTES = 1024
+_REFUSALS = frozenset(
+    {
+        Reason.AUTHENTICATION_REQUIRED,
+        Reason.ACCESS_DENIED,
+        Reason.SOURCE_NOT_FOUND,
+        Reason.NOT_A_MODEL,
+    }
+)
+"""Reasons of a download that Civitai refuses; some refusals are pages."""
+_ONE_TRY = Retries(delays=())
+
+
+@dataclass(frozen=True)
+class _Obstacle:
+    """Why Civitai may refuse the download of a version."""
+
+    reason: Reason
+
+    words: str
+    """They follow the name of the version."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A place to fetch from, and what Civitai says of it."""
+
+    place: Place
+
+    checks: Checks
+
+    facts: CivitaiFacts | None = None
+
+    obstacle: _Obstacle | None = None
+
+    warnings: tuple[str, ...] = ()
+
+    def noted(self, fetched: Fetched) -> Fetched:
+        """Add what Civitai says to what was fetched."""
+        source = fetched.source
+        if self.facts is not None:
+            known = {"version": _version(self.facts), "file": _file_name(self.facts.file)}
+            source = source.model_copy(update=known)
+        return fetched.model_copy(
+            update={
+                "source": source,
+                "civitai": self.facts,
+                "warnings": (*self.warnings, *fetched.warnings),
+            }
+        )
+
+
+class _Pin(Contract):
+    """The version and the file that the first attempt of a load found."""
+
+    version_id: Count
+    file_id: Count
+
+
+def look_up(
+    place: Located, ref: SourceRef, checks: Checks, client: HttpClient, into: Path
+) -> Found:
+    """Find the file of a model on Civitai, or what Civitai says of a download link.
+
+    Any other place is returned as it is. into: the folder of the download. A record there keeps
+    later attempts of a load at the version that the first one found.
+    """
+    match place:
+        case CivitaiModel():
+            return _find(place, ref, checks, client, into / _PIN)
+        case Link(url):
+            version = civitai_download(url, client.settings.civitai_endpoint)
+            if version is not None:
+                return _find_for_link(place, version, ref, checks, client)
+    return Found(place, checks)
+
+
+@contextmanager
+def explaining(found: Found) -> Iterator[None]:
+    """Add to a failure of the download what Civitai says of the version."""
+    try:
+        yield
+    except LoaderError as error:
+        if found.facts is None:
+            raise
+        obstacle = found.obstacle
+        if obstacle is not None and error.reason in _REFUSALS:
+            version = f"version {found.facts.version_id}"
+            raise LoaderError(
+                obstacle.reason, f"{version} {obstacle.words}: {error.message}"
+            ) from error
+        if error.reason is Reason.DIGEST_MISMATCH and found.checks.is_stated:
+            raise LoaderError(
+                error.reason, f"{error.message}, the digest that Civitai states"
+            ) from error
+        raise
+
+
+def _find(
+    place: CivitaiModel, ref: SourceRef, checks: Checks, client: HttpClient, pin: Path
+) -> Found:
+    """Find the file of a model or a version."""
+    from sd_loader.source.civitai_api import CivitaiApi  # It imports httpx2, which takes 0.1 s.
+
+    endpoint = client.settings.civitai_endpoint
+    client.check_url(endpoint, _ENDPOINT)
+    api = CivitaiApi(client, endpoint, client.token(endpoint, ref.field, required=ref.needs_token))
+    pinned = _pinned(pin, place)
+    model, version_id = None, place.version_id
+    if pinned is not None:
+        version_id = pinned.version_id
+    if version_id is None:
+        model = api.model(place.model_id or 0)  # A link without a version names the model.
+        version_id = _newest(place, model)
+    version = api.version(version_id)
+    owner, name = version.facts.model_id, f"version {version_id}"
+    if place.model_id is not None and owner not in (None, place.model_id):
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"{name} belongs to model {owner}, not to model {place.model_id}; correct one of them",
+            field=ref.field,
+        )
+    model = model or _model(api, version)
+    obstacle = _obstacle(version)
+    if not version.files:
+        reason = obstacle.reason if obstacle else Reason.SOURCE_NOT_FOUND
+        words = obstacle.words if obstacle else "has no file that can be downloaded"
+        raise LoaderError(reason, f"{name} {words}")
+    chosen = choose(
+        version, place.choice, checks.sha256, None if pinned is None else pinned.file_id
+    )
+    file = chosen.file
+    if checks.sha256 is not None and file.sha256 not in (None, checks.sha256):
+        raise LoaderError(
+            Reason.DIGEST_MISMATCH,
+            f"{describe(file)} of {name} has sha256 {file.sha256} at Civitai, not {checks.sha256}",
+        )
+    pin.write_text(_Pin(version_id=version_id, file_id=file.id).model_dump_json())
+    warnings: tuple[str, ...] = ()
+    if chosen.others and place.choice == FileChoice():
+        warnings = (
+            f"of {chosen.others + 1} files, {describe(file)} was taken; choose another by ?format=,"
+            " ?size= and ?fp=",
+        )
+    return Found(
+        Link(endpoint + file.path),
+        _stated(checks, file, client),
+        _facts(version, model, file),
+        obstacle,
+        warnings,
+    )
+
+
+def _find_for_link(
+    place: Link, meant: CivitaiModel, ref: SourceRef, checks: Checks, client: HttpClient
+) -> Found:
+    """Find what Civitai says of a download link. The load goes on without it if that fails."""
+    from sd_loader.source.civitai_api import CivitaiApi  # for the same reason
+
+    endpoint = client.settings.civitai_endpoint
+    try:
+        client.check_url(endpoint, _ENDPOINT)
+        token = client.token(endpoint, ref.field, required=False)
+        api = CivitaiApi(replace(client, retries=_ONE_TRY), endpoint, token)
+        version = api.version(meant.version_id or 0)
+    except LoaderError as error:
+        words = snippet(error.message, 150)
+        return Found(place, checks, warnings=(f"Civitai's API did not describe the file: {words}",))
+    has_account = client.has_token or carries_secret(place.url)
+    file = _file_of_link(version, meant.choice, checks.sha256, has_account=has_account)
+    return Found(
+        place,
+        _stated(checks, file, client),
+        _facts(version, _model(api, version), file),
+        _obstacle(version),
+    )
+
+
+def _file_of_link(
+    version: VersionAnswer, choice: FileChoice, sha256: str | None, *, has_account: bool
+) -> CivitaiFile | None:
+    """Return the file that a download link gets. None if that is not sure.
+
+    has_account: whether the request names an account, whose preferences choose among several files.
+    """
+    try:
+        chosen = choose(version, choice, sha256)
+    except LoaderError:
+        return None
+    file = chosen.file
+    if sha256 is not None:
+        return file if file.sha256 == sha256 else None
+    is_sure = choice.file_id is not None or chosen.others == 0
+    if choice == FileChoice() and not has_account:
+        is_sure = is_sure or file.is_primary
+    return file if is_sure else None
+
+
+def _model(api: CivitaiApi, version: VersionAnswer) -> ModelAnswer | None:
+    """Return the model of a version: its creator and licence are worth a request, not a failure."""
+    if version.facts.model_id is None:
+        return None
+    try:
+        return replace(api, client=replace(api.client, retries=_ONE_TRY)).model(
+            version.facts.model_id
+        )
+    except LoaderError as error:
+        log.warning("the model's creator and licence are not known: %s", error)
+        return None
+
+
+def _newest(place: CivitaiModel, model: ModelAnswer) -> int:
+    if not model.versions:
+        raise LoaderError(
+            Reason.SOURCE_NOT_FOUND, f"model {place.model_id} has no published version at Civitai"
+        )
+    return model.versions[0]
+
+
+def _obstacle(version: VersionAnswer) -> _Obstacle | None:
+    """Return why a download of the version may be refused. None if Civitai states no reason."""
+    match version.mode:
+        case "Archived":
+            words = "was archived by its creator, so that it cannot be downloaded any more"
+            return _Obstacle(Reason.SOURCE_NOT_FOUND, words)
+        case "TakenDown":
+            return _Obstacle(Reason.SOURCE_NOT_FOUND, "was taken down from Civitai")
+    ends = version.early_access
+    if ends == "":
+        return _Obstacle(Reason.ACCESS_DENIED, "is only for accounts that bought it")
+    if ends is not None and ends >= datetime.now(UTC).date().isoformat():
+        words = f"is in early access until {ends}, only for accounts that bought it"
+        return _Obstacle(Reason.ACCESS_DENIED, words)
+    if version.usage_control not in (None, "Download"):
+        words = "may only be used on Civitai: its creator does not allow downloads"
+        return _Obstacle(Reason.ACCESS_DENIED, words)
+    return None
+
+
+def _stated(checks: Checks, file: CivitaiFile | None, client: HttpClient) -> Checks:
+    """Return the checks with the digest that Civitai states, unless the spec gives one."""
+    if file is None or file.sha256 is None or checks.sha256 is not None:
+        return checks
+    may_skip = client.settings.verify_digest is VerifyDigest.WHEN_WHOLE
+    return replace(checks, sha256=file.sha256, is_stated=True, may_skip=may_skip)
+
+
+def _facts(
+    version: VersionAnswer, model: ModelAnswer | None, file: CivitaiFile | None
+) -> CivitaiFacts:
+    facts = version.facts.model_copy(update={"file": file})
+    if model is None:
+        return facts
+    return facts.model_copy(update={"creator": model.creator, "licence": model.licence})
+
+
+def _version(facts: CivitaiFacts) -> str:
+    """Return version and file as the end of a resource identifier has them."""
+    model = "" if facts.model_id is None else f"{facts.model_id}@"
+    file = "" if facts.file is None else f"+{facts.file.id}"
+    return f"{model}{facts.version_id}{file}"
+
+
+def _file_name(file: CivitaiFile | None) -> str | None:
+    return None if file is None else re.sub(r"[^A-Za-z0-9 ._()+@-]", "_", file.name)[:128]
+
+
+def _pinned(path: Path, place: CivitaiModel) -> _Pin | None:
+    """Return what an earlier attempt of this load found. None if this is the first one."""
+    try:
+        with path.open("rb") as file:
+            pin = _Pin.model_validate_json(file.read(_PIN_MAX_BYTES), strict=True)
+    except (FileNotFoundError, ValidationError):
+        return None
+    return pin if place.version_id in (None, pin.version_id) else None

@@ -1,0 +1,213 @@
+"""Reads the answers of Civitai's API, which a creator or a mirror may have filled with anything.
+
+Only the fields of `CivitaiFacts` are read, and those that say why a file cannot be had, each by
+itself: a field with a wrong type counts as absent, and a file or an image without a usable link is
+left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from sd_api.fields import COUNT_MAX, HEX_64_PATTERN
+from sd_loader.civitai_facts import (
+    MAX_IMAGES,
+    MAX_WORDS,
+    TEXT_MAX_LENGTH,
+    CivitaiFacts,
+    CivitaiFile,
+    CivitaiImage,
+    CivitaiLicence,
+)
+
+_MAX_FILES = 100
+_MAX_VERSIONS = 1000
+_DOWNLOAD = re.compile(r"/api/download/models/[0-9]{1,18}$")
+_QUERY = re.compile(r"[A-Za-z0-9=&%+._-]{0,500}")
+_IMAGE = re.compile(r"https?://[!-~]{1,2000}")
+_WORD = re.compile(r"[A-Za-z]+")
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class VersionAnswer:
+    """One published version, with what keeps its files from being loaded."""
+
+    facts: CivitaiFacts
+    """Without a file. The creator and the licence are known only with the model's answer."""
+
+    files: tuple[CivitaiFile, ...]
+    """The files that may be downloaded."""
+
+    mode: str | None
+    """Archived or TakenDown, if the whole model is one of them."""
+
+    usage_control: str | None
+    """Download, or how the creator lets the version be used on Civitai only."""
+
+    early_access: str | None
+    """Until when the version is for buyers only. Empty: for good. None: it is for everyone."""
+
+
+@dataclass(frozen=True)
+class ModelAnswer:
+    """A model, with its published versions, the newest first."""
+
+    name: str | None
+    type: str | None
+    mode: str | None
+    creator: str | None
+    licence: CivitaiLicence
+    versions: tuple[int, ...]
+
+
+def read_version(answer: Json, version_id: int) -> VersionAnswer:
+    """Read the answer for a version."""
+    model = _part(answer, "model")
+    return VersionAnswer(
+        facts=CivitaiFacts(
+            model_id=_count(answer, "modelId"),
+            version_id=version_id,
+            model_name=_text(model, "name"),
+            version_name=_text(answer, "name"),
+            model_type=_text(model, "type"),
+            base_model=_text(answer, "baseModel"),
+            trained_words=_texts(answer.get("trainedWords"))[:MAX_WORDS],
+            nsfw_level=_count(answer, "nsfwLevel"),
+            images=tuple(_images(answer))[:MAX_IMAGES],
+        ),
+        files=tuple(_files(answer)),
+        mode=_text(model, "mode"),
+        usage_control=_text(answer, "usageControl"),
+        early_access=_early_access(answer),
+    )
+
+
+def read_model(answer: Json) -> ModelAnswer:
+    """Read the answer for a model."""
+    ids = (_count(version, "id") for version in _items(answer, "modelVersions", _MAX_VERSIONS))
+    return ModelAnswer(
+        name=_text(answer, "name"),
+        type=_text(answer, "type"),
+        mode=_text(answer, "mode"),
+        creator=_text(_part(answer, "creator"), "username"),
+        licence=CivitaiLicence(
+            no_credit=_flag(answer, "allowNoCredit"),
+            derivatives=_flag(answer, "allowDerivatives"),
+            different_licence=_flag(answer, "allowDifferentLicense"),
+            commercial_use=_uses(answer.get("allowCommercialUse")),
+        ),
+        versions=tuple(number for number in ids if number is not None),
+    )
+
+
+def _files(answer: Json) -> Iterator[CivitaiFile]:
+    for file in _items(answer, "files", _MAX_FILES):
+        number, name, path = _count(file, "id"), _text(file, "name"), _path(file)
+        if number is None or name is None or path is None:
+            continue
+        metadata = _part(file, "metadata")
+        sha256 = str(_part(file, "hashes").get("SHA256", "")).lower()
+        yield CivitaiFile(
+            id=number,
+            name=name,
+            type=_text(file, "type") or "Model",
+            path=path,
+            size_bytes=_bytes(file.get("sizeKB")),
+            sha256=sha256 if re.fullmatch(HEX_64_PATTERN, sha256) else None,
+            format=_text(metadata, "format"),
+            size=_text(metadata, "size"),
+            fp=_text(metadata, "fp"),
+            is_primary=file.get("primary") is True,
+        )
+
+
+def _path(file: Json) -> str | None:
+    """Return the path and query of a file's download. The endpoint goes before them.
+
+    The API states links at the host that it was asked by, so a mirror may state Civitai's.
+    """
+    try:
+        parts = urlsplit(str(file.get("downloadUrl")))
+    except ValueError:
+        return None
+    match = _DOWNLOAD.search(parts.path)
+    if parts.scheme not in {"http", "https"} or match is None or not _QUERY.fullmatch(parts.query):
+        return None
+    return match[0] + (f"?{parts.query}" if parts.query else "")
+
+
+def _bytes(kilobytes: object) -> int | None:
+    """Return a size in bytes. JSON states kilobytes, often with a fraction."""
+    if not isinstance(kilobytes, int | float) or not 0 <= kilobytes < COUNT_MAX / 1024:
+        return None
+    return int(kilobytes * 1024)
+
+
+def _images(answer: Json) -> Iterator[CivitaiImage]:
+    for image in _items(answer, "images", _MAX_FILES):
+        url = image.get("url")
+        if isinstance(url, str) and _IMAGE.fullmatch(url):
+            yield CivitaiImage(
+                url=url,
+                nsfw_level=_count(image, "nsfwLevel"),
+                is_video=image.get("type") == "video",
+            )
+
+
+def _early_access(answer: Json) -> str | None:
+    """Return until when a version is for buyers only, as the old fields or the new one say it."""
+    paid = _part(answer, "paidAccess")
+    if paid.get("permanent") is True:
+        return ""
+    ends = _text(paid, "endsAt") or _text(answer, "earlyAccessEndsAt")
+    if ends is not None and re.match(r"\d{4}-\d\d-\d\d", ends, re.ASCII):
+        return ends[:10]
+    return "" if paid or answer.get("availability") == "EarlyAccess" else None
+
+
+def _uses(value: object) -> tuple[str, ...] | None:
+    """Read allowCommercialUse, which is a list, one word, or words in braces."""
+    words = _WORD.findall(value) if isinstance(value, str) else _texts(value)
+    return None if value is None else tuple(words)[:8]
+
+
+def _text(answer: Json, name: str) -> str | None:
+    return next(iter(_texts([answer.get(name)])), None)
+
+
+def _texts(values: object) -> tuple[str, ...]:
+    """Return the texts of a list, without blanks around them, cut."""
+    if not isinstance(values, list):
+        return ()
+    texts = [value.strip() for value in values if isinstance(value, str)]
+    return tuple(text[:TEXT_MAX_LENGTH].strip() for text in texts if text)
+
+
+def _count(answer: Json, name: str) -> int | None:
+    value = answer.get(name)
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if 0 <= value <= COUNT_MAX else None
+
+
+def _flag(answer: Json, name: str) -> bool | None:
+    value = answer.get(name)
+    return value if isinstance(value, bool) else None
+
+
+def _part(answer: Json, name: str) -> Json:
+    value = answer.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _items(answer: Json, name: str, most: int) -> list[Json]:
+    values = answer.get(name)
+    if not isinstance(values, list):
+        return []
+    return [value for value in values[:most] if isinstance(value, dict)]

@@ -1,0 +1,138 @@
+"""Chooses the file of a version on Civitai that is loaded. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sd_api.reasons import Reason
+from sd_api.sources import FileChoice
+from sd_loader.civitai_facts import CivitaiFile
+from sd_loader.errors import LoaderError
+from sd_loader.snippet import snippet
+from sd_loader.source.civitai_answers import VersionAnswer
+
+_WEIGHTS = frozenset({"model", "pruned model", "diffusion model", "unet"})
+"""Roles of files that are the model itself. Others, such as a VAE, are only so in their own
+models, where they are the primary file."""
+_OTHER_ROLES = frozenset({"training data", "archive", "config", "workflow"})
+"""Roles of files that are not weights."""
+_UNREADABLE = frozenset({"gguf", "diffuser", "coreml", "onnx"})
+"""Formats that the loader does not read, as `_folded` writes them."""
+_SPELLINGS = {"ckpt": "pickletensor", "pt": "pickletensor", "bin": "pickletensor"}
+"""Formats as a resource identifier writes them, and as the API does."""
+_SHOWN_FILES = 5
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The file to load."""
+
+    file: CivitaiFile
+
+    others: int
+    """How many more files of the version could be loaded."""
+
+
+def choose(
+    version: VersionAnswer, choice: FileChoice, sha256: str | None, pinned: int | None = None
+) -> Chosen:
+    """Choose a file. Raise LoaderError if none fits.
+
+    sha256: of the wanted file. None if it is not known. pinned: the file of an earlier attempt.
+    """
+    wanted = _wanted(version, choice)
+    readable = [file for file in wanted if _folded(file.format) not in _UNREADABLE]
+    if not readable:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"{_title(version)} has no file that the loader reads, only {_listed(wanted)}",
+        )
+    same = [file for file in readable if sha256 is not None and file.sha256 == sha256]
+    best = max(
+        same or readable,
+        key=lambda file: (file.id == pinned, _is_safetensors(file), file.is_primary),
+    )
+    return Chosen(best, len(readable) - 1)
+
+
+def describe(file: CivitaiFile) -> str:
+    """Return a file's name and what Civitai says of its content."""
+    words = [snippet(word, 16) for word in (file.format, file.size, file.fp) if word is not None]
+    if file.type.lower() != "model":
+        words.insert(0, snippet(file.type, 16))
+    name = snippet(file.name, 60)
+    return f"{name} ({', '.join(words)})" if words else name
+
+
+def _wanted(version: VersionAnswer, choice: FileChoice) -> list[CivitaiFile]:
+    """Return the files that the link means. Raise LoaderError if there is none."""
+    if choice != FileChoice():
+        fitting = [file for file in version.files if _fits(file, choice)]
+        if not fitting:
+            raise LoaderError(
+                Reason.INVALID_SPEC,
+                f"{_title(version)} has no file with {_criteria(choice)}; it has"
+                f" {_listed(version.files) or 'no file that can be downloaded'}",
+            )
+        return fitting
+    models = [
+        file
+        for file in version.files
+        if file.type.lower() in _WEIGHTS
+        or (file.is_primary and file.type.lower() not in _OTHER_ROLES)
+    ]
+    if not models:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"{_title(version)} has no model file, only {_listed(version.files)}",
+        )
+    return models
+
+
+def _fits(file: CivitaiFile, choice: FileChoice) -> bool:
+    if choice.file_id is not None and file.id != choice.file_id:
+        return False
+    pairs = (
+        (choice.type, file.type),
+        (choice.format, file.format),
+        (choice.size, file.size),
+        (choice.fp, file.fp),
+    )
+    return all(asked is None or _folded(asked) == _folded(value) for asked, value in pairs)
+
+
+def _folded(word: str | None) -> str:
+    """Return a word without differences of case, blanks and number."""
+    letters = "".join(char for char in (word or "").lower() if char.isalnum())
+    return _SPELLINGS.get(letters, letters.removesuffix("s"))
+
+
+def _is_safetensors(file: CivitaiFile) -> bool:
+    if file.format is None:
+        return file.name.lower().endswith(".safetensors")
+    return _folded(file.format) == "safetensor"
+
+
+def _criteria(choice: FileChoice) -> str:
+    asked = {
+        "fileId": choice.file_id,
+        "type": choice.type,
+        "format": choice.format,
+        "size": choice.size,
+        "fp": choice.fp,
+    }
+    given = (
+        f"{name}={snippet(str(value), 30)}" for name, value in asked.items() if value is not None
+    )
+    return " and ".join(given)
+
+
+def _listed(files: Sequence[CivitaiFile]) -> str:
+    shown = ", ".join(describe(file) for file in files[:_SHOWN_FILES])
+    more = len(files) - _SHOWN_FILES
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _title(version: VersionAnswer) -> str:
+    return f"version {version.facts.version_id}"

@@ -1,0 +1,125 @@
+"""The pages that only read: the list of models, a model, its preview, the starter catalog."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sd_operator.clients.kube import Json
+from sd_operator.gateway.context import Context
+from sd_operator.gateway.gallery import (
+    catalog,
+    components,
+    details,
+    listing,
+    live,
+    previews,
+    related,
+    views,
+    words,
+)
+from sd_operator.gateway.gallery.pages import ROOT, page
+from sd_operator.gateway.keys import Key
+from sd_operator.resources.model import Model
+
+EVENTS_MAX = 30
+
+
+class Reading:
+    """The handlers of these pages."""
+
+    def __init__(self, context: Context) -> None:
+        self._clock = context.clock
+        self._models = context.models
+        self._store = context.settings.store
+
+    async def list(self, request: Request, key: Key) -> Response:
+        """Show the models that match the filter in the URL."""
+        chosen = listing.Filter.of(request.query_params)
+        bodies = await self._models.all(key.namespace)
+        if _shows(request, bodies):
+            return Response(status_code=204)
+        cards = [views.card(body) for body in bodies]
+        matches = listing.ordered(filter(chosen.matches, cards), chosen.sort)
+        shown = matches[: chosen.show]
+        names = {card.name for card in shown}
+        response = page(
+            "models.html",
+            namespace=key.namespace,
+            filter=chosen,
+            cards=shown,
+            previews=await self._previewed(b for b in bodies if b["metadata"]["name"] in names),
+            found=len(matches),
+            total=len(cards),
+            choices=listing.choices(cards, chosen),
+            sorts=listing.SORTS,
+            views=listing.VIEWS,
+            storage=listing.storage(cards),
+            starters=catalog.offers(cards) if not cards else (),
+            digest=live.digest(bodies),
+        )
+        if request.headers.get("hx-trigger") == "filter":
+            response.headers["HX-Push-Url"] = f"{ROOT}/{chosen.url()}"
+        return response
+
+    async def model(self, request: Request, key: Key) -> Response:
+        """Show one model."""
+        body = await self._models.get(key.namespace, request.path_params["name"])
+        if _shows(request, [body]):
+            return Response(status_code=204)
+        now = self._clock.now()
+        receipt = None
+        if self._store is not None:
+            model = Model.from_body(body)
+            receipt = await asyncio.to_thread(components.read, self._store, model)
+        detail = details.detail(body, now, receipt)
+        others = map(views.card, await self._models.all(key.namespace))
+        events = await self._models.events(key.namespace, body)
+        return page(
+            "model.html",
+            namespace=key.namespace,
+            model=detail,
+            events=words.events(events[:EVENTS_MAX], now),
+            related=related.related(detail.card, others),
+            previewed=bool(await self._previewed([body])),
+            digest=live.digest([body]),
+        )
+
+    async def preview(self, request: Request, key: Key) -> Response:
+        """Send a model's preview image."""
+        body = await self._models.get(key.namespace, request.path_params["name"])
+        path = previews.preview_path(Model.from_body(body))
+        image = None
+        if self._store is not None and path is not None:
+            image = await asyncio.to_thread(previews.read, self._store, path)
+        if image is None:
+            raise HTTPException(404, "This model has no preview image")
+        headers = {"Cache-Control": "private, max-age=86400"}
+        return Response(image, media_type="image/png", headers=headers)
+
+    async def starter(self, _: Request, key: Key) -> Response:
+        """Show the starter catalog, and which of its models are there already."""
+        cards = [views.card(body) for body in await self._models.all(key.namespace)]
+        return page("starter.html", namespace=key.namespace, starters=catalog.offers(cards))
+
+    async def _previewed(self, bodies: Iterable[Json]) -> set[str]:
+        """Return the names of the models that have a preview on the volume."""
+        store = self._store
+        if store is None:
+            return set()
+        models = [Model.from_body(body) for body in bodies]
+        paths = {model.name: previews.preview_path(model) for model in models}
+
+        def existing() -> set[str]:
+            return {name for name, path in paths.items() if path and previews.exists(store, path)}
+
+        return await asyncio.to_thread(existing)
+
+
+def _shows(request: Request, bodies: Iterable[Json]) -> bool:
+    """Return whether the page that sends this request shows the models as they are now."""
+    return request.query_params.get("digest") == live.digest(bodies)

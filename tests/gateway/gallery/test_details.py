@@ -1,0 +1,240 @@
+"""Tests of a model's page: its values, and what the page shows of them in which order."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from sd_api.names import RECEIPT_FILE
+from sd_api.reasons import Reason
+from sd_operator.base import times
+from sd_operator.gateway.gallery import components, details, views, words
+from sd_operator.gateway.gallery.pages import render
+from sd_operator.gateway.gallery.related import related
+from sd_operator.resources.model import Model
+from tests.support.gateway.gallerymodels import HASH, failed, loading, ready
+from tests.support.rules.observed import NOW, UID, body
+
+CARD = {
+    "title": "Sketch of a fox",
+    "author": "Ann",
+    "license": "Apache 2.0",
+    "triggerWords": ["fox", "red fur"],
+    "resolution": "512x768",
+    "recommended": "Euler a, 30 steps",
+    "page": "https://civitai.com/models/1",
+}
+RECEIPT = {
+    "uid": UID,
+    "loadHash": HASH,
+    "source": {},
+    "artifact": {"digest": "blake3:" + "ab" * 32, "sizeBytes": 1, "files": 4},
+    "files": {
+        name: {"blake3": "ab" * 32, "size": size}
+        for name, size in (
+            ("model_index.json", 500),
+            ("vae/diffusion_pytorch_model.safetensors", 200_000_000),
+            ("unet/diffusion_pytorch_model.safetensors", 1_800_000_000),
+            ("unet/config.json", 1_000),
+            ("preview.png", 300_000),
+        )
+    },
+}
+
+
+def page(model: dict, *, previewed: bool = False, others: tuple[dict, ...] = ()) -> str:
+    """Return the text of a model's page."""
+    detail = details.detail(model, NOW)
+    return unescape(
+        render(
+            "model.html",
+            namespace="art",
+            model=detail,
+            events=words.events([], NOW),
+            related=related(detail.card, map(views.card, others)),
+            previewed=previewed,
+            digest="",
+        )
+    )
+
+
+def test_page_begins_with_what_people_look_for():
+    """Preview, name, state, opening, card, files, source and conditions come in this order."""
+    status = ready(UID, "sketch", card=CARD)
+    lora = body(ready(UID, "ink"), name="ink", modelType="lora")
+    text = page(body(status), previewed=True, others=(lora,))
+    places = [
+        text.index(part)
+        for part in (
+            "/models/sketch/preview.png",
+            "<h1>sketch</h1>",
+            "Loaded 0 s ago.",
+            ">Open it with<",
+            ">About<",
+            ">Files<",
+            ">Source<",
+            'href="/gallery/models/ink"',
+            ">Conditions and Events<",
+        )
+    ]
+    assert places == sorted(places)
+
+
+def test_page_shows_what_the_source_says_about_the_model():
+    """Words for prompts can be copied; the page at the source is a link."""
+    text = page(body(ready(UID, "sketch", card=CARD)))
+    for part in ("Sketch of a fox", "fox, red fur", "Apache 2.0", "512 by 768", "Euler a, 30"):
+        assert part in text
+    assert 'data-copy="words"' in text
+    assert 'href="https://civitai.com/models/1"' in text
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        None,
+        {},
+        "text",
+        {"title": 1, "triggerWords": "fox", "page": "javascript:alert(1)"},
+        {"triggerWords": [1, None]},
+    ],
+    ids=["absent", "empty", "text", "wrong-types", "wrong-words"],
+)
+def test_card_that_says_nothing_is_not_shown(card):
+    """Values of other types, and pages that are not on the web, are left out."""
+    assert details.detail(body(ready(UID, "sketch", card=card)), NOW).about is None
+
+
+def test_page_of_an_embedding_shows_its_word():
+    """The word is what prompts need, so trigger words are not shown beside it."""
+    status = ready(UID, "sketch", card={"word": "<fox>", "triggerWords": ["other"]})
+    about = details.detail(body(status, modelType="embeddings"), NOW).about
+    assert about is not None
+    assert about.prompt == "<fox>"
+
+
+def test_files_and_origin_are_shown_apart():
+    """The facts have size, digest and path of the published folder, and what was downloaded."""
+    kind = {"baseModel": "flux", "variant": "dev_fill", "format": "diffusers"}
+    model = body(ready(UID, "sketch", sharedBytes=1_900_000_000, loraRank=8, **kind))
+    model["metadata"]["creationTimestamp"] = times.stamp(NOW - timedelta(minutes=5))
+    detail = details.detail(model, NOW)
+    files, origin = dict(detail.files), dict(detail.origin)
+    assert files["Size"] == "2.1 GB in 14 files, 1.9 GB shared"
+    assert files["Folder digest"] == "blake3:" + "ab" * 32
+    assert files["Path"] == "sketch in PVC models"
+    assert (files["Variant"], files["Format"]) == ("dev_fill", "diffusers")
+    assert files["LoRA rank"] == "8"
+    assert detail.card.base == "FLUX.1"
+    assert (origin["Downloaded"], origin["Created"]) == ("2.1 GB", "5 min ago")
+
+
+def test_preview_names_its_prompt_if_the_spec_still_has_it():
+    """After an edit of the spec, nobody knows which prompt the published preview had."""
+    model = body(verify={"prompt": "a fox", "steps": 4})
+    wanted = Model.from_body(model).wanted
+    model["status"] = ready(UID, "sketch", immutablePath=f".store/{UID}/{wanted}")
+    assert details.detail(model, NOW).painted == "“a fox”, seed 0, 4 steps"
+    assert "Rendered with the prompt “a fox”" in page(model, previewed=True)
+    assert "Rendered with the prompt" not in page(model)
+    model["spec"]["verify"]["prompt"] = "a bear"
+    assert details.detail(model, NOW).painted == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "spec", "shown", "hidden"),
+    [
+        (ready(UID, "x"), {}, {"reload", "edit", "delete"}, {"suspend", "resume", "retype"}),
+        (loading(1), {}, {"suspend", "reload", "edit", "delete"}, {"resume", "retype"}),
+        ({"phase": "Pending"}, {"suspend": True}, {"resume", "edit"}, {"suspend"}),
+        (failed(Reason.UNSUPPORTED_FORMAT, "x"), {}, {"retype", "reload"}, {"suspend"}),
+        (failed(Reason.SOURCE_NOT_FOUND, "x"), {}, {"edit"}, {"retype"}),
+    ],
+    ids=["ready", "loading", "suspended", "wrong-type", "wrong-link"],
+)
+def test_page_offers_the_actions_of_its_state(status, spec, shown, hidden):
+    """Another type is offered only if the type may be the cause of the failure."""
+    text = page(body(status, **spec))
+    assert all(f'id="{name}"' in text for name in shown)
+    assert not any(f'id="{name}"' in text for name in hidden)
+
+
+def test_deleted_model_offers_no_action():
+    """A model that is being deleted cannot be changed."""
+    text = page(body(loading(1), deleted_ago=1))
+    assert "<form" not in text.partition("<main")[2]
+
+
+def test_page_of_a_failed_model_unfolds_its_conditions():
+    """The remedy is beside the name; the conditions are folded for all other models."""
+    text = page(body(failed(Reason.NOT_A_MODEL, "A web page")))
+    assert f"<strong>What to do:</strong> {words.in_words(Reason.NOT_A_MODEL.remedy)}" in text
+    assert 'id="history" open' in text
+    assert 'id="history" open' not in page(body(loading(1)))
+
+
+@pytest.mark.parametrize(
+    ("base", "servers"),
+    [
+        ("sd-1", ["python3 server.py"]),
+        ("sd-3", ["python3 server.py", "vllm serve"]),
+        ("flux", ["python3 server.py", "sglang serve", "vllm serve"]),
+    ],
+)
+def test_page_shows_the_servers_that_open_the_model(base, servers):
+    """The command resolves the link once, because a reload moves it."""
+    detail = details.detail(body(ready(UID, "sketch", baseModel=base)), NOW)
+    commands = [server.command for server in detail.servers]
+    assert [" ".join(command.split()[:2]) for command in commands] == servers
+    assert all('"$(realpath /models/sketch)"' in command for command in commands)
+    adapter = body(ready(UID, "sketch", baseModel=base), modelType="lora")
+    assert details.detail(adapter, NOW).servers == ()
+
+
+# Components
+
+
+def store_with(tmp_path: Path, content: str) -> Path:
+    """Return a volume with a receipt in the folder of the model's version."""
+    folder = tmp_path / ".store" / UID / HASH
+    folder.mkdir(parents=True)
+    (folder / RECEIPT_FILE).write_text(content)
+    return tmp_path
+
+
+def test_components_are_read_from_the_receipt(tmp_path):
+    """They are folders and files, the largest first; the preview is not one of them."""
+    model = body(ready(UID, "sketch"))
+    store = store_with(tmp_path, json.dumps(RECEIPT))
+    receipt = components.read(store, Model.from_body(model))
+    assert receipt is not None
+    detail = details.detail(model, NOW, receipt)
+    assert [(part.name, part.size, part.files) for part in detail.components] == [
+        ("unet", "1.8 GB", "2 files"),
+        ("vae", "200 MB", "1 file"),
+        ("model_index.json", "500 B", "1 file"),
+    ]
+    assert detail.memory == "about 3.4 GB", "1.2 times 2.0 GB, and 1 GB"
+
+
+def test_memory_is_estimated_from_the_status_without_a_receipt():
+    """Adapters have no estimate: they are opened together with a pipeline."""
+    assert details.detail(body(ready(UID, "sketch")), NOW).memory == "about 3.5 GB"
+    assert details.detail(body(ready(UID, "sketch"), modelType="lora"), NOW).memory == ""
+    assert "This is an estimate" in page(body(ready(UID, "sketch")))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", json.dumps(RECEIPT | {"uid": "0" * 36}), json.dumps(RECEIPT) + " " * 2**20],
+    ids=["empty", "not-a-receipt", "receipt-of-another-model", "too-large"],
+)
+def test_receipt_that_is_not_the_models_own_is_not_read(tmp_path, content):
+    """Anyone who can write to the volume can write a receipt."""
+    model = Model.from_body(body(ready(UID, "sketch")))
+    assert components.read(store_with(tmp_path, content), model) is None
+    assert components.read(tmp_path, Model.from_body(body({}))) is None

@@ -1,0 +1,110 @@
+"""Models of Civitai load by command line, in a Job and by hand, and no token is left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from devkit.fakecivitai import FakeCivitai, File, Model, Version
+from devkit.fakehub import sha256
+from sd_api.reasons import Reason
+from sd_loader.store.receipt import RECEIPT_FILE
+from tests.support.loader.loadercli import (
+    Containers,
+    Ended,
+    artifact_of,
+    failed,
+    load_request,
+    safetensors_bytes,
+)
+
+PAGE = "https://civitai.com/models/7/tiny-model"
+TOKEN = "c1vitai-s3cret-token"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A Civitai with one embedding, which needs a login."""
+
+    civitai: FakeCivitai
+    path: Path
+    containers: Containers
+
+
+@pytest.fixture
+def site(containers: Containers, tmp_path: Path) -> Iterator[Site]:
+    """The site, and containers that may reach it with a token."""
+    path = tmp_path / "embedding.safetensors"
+    path.write_bytes(safetensors_bytes({"emb_params": (2, 768)}))
+    with FakeCivitai() as civitai:
+        civitai.token = TOKEN
+        civitai.add(
+            Model(7, "TextualInversion", [Version(71, [File(700, path)], needs_login=True)])
+        )
+        containers.env |= {
+            "SD_LOADER_CIVITAI_ENDPOINT": civitai.url,
+            "SD_LOADER_ALLOWED_HOSTS": civitai.cdn_host,
+        }
+        containers.folder.mkdir(exist_ok=True)
+        containers.credentials.mkdir()
+        (containers.credentials / "token").write_text(TOKEN)
+        (containers.credentials / "host").write_text(civitai.host)
+        yield Site(civitai, path, containers)
+
+
+def leaves_no_token(site: Site, ended: Ended) -> None:
+    """Check that neither token nor signature is in what the load printed or wrote."""
+    written = b"".join(
+        path.read_bytes() for path in site.containers.store.rglob("*") if path.is_file()
+    )
+    for secret in (TOKEN, "X-Amz-Signature", "signature=secret"):
+        assert secret not in f"{ended.stdout}{ended.stderr}{ended.result}"
+        assert secret.encode() not in written
+
+
+def test_a_page_loads_in_a_job(site: Site) -> None:
+    """The result has version, file and digest, and so has the receipt."""
+    request = load_request(PAGE, model_type="embeddings", credentials=True)
+    assert TOKEN not in request.to_argument()
+
+    ended = site.containers.load(request)
+
+    artifact_of(ended)
+    assert ended.result is not None
+    source = ended.result.source
+    assert source is not None
+    assert (source.version, source.file) == ("7@71+700", "tiny.safetensors")
+    assert source.sha256 == sha256(site.path)
+    receipt = next(site.containers.store.rglob(RECEIPT_FILE)).read_text()
+    assert '"version": "7@71+700"' in receipt
+    leaves_no_token(site, ended)
+
+
+def test_an_identifier_loads_by_hand(site: Site) -> None:
+    """If the download needs a login and there is no token, the message says so."""
+    (site.containers.credentials / "token").unlink()
+    arguments = ("--model-type", "embeddings", "--model-id", "m", "--store", site.containers.store)
+    url = "urn:air:sd1:embedding:civitai:7@71"
+    failed(
+        site.containers.run("load", "--url", url, *arguments),
+        Reason.AUTHENTICATION_REQUIRED,
+        "requires a token",
+    )
+    version = Version(72, [File(700, site.path)])
+    site.civitai.add(Model(7, "TextualInversion", [version]))
+    ended = site.containers.run("load", "--url", PAGE, *arguments)
+    artifact_of(ended)
+    assert (site.containers.store / "m").is_dir()
+
+
+def test_the_words_of_a_refusal_contain_no_secret(site: Site) -> None:
+    """A server that quotes the token in its error is not believed to mean well."""
+    body = f'{{"error": "no {TOKEN}"}}'.encode()
+    site.civitai.serve_file("/api/v1/models/7", b"", status=403, body=body)
+    request = load_request(PAGE, model_type="embeddings", credentials=True)
+    ended = site.containers.fetch(request)
+    failed(ended, Reason.ACCESS_DENIED, "answered 403: access is denied")
+    leaves_no_token(site, ended)
