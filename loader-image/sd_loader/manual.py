@@ -68,12 +68,14 @@ def _local(url: str) -> tuple[str, str | None]:
 def own_tokens(request: LoadRequest, settings: Settings, token_file: Path | None) -> dict[str, str]:
     """Return a person's tokens by host: of the Hub, of Civitai, and the one for the source.
 
-    As other programs do, HF_TOKEN is for the host of HF_ENDPOINT. CIVITAI_TOKEN is for the host of
-    the setting of Civitai's endpoint in the same way.
+    HF_TOKEN is for the host of HF_ENDPOINT, as in other programs. CIVITAI_TOKEN is for the host of
+    Civitai's endpoint in the settings.
     """
     tokens: dict[str, str] = {}
-    endpoints = {"hub_token": settings.hub_endpoint, "civitai_token": settings.civitai_endpoint}
-    for name, url in endpoints.items():
+    for url, name in (
+        (settings.hub_endpoint, "hub_token"),
+        (settings.civitai_endpoint, "civitai_token"),
+    ):
         token = getattr(settings, name)
         if token is not None:
             check_token(token, f"the variable {LoaderEnv.name_of(name)}")

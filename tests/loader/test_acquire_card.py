@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,8 @@ from devkit.fakehub import FakeHub
 from sd_api.card import Card
 from sd_loader import acquire
 from sd_loader.civitai_facts import CivitaiFacts, CivitaiImage
-from sd_loader.handover import Fetched
 from sd_loader.settings import Settings
-from sd_loader.source.link import OpenLink
+from sd_loader.source.civitai import Found
 from tests.support.loader.fetches import fetch, secret
 from tests.support.loader.loadercli import safetensors_bytes
 from tests.support.models.conversions import load_request
@@ -50,12 +50,12 @@ def repo(hub: FakeHub, folder: Path, card_data: object) -> None:
 
 def says(monkeypatch: pytest.MonkeyPatch, facts: CivitaiFacts) -> None:
     """Let Civitai say something of each link."""
-    download = OpenLink.download
+    look_up = acquire.look_up
 
-    def download_from_civitai(*arguments: Any) -> Fetched:
-        return download(*arguments).model_copy(update={"civitai": facts})
+    def look_up_at_civitai(*arguments: Any) -> Found:
+        return replace(look_up(*arguments), facts=facts)
 
-    monkeypatch.setattr(OpenLink, "download", download_from_civitai)
+    monkeypatch.setattr(acquire, "look_up", look_up_at_civitai)
 
 
 def test_the_card_of_a_link_is_in_the_files_metadata(

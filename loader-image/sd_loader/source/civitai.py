@@ -141,7 +141,7 @@ def _find(
 
     endpoint = client.settings.civitai_endpoint
     client.check_url(endpoint, _ENDPOINT)
-    api = CivitaiApi(client, endpoint, client.token(endpoint, ref.field, required=ref.needs_token))
+    api = CivitaiApi(client, endpoint, _listing_token(ref, client, required=ref.needs_token))
     pinned = _pinned(pin, place)
     version, model = _ask(api, place, pinned, ref.field)
     name, obstacle = _name(version.facts), _obstacle(version)
@@ -205,13 +205,17 @@ def _find_for_link(
     endpoint = client.settings.civitai_endpoint
     try:
         client.check_url(endpoint, _ENDPOINT)
-        token = client.token(endpoint, ref.field, required=False)
+        token = _listing_token(ref, client, required=False)
         api = CivitaiApi(replace(client, retries=_ONE_TRY), endpoint, token)
         version = api.version(meant.version_id or 0)
     except LoaderError as error:
         words = snippet(error.message, 150)
         return Found(place, checks, warnings=(f"Civitai's API did not describe the file: {words}",))
-    has_account = client.has_token or carries_secret(place.url)
+    has_account = (
+        client.has_token
+        or client.token(place.url, ref.field, required=False) is not None
+        or carries_secret(place.url)
+    )
     file = _file_of_link(version, meant.choice, checks.sha256, has_account=has_account)
     return Found(
         place,
@@ -219,6 +223,13 @@ def _find_for_link(
         _facts(version, _model(api, version), file),
         _obstacle(version),
     )
+
+
+def _listing_token(ref: SourceRef, client: HttpClient, *, required: bool) -> str | None:
+    """Return the token for the API. None if the token that is kept is not for private models."""
+    endpoint = client.settings.civitai_endpoint
+    token = client.token(endpoint, ref.field, required=required)
+    return token if client.lists_private(endpoint) else None
 
 
 def _file_of_link(

@@ -51,9 +51,9 @@ def mounted(manifest: dict[str, Any]) -> set[str]:
         pytest.param({"url": "https://u:p@site.example/x"}, {"site-token"}, id="with userinfo"),
         pytest.param({"url": "https://a.site.example/x"}, set(), id="a subdomain"),
         pytest.param({"url": "https://other.example/site.example"}, set(), id="in the path"),
+        pytest.param({"url": "https://civitai.com/models/1"}, {"civitai-token"}, id="a page"),
+        pytest.param({"url": "urn:air:sd1:lora:civitai:1@2"}, {"civitai-token"}, id="an AIR"),
         pytest.param({"url": LINK, "vae": {"url": "a/b"}}, {"hub-token"}, id="the VAE"),
-        pytest.param({"url": "civitai.com/models/7"}, {"civitai-token"}, id="a page of Civitai"),
-        pytest.param({"url": "urn:air:sd1:lora:civitai:7@71"}, {"civitai-token"}, id="an AIR"),
         pytest.param(
             {"url": LINK, "originalConfig": "https://site.example/c.yaml"},
             {"site-token"},
@@ -98,8 +98,8 @@ def test_caller_of_the_gateway_uses_only_the_tokens_that_are_for_it() -> None:
 def test_repo_on_a_mirror_mounts_the_secret_of_the_mirror() -> None:
     """The entry for the Hub itself does not count for a mirror."""
     assert mounted(load("https://mirror.example/hf", url="org/name")) == {"mirror-token"}
-    page = load(civitai="https://mirror.example/civitai", url="https://civitai.com/models/7")
-    assert mounted(page) == {"mirror-token"}
+    page = "https://civitai.com/models/1"
+    assert mounted(load(civitai="https://site.example/c", url=page)) == {"site-token"}
 
 
 def test_only_the_container_that_downloads_has_the_secrets() -> None:
