@@ -74,7 +74,7 @@ def test_a_page_loads_in_a_job(site: Site) -> None:
 
     card = artifact_of(ended).card
     assert card is not None
-    assert (card.title, card.author) == ("Tiny model", "someone")
+    assert (card.title, card.author) == ("Tiny model (v1.0)", "someone")
     assert ended.result is not None
     source = ended.result.source
     assert source is not None
