@@ -44,6 +44,8 @@ class Repo:
     private: bool = False
     token: str | None = None
     """The token that a gated or private repo requires."""
+    card_data: object = None
+    """The front matter of its README.md, as the API gives it; any JSON."""
     branches: tuple[str, ...] = ("main",)
     extra_names: tuple[str, ...] = ()
     former: Mapping[str, Path] = field(default_factory=dict)
@@ -138,7 +140,9 @@ class FakeHub(FileServer):
         blobs = "blobs" in parse_qs(request.query)
         siblings = [_sibling(name, file, blobs=blobs) for name, file in repo.files().items()]
         siblings += [{"rfilename": name, "size": 1} for name in repo.extra_names]
-        info = {"_id": "0", "id": repo_id, "modelId": repo_id, "sha": repo.commit()}
+        info: dict[str, Any] = {"_id": "0", "id": repo_id, "modelId": repo_id, "sha": repo.commit()}
+        if repo.card_data is not None:
+            info["cardData"] = repo.card_data
         gated = "auto" if repo.gated else False
         return json_answer(
             200, {**info, "private": repo.private, "gated": gated, "tags": [], "siblings": siblings}

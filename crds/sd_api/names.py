@@ -66,10 +66,16 @@ OWNER_FILE = "owner.json"
 """In the folder of a uid in STORE_DIR: the record of the model that owns it."""
 STAGING_DIR = ".staging"
 BLOBS_DIR = ".blobs"
+INDEX_DIR = ".index"
+"""Has the list of each namespace's models, for programs without access to the API server."""
 RECEIPT_FILE = ".sd-receipt.json"
 """In the model's folder: its files, and how they were made."""
 PREVIEW_FILE = "preview.png"
 """The rendered image in the model's folder. Programs that open the pipeline ignore it."""
+PICTURE_FILE = "picture.jpg"
+"""In the model's folder: a picture that its source shows."""
+CARD_FILE = ".sd-card.json"
+"""The whole model card in the model's folder."""
 
 
 def job_name(model_name: str, uid: str, load_hash: str, attempt: int) -> str:
@@ -86,6 +92,11 @@ def artifact_path(model_id: str) -> str:
 def immutable_path(uid: str, load_hash: str) -> str:
     """Path on the volume of one load's folder; its content never changes."""
     return f"{STORE_DIR}/{uid}/{load_hash}"
+
+
+def picture_path(uid: str, load_hash: str) -> str:
+    """Path on the volume of the picture from the source of one load."""
+    return f"{immutable_path(uid, load_hash)}/{PICTURE_FILE}"
 
 
 def preview_path(uid: str, load_hash: str) -> str:

@@ -89,6 +89,9 @@ class StatusArtifact(Artifact):
     preview_path: ShortText | None = Field(
         default=None, description="Path on the volume of the rendered preview."
     )
+    picture_path: ShortText | None = Field(
+        default=None, description="Path on the volume of a picture that the source shows."
+    )
     last_update_time: Timestamp
     missing_time: Timestamp | None = Field(
         default=None,

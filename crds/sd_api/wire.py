@@ -15,8 +15,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError
 
+from sd_api.card import Card
 from sd_api.fields import Blake3, Count, Extensible, FolderDigest, LoadHash, Sha256, Uid
-from sd_api.names import PREVIEW_FILE
+from sd_api.names import PICTURE_FILE, PREVIEW_FILE
 from sd_api.reasons import Reason
 
 MESSAGE_MAX_LENGTH = 512
@@ -153,6 +154,11 @@ class Artifact(Extensible):
         description="names: the loader checked the tensors' names, types and sizes, but did not"
         " compare them with the architecture. Absent: it compared them, too.",
     )
+    card: Card | None = Field(
+        default=None,
+        description="What the source and the file say about the model, shortened. Nobody has"
+        " checked it.",
+    )
 
 
 def _known_reason(value: object) -> object:
@@ -165,7 +171,7 @@ def _known_reason(value: object) -> object:
 class LoadResult(Message):
     """The loader's result: its termination message."""
 
-    max_bytes: ClassVar[int] = 2048
+    max_bytes: ClassVar[int] = 3072
     """Kubernetes keeps 4096 bytes of a termination message. Without `message`, the bounds of all
     other fields together stay far below the limit."""
 
@@ -176,6 +182,7 @@ class LoadResult(Message):
     source: Source | None = None
     artifact: Artifact | None = None
     preview: bool = False
+    picture: bool = False
 
     def encode(self) -> str:
         """The termination message as JSON; a text in `message` that does not fit is cut."""
@@ -249,6 +256,7 @@ class Receipt(Message):
             source=self.source,
             artifact=self.artifact,
             preview=PREVIEW_FILE in self.files,
+            picture=PICTURE_FILE in self.files,
         )
 
     def sharing(self, count: int) -> Receipt:

@@ -11,10 +11,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sd_api.card import NO_CARD, Card
 from sd_api.choices import BaseModelName, ModelType
 from sd_api.load import LoadRequest
+from sd_api.redaction import hide
 from sd_api.sources import Link
 from sd_api.wire import Sha256Missing
+from sd_loader.card.civitai import card_of_civitai, safe_picture
+from sd_loader.card.clean import without
+from sd_loader.card.metadata import card_of_metadata
+from sd_loader.civitai_facts import CivitaiFacts
 from sd_loader.convert.conversion import Conversion, refuse_impossible
 from sd_loader.convert.detect.kinds import found_type
 from sd_loader.convert.plan.companions import Companions
@@ -33,8 +39,12 @@ from sd_loader.handover import (
     nothing_at_hand,
 )
 from sd_loader.net.client import HttpClient
+from sd_loader.net.patience import Pace, Retries
+from sd_loader.picture import MAX_BYTES as PICTURE_MAX_BYTES
+from sd_loader.picture import can_decode
 from sd_loader.progress import Report
 from sd_loader.request import conversion_of
+from sd_loader.snippet import snippet
 from sd_loader.source import fetch
 from sd_loader.source.civitai import explaining, look_up
 from sd_loader.source.locate import locate, naming_both_readings
@@ -51,6 +61,10 @@ _VAE = "vae"
 _VAE_FIELD = "spec.vae.url"
 _DEFAULTS_FOLDER = "defaults"
 _ORIGINAL_CONFIG = "config"
+_PICTURE = "picture"
+_OF_PICTURES = Retries(delays=(1.0,), longest_wait=1.0)
+_PACE_OF_PICTURES = Pace(bytes_per_second=50 << 10, window_seconds=10.0)
+_WARNING = 200
 _ATTEMPTS = 3
 """How often streaming is tried if the file changes while it is read."""
 
@@ -108,8 +122,14 @@ def acquire(
         supplies.settle(fetched.model_type)
     elif fetched.kind == "file" and fetched.converted is None:
         supplies.complete(into / fetched.path)
+    card = fetched.card.over(supplies.card)
+    if fetched.civitai is not None:
+        card = card_of_civitai(fetched.civitai, client.settings.civitai_endpoint).over(card)
+        supplies.fetch_picture(fetched.civitai)
     return fetched.model_copy(
         update={
+            "card": without(card, client.secrets(request.model_dump())),
+            "picture": supplies.picture,
             "model_type": supplies.found,
             "original_config": supplies.original_config,
             "extras": tuple(supplies.extras),
@@ -210,6 +230,9 @@ class _Supplies:
     extras: list[ExtraComponent] = field(default_factory=list)
     files: dict[str, Arrived] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    picture: str | None = None
+    card: Card = NO_CARD
+    """What the file's metadata says about the model."""
 
     def fetch_original_config(self, url: str, *, allow_local: bool) -> None:
         """Download the checkpoint's original config. Refuse it now if it is not valid."""
@@ -245,6 +268,27 @@ class _Supplies:
         fetched = found.noted(fetched)
         self._add((_VAE,), _VAE, fetched)
 
+    def fetch_picture(self, facts: CivitaiFacts) -> None:
+        """Download a picture that the source rates as safe. A failure is a warning.
+
+        The next container has the same image of the loader, so if this one cannot decode pictures,
+        none is downloaded.
+        """
+        url = safe_picture(facts)
+        if url is None or not can_decode():
+            return
+        # A picture is not worth a long wait.
+        client = replace(self.client, retries=_OF_PICTURES, pace=_PACE_OF_PICTURES)
+        path = self.into / _PICTURE
+        try:
+            fetch_small_file(url, "the source's picture", PICTURE_MAX_BYTES, client, path)
+        except (LoaderError, OSError) as error:
+            why = error.message if isinstance(error, LoaderError) else error.strerror
+            why = hide(f"the source's picture is not kept: {why}", client.secrets(url))
+            self.warnings.append(snippet(why, _WARNING))
+        else:
+            self.picture = _PICTURE
+
     def settle(self, found: ModelType) -> None:
         """Go on with the type that the source shows, unless the request names one.
 
@@ -268,7 +312,11 @@ class _Supplies:
             self.fetch_needed(file)
 
     def fetch_needed(self, file: TensorFile) -> Needs:
-        """Download the configs and components that the file lacks, if their repo is known."""
+        """Read the file's card, and download the configs and components that the file lacks.
+
+        Those whose repo is not known are left to the conversion.
+        """
+        self.card = card_of_metadata(file.metadata)
         needed = needs(file, self.conversion)
         if needed.config_repo is not None:
             self._fetch_configs(needed.config_repo)

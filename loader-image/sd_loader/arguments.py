@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add_completion(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     _add_load(_add(commands, "load", "download, convert and publish a model by hand"))
-    _add_inspect(_add(commands, "inspect", "show what a model file is, or why it cannot be loaded"))
+    _add_inspect(_add(commands, "inspect", "show what a model is, or why it cannot be loaded"))
     _add_list(_add(commands, "list", "list the models that are published in a store"))
     _add_verify(_add(commands, "verify", "compare a published model with its digests"))
     _add_sweep(_add(commands, "sweep", "list or remove orphaned files on a volume"))
@@ -114,9 +114,13 @@ def _add_request(parser: argparse.ArgumentParser, request: str) -> None:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="model file")
+    parser.add_argument(
+        "path", type=Path, metavar="PATH", help="model file, or folder of a published model"
+    )
     _add_json(parser, "print one JSON object")
-    parser.epilog = _examples("sd-loader inspect some-checkpoint.ckpt")
+    parser.epilog = _examples(
+        "sd-loader inspect some-checkpoint.ckpt", "sd-loader inspect ./models/majicmix"
+    )
 
 
 def _add_list(parser: argparse.ArgumentParser) -> None:
@@ -239,7 +243,11 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     _add_store(parser, "root folder of the volume")
-    add("--delete", action="store_true", help="remove the orphans; all other files stay")
+    add(
+        "--delete",
+        action="store_true",
+        help="remove the orphans, and write the lists in .index again; all other files stay",
+    )
     add("--digests", action="store_true", help="also compare the content of all published files")
     add(
         "--older-than",

@@ -88,9 +88,9 @@ def _make(store: Path) -> None:
 
 
 def _inspect(args: argparse.Namespace, _: Settings) -> ExitCode:
-    from sd_loader.inspect import inspect  # here as in _check
+    from sd_loader.inspect import inspect, inspect_published  # here as in _check
 
-    inspection = inspect(args.file)
+    inspection = inspect_published(args.path) if args.path.is_dir() else inspect(args.path)
     _print(inspection.to_json() if args.json else inspection.to_text())
     return ExitCode.DONE
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import StringConstraints
 
+from sd_api.card import NO_CARD, Card
 from sd_api.choices import ModelType
 from sd_api.fields import Contract, ShortText
 from sd_api.wire import Source
@@ -64,6 +65,8 @@ class Converted:
     prediction_type: str | None = None
     lora_rank: int | None = None
     checked: str | None = None
+    word: str | None = None
+    """The word by which prompts name a published embedding."""
     warnings: tuple[str, ...] = ()
     """Warnings for the user about a load that succeeded."""
 
@@ -96,6 +99,10 @@ class Fetched(Contract):
     """The result of a conversion during the download. None if the source is not converted yet."""
     warnings: tuple[ShortText, ...] = ()
     """Warnings for the user about the source."""
+    card: Card = NO_CARD
+    """What the source and the file say about the model, without secrets."""
+    picture: _Name | None = None
+    """The file of a picture that the source shows, relative to the source folder."""
     civitai: CivitaiFacts | None = None
     """What Civitai says of the source. None if it is not from there, or Civitai did not answer."""
     original_config: _Name | None = None

@@ -1,20 +1,30 @@
-"""`sd-loader inspect`: shows what a model file is. It plans a load but does not run it."""
+"""`sd-loader inspect`: shows what a model file or a published model is.
+
+For a file it plans a load, but does not run it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from sd_api.card import Card
 from sd_api.choices import ModelType
 from sd_api.fields import Contract
 from sd_api.humanize import size
+from sd_api.names import CARD_FILE, RECEIPT_FILE
+from sd_api.reasons import Reason
+from sd_loader.card.metadata import card_of_metadata
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import found_type
 from sd_loader.convert.plan.file import plan_file
 from sd_loader.convert.plan.open_files import OpenFiles
-from sd_loader.snippet import snippet
+from sd_loader.errors import LoaderError
+from sd_loader.store.folder import Folder
+from sd_loader.store.receipt import read_receipt
 
-_TITLE = "modelspec.title"
+_CARD_BYTES_MAX = 64 << 10
 
 
 class Inspection(Contract):
@@ -34,8 +44,9 @@ class Inspection(Contract):
     """Number of tensors."""
     size_bytes: int
     """Size of all tensors."""
-    title: str | None
     warnings: tuple[str, ...]
+    card: Card | None
+    """What the file says about the model."""
 
     def to_json(self) -> str:
         """Return one JSON object."""
@@ -43,19 +54,86 @@ class Inspection(Contract):
 
     def to_text(self) -> str:
         """Return one line for each field that has a value."""
-        lines = {
-            "model type": self.model_type,
-            "format": self.format,
-            "base model": self.base_model,
-            "variant": self.variant,
-            "pipeline": self.pipeline_class,
-            "prediction": self.prediction_type,
-            "precision": self.precision,
-            "tensors": f"{self.tensors}, {size(self.size_bytes)}",
-            "title": self.title,
-            "warning": "; ".join(self.warnings) or None,
-        }
-        return "\n".join(f"{name + ':':<12}{value}" for name, value in lines.items() if value)
+        return _text(
+            {
+                "model type": self.model_type,
+                "format": self.format,
+                "base model": self.base_model,
+                "variant": self.variant,
+                "pipeline": self.pipeline_class,
+                "prediction": self.prediction_type,
+                "precision": self.precision,
+                "tensors": f"{self.tensors}, {size(self.size_bytes)}",
+                "warning": "; ".join(self.warnings) or None,
+            },
+            self.card,
+        )
+
+
+class PublishedModel(Contract):
+    """A published model. Fields of the same name as in status.artifact have the same values."""
+
+    base_model: str | None
+    variant: str | None
+    format: str | None
+    pipeline_class: str | None
+    prediction_type: str | None
+    precision: str | None
+    files: int
+    size_bytes: int
+    digest: str
+    card: Card | None
+    """What its source and its file said about it. Anyone who can write to the volume can change
+    it."""
+
+    def to_json(self) -> str:
+        """Return one JSON object."""
+        return self.model_dump_json(by_alias=True, exclude_none=True)
+
+    def to_text(self) -> str:
+        """Return one line for each field that has a value."""
+        return _text(
+            {
+                "base model": self.base_model,
+                "variant": self.variant,
+                "format": self.format,
+                "pipeline": self.pipeline_class,
+                "prediction": self.prediction_type,
+                "precision": self.precision,
+                "files": f"{self.files}, {size(self.size_bytes)}",
+                "digest": self.digest,
+            },
+            self.card,
+        )
+
+
+def _text(facts: Mapping[str, str | None], card: Card | None) -> str:
+    lines = {**facts, **dict(card.lines() if card else ())}
+    width = max(len(name) for name, value in lines.items() if value) + len(": ")
+    return "\n".join(f"{name + ':':<{width}}{value}" for name, value in lines.items() if value)
+
+
+def inspect_published(path: Path) -> PublishedModel:
+    """Inspect the folder of a published model."""
+    with Folder.open_root(path) as folder:
+        try:
+            artifact = read_receipt(folder).artifact
+        except (OSError, ValueError) as error:
+            raise LoaderError(
+                Reason.NOT_A_MODEL,
+                f"{path} is a folder without a readable {RECEIPT_FILE}; give a model file, or the"
+                " folder of a published model",
+            ) from error
+        card = _whole_card(folder) or artifact.card
+    facts = artifact.model_dump(include=PublishedModel.model_fields.keys() - {"card"})
+    return PublishedModel(**facts, card=card)
+
+
+def _whole_card(folder: Folder) -> Card | None:
+    try:
+        return Card.decode(folder.read(CARD_FILE, _CARD_BYTES_MAX))
+    except (OSError, ValueError):
+        return None
 
 
 def inspect(path: Path) -> Inspection:
@@ -65,7 +143,7 @@ def inspect(path: Path) -> Inspection:
         file = opened.open(path)
         model_type = found_type(file.tensors)
         plan = plan_file(file, Conversion(model_type, model_id="inspected"), opened)
-        title = file.metadata.get(_TITLE)
+        card = Card(word=plan.word).over(card_of_metadata(file.metadata))
         return Inspection(
             model_type=model_type,
             format=file.format,
@@ -76,6 +154,6 @@ def inspect(path: Path) -> Inspection:
             precision=plan.precision,
             tensors=len(file.tensors),
             size_bytes=sum(tensor.nbytes for tensor in file.tensors.values()),
-            title=snippet(title) if title else None,
             warnings=plan.warnings,
+            card=card.or_none(),
         )

@@ -68,7 +68,8 @@ def _local(url: str) -> tuple[str, str | None]:
 def own_tokens(request: LoadRequest, settings: Settings, token_file: Path | None) -> dict[str, str]:
     """Return a person's tokens by host: of the Hub, of Civitai, and the one for the source.
 
-    As for other programs, HF_TOKEN is for the host of HF_ENDPOINT, and CIVITAI_TOKEN accordingly.
+    HF_TOKEN is for the host of HF_ENDPOINT, as in other programs. CIVITAI_TOKEN is for the host of
+    Civitai's endpoint in the settings.
     """
     tokens: dict[str, str] = {}
     for url, name in (

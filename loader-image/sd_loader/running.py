@@ -13,7 +13,7 @@ from types import FrameType
 
 from sd_api.extras import KILLED
 from sd_api.reasons import ExitCode, Reason
-from sd_api.redaction import hide, secrets_of
+from sd_api.redaction import hide
 from sd_api.wire import MESSAGE_MAX_LENGTH, LoadResult, Message
 from sd_api.wording import message_at_shell, remedy_at_shell
 from sd_loader import arguments
@@ -84,11 +84,7 @@ def _secrets(args: argparse.Namespace, settings: Settings) -> frozenset[str]:
     if given.get("token_file"):
         with suppress(LoaderError):
             tokens.append(read_token_file(args.token_file))
-    urls = (
-        *(settings.proxy, settings.hub_endpoint, settings.civitai_endpoint),
-        settings.trained_url_template,
-    )
-    return secrets_of((given, urls), *tokens, *settings.logins.secrets())
+    return settings.secrets(given, *tokens)
 
 
 def _fail(

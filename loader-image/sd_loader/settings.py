@@ -20,6 +20,7 @@ from sd_api.loader_env import (
 from sd_api.logins import Logins, with_login
 from sd_api.netguard import Guard
 from sd_api.reasons import Reason
+from sd_api.redaction import secrets_of
 from sd_api.trained import with_key
 from sd_loader.errors import LoaderError
 
@@ -95,6 +96,11 @@ class Settings:
     def for_results(cls, env: Mapping[str, str] = os.environ) -> Settings:
         """Read only where to write the result, which works even if another variable is invalid."""
         return cls(termination_log=_path(env.get(LoaderEnv.name_of("termination_log"))))
+
+    def secrets(self, given: object, *tokens: str) -> frozenset[str]:
+        """Return the secrets of these settings, of the urls of a request, and its tokens."""
+        urls = (self.proxy, self.hub_endpoint, self.civitai_endpoint, self.trained_url_template)
+        return secrets_of((given, urls), *tokens, *self.own_tokens.values(), *self.logins.secrets())
 
     def guard(self) -> Guard:
         """Return the guard of all requests. Hosts that the administrator configured are allowed."""

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from sd_api.card import Card
 from sd_api.choices import ModelType, contradiction
 from sd_api.load import LoadRequest, RemoveRequest
-from sd_api.names import PREVIEW_FILE, RECEIPT_FILE
+from sd_api.names import CARD_FILE, PICTURE_FILE, PREVIEW_FILE, RECEIPT_FILE
 from sd_api.reasons import Reason
 from sd_api.taxonomy import published_format
 from sd_api.wire import (
@@ -38,10 +39,13 @@ from sd_loader.digests import blake3_of, folder_digest
 from sd_loader.errors import LoaderError
 from sd_loader.failures import is_permanent
 from sd_loader.handover import Converted, Fetched
+from sd_loader.picture import MAX_BYTES as PICTURE_MAX_BYTES
+from sd_loader.picture import PictureError
+from sd_loader.picture import published as published_picture
 from sd_loader.progress import Report
 from sd_loader.request import conversion_of
 from sd_loader.settings import Settings
-from sd_loader.store import removal
+from sd_loader.store import index, removal
 from sd_loader.store.adopt import adopt
 from sd_loader.store.folder import Folder
 from sd_loader.store.ownership import give_up, take_ownership
@@ -52,7 +56,7 @@ from sd_loader.store.volume import Volume
 
 log = logging.getLogger(__name__)
 
-_ADDED = (PREVIEW_FILE, RECEIPT_FILE)
+_ADDED = (CARD_FILE, PICTURE_FILE, PREVIEW_FILE, RECEIPT_FILE)
 """Files that this module adds to the converted ones. A failed attempt may leave them behind."""
 
 
@@ -122,6 +126,7 @@ def convert_stage(
             link(volume, request.owner, request.model_id, request.load_hash)
             with _published_anyway():
                 _tidy(volume, request, settings)
+            index.refresh(volume, request.owner.uid, request.owner.namespace)
             return receipt.result()
         with (
             resume(volume, request.owner.uid, settings.pod, request.load_hash) as resumed,
@@ -145,7 +150,10 @@ def convert_stage(
                     out.unlink(name)
                 _check_inventory(out.files(), converted)
                 converted, preview = _rendered(conversion, out, converted, report)
-            receipt = _receipt(request, conversion.model_type, fetched, converted, preview)
+                converted, picture = _pictured(fetched, source_dir, out, converted)
+                card = Card(word=converted.word).over(fetched.card)
+                added = {**preview, **picture, **_written(card, out)}
+            receipt = _receipt(request, conversion.model_type, fetched, converted, card, added)
             return _publish(volume, request, staging, receipt, settings, report)
 
 
@@ -162,6 +170,7 @@ def remove_stage(request: RemoveRequest, store: Path) -> LoadResult:
             removal.release(volume, request.owner)
         else:
             removal.remove_model(volume, request.owner, request.model_id)
+        index.refresh(volume, request.owner.uid, request.owner.namespace)
     return LoadResult(outcome="removed")
 
 
@@ -213,6 +222,7 @@ def _publish(
     with _published_anyway():
         staging.discard()
         _tidy(volume, request, settings)
+    index.refresh(volume, request.owner.uid, request.owner.namespace)
     return published.result()
 
 
@@ -284,9 +294,34 @@ def _rendered(
         return converted, {}
     # A model that draws an image has the shapes that its architecture needs.
     converted = replace(converted, checked=None)
-    out.write(PREVIEW_FILE, rendered.preview)
-    preview = PublishedFile(blake3=blake3_of(rendered.preview), size=len(rendered.preview))
-    return converted, {PREVIEW_FILE: preview}
+    return converted, _added(out, PREVIEW_FILE, rendered.preview)
+
+
+def _pictured(
+    fetched: Fetched, source_dir: Folder, out: Folder, converted: Converted
+) -> tuple[Converted, dict[str, PublishedFile]]:
+    """Add the picture from the source to the folder. A failure is a warning."""
+    if fetched.picture is None:
+        return converted, {}
+    try:
+        content = published_picture(source_dir.read(fetched.picture, PICTURE_MAX_BYTES))
+    except (PictureError, OSError, ValueError) as error:
+        warning = f"the source's picture is not kept: {error}"
+        return replace(converted, warnings=(*converted.warnings, warning)), {}
+    return converted, _added(out, PICTURE_FILE, content)
+
+
+def _added(out: Folder, name: str, content: bytes) -> dict[str, PublishedFile]:
+    """Write a file that is not part of the converted model."""
+    out.write(name, content)
+    return {name: PublishedFile(blake3=blake3_of(content), size=len(content))}
+
+
+def _written(card: Card, out: Folder) -> dict[str, PublishedFile]:
+    """Write the card into the folder. An empty card has no file."""
+    if card.or_none() is None:
+        return {}
+    return _added(out, CARD_FILE, f"{card.encode(indent=2)}\n".encode())
 
 
 def _receipt(
@@ -294,9 +329,10 @@ def _receipt(
     model_type: ModelType,
     fetched: Fetched,
     converted: Converted,
-    preview: Mapping[str, PublishedFile],
+    card: Card,
+    added: Mapping[str, PublishedFile],
 ) -> Receipt:
-    # The preview is not part of the digest: the same weights have the same digest without it.
+    # What was added is not part of the digest: the same weights have the same digest without it.
     files = converted.files
     sha256 = {arrived.blake3: arrived.sha256 for arrived in fetched.files.values()}
     return Receipt(
@@ -316,6 +352,7 @@ def _receipt(
             prediction_type=converted.prediction_type,
             lora_rank=converted.lora_rank,
             checked=converted.checked,
+            card=card.short(),
         ),
         message="; ".join((*fetched.warnings, *converted.warnings, *_unchecked(converted)))[
             :MESSAGE_MAX_LENGTH
@@ -327,7 +364,7 @@ def _receipt(
                 )
                 for path, file in files.items()
             },
-            **preview,
+            **added,
         },
     )
 

@@ -17,7 +17,7 @@ from sd_api.names import ANNOTATION_RELOAD, STAGING_DIR, STORE_DIR
 from sd_api.reasons import ExitCode
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
-from sd_loader.store import blobs, orphans
+from sd_loader.store import blobs, index, orphans
 from sd_loader.store.altered import Altered, Digests, altered, foreign_paths
 from sd_loader.store.orphans import Orphan, Times
 from sd_loader.store.volume import Volume
@@ -117,9 +117,9 @@ def sweep(
 ) -> Swept:
     """Find orphans, altered files and foreign files on a volume.
 
-    delete: remove the orphans. digests: compare the content of published files, not only their
-    sizes. older_than: age from which an unfinished load counts as abandoned. retain: how long
-    superseded versions are kept.
+    delete: remove the orphans, and write the lists of the namespaces' models again. digests:
+    compare the content of published files, not only their sizes. older_than: age from which an
+    unfinished load counts as abandoned. retain: how long superseded versions are kept.
     """
     times = Times.of(now or datetime.now(UTC), older_than, retain)
     with Volume.open(store) as volume:
@@ -192,6 +192,7 @@ def _removed(volume: Volume, times: Times, findings: list[Finding]) -> list[Find
         if finding is not None:
             outcome.append(_try_to_remove(volume, orphan, finding))
     blobs.drop_unused(volume)
+    index.refresh_all(volume)
     for place in (STAGING_DIR, STORE_DIR):
         volume.root.remove_if_empty(place)
     return outcome

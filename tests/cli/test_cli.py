@@ -74,6 +74,16 @@ def test_panel_of_a_loaded_model_shows_its_path_and_size() -> None:
         assert line in text
 
 
+def test_panel_shows_the_model_card() -> None:
+    """Whoever wrote the card, it cannot control the terminal."""
+    card = {"title": "Fish\x1b[31m", "triggerWords": ["fishy", "scales"], "license": "MIT"}
+    status = {**READY["status"], "artifact": {**READY["status"]["artifact"], "card": card}}
+    text = printed(views.model_panel({**READY, "status": status}, [], NOW))
+    assert "trigger words" in text
+    assert "fishy, scales" in text
+    assert "\x1b[31m" not in text
+
+
 def test_panel_of_a_stalled_model_shows_the_remedy() -> None:
     """The panel has the Stalled condition and the full remedy of its reason."""
     text = printed(views.model_panel(STALLED, [], NOW))

@@ -38,6 +38,9 @@ def test_a_model_is_loaded_served_and_removed(operated: Operated) -> None:
     published = operated.cluster.store / "Big.Model"
     assert str(published.readlink()) == artifact["immutablePath"]
     assert (published / "model_index.json").is_file()
+    index = operated.cluster.store / names.INDEX_DIR / f"{operated.cluster.namespace}.json"
+    (listed,) = json.loads(index.read_text())["models"]
+    assert (listed["modelId"], listed["digest"]) == ("Big.Model", artifact["digest"])
     assert not condition(item, "Reconciling")
 
     operated.wait("sketch", lambda one: condition(one, "WebhookDelivered")["status"] == "True")
@@ -57,7 +60,8 @@ def test_a_model_is_loaded_served_and_removed(operated: Operated) -> None:
 def test_a_controlnet_of_the_table_and_a_vae_are_loaded(operated: Operated, tmp_path: Path) -> None:
     """The ControlNet comes from the Hub by its id alone, the VAE from a link."""
     operated.start()
-    operated.hub.add_repo(CONTROLNET_REPOS["canny"], save_controlnet(tmp_path, "SD 1"))
+    repo, front_matter = CONTROLNET_REPOS["canny"], {"license": "openrail"}
+    operated.hub.add_repo(repo, save_controlnet(tmp_path, "SD 1"), card_data=front_matter)
     vae = save_safetensors(tmp_path / "vae.safetensors", tiny_vae())
     link = operated.hub.serve_file("/vae.safetensors", vae)
     operated.cluster.model("canny", modelType="controlnet")
@@ -70,6 +74,8 @@ def test_a_controlnet_of_the_table_and_a_vae_are_loaded(operated: Operated, tmp_
         assert (artifact["pipelineClass"], artifact["baseModel"]) == (kind, base)
         published = operated.cluster.store / name
         assert json.loads((published / "config.json").read_text())["_class_name"] == kind
+    card = operated.ready("canny")["status"]["artifact"]["card"]
+    assert (card["license"], f"{card['author']}/{card['title']}") == ("openrail", repo)
 
 
 def test_a_load_costs_few_requests(light_operated: Operated) -> None:

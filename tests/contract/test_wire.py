@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from sd_api.card import CARD_MAX_BYTES, TEXT_MAX, Card
 from sd_api.check import VERSIONS_MAX, CheckResult
 from sd_api.fields import COUNT_MAX
 from sd_api.reasons import Reason
@@ -39,6 +40,7 @@ ARTIFACT = Artifact(
     precision="fp16",
     prediction_type="epsilon",
     lora_rank=64,
+    card=Card(title="Pony", trigger_words=("score_9", "score_8_up")),
 )
 PROGRESS = Progress(
     stage=Stage.DOWNLOADING,
@@ -64,6 +66,7 @@ RECEIPT = Receipt(
     },
 )
 CHECKED = CheckResult(outcome="checked", missing=(0, 7), unreadable=(3,))
+WRITTEN = {"digest": "blake3:" + "0" * 64, "sizeBytes": 1, "files": 1}
 MESSAGES = [
     pytest.param(PROGRESS, id="progress"),
     pytest.param(FAILED, id="failed"),
@@ -95,8 +98,8 @@ def of_a_later_version(message: Any, path: str = "") -> Any:
     [
         pytest.param(PROGRESS, 1, id="progress"),
         pytest.param(FAILED, 1, id="failed"),
-        pytest.param(LOADED, 3, id="loaded"),
-        pytest.param(RECEIPT, 5, id="receipt"),
+        pytest.param(LOADED, 4, id="loaded"),
+        pytest.param(RECEIPT, 6, id="receipt"),
         pytest.param(CHECKED, 1, id="check"),
     ],
 )
@@ -175,17 +178,18 @@ def test_other_text_is_not_a_message(message: type[Message], text: str | bytes) 
         ),
         pytest.param(
             LOADED,
-            {"artifact": {"digest": "0" * 64, "sizeBytes": 1, "files": 1}},
+            {"artifact": {**WRITTEN, "digest": "0" * 64}},
             id="a digest without its algorithm",
         ),
         pytest.param(
             LOADED,
-            {"artifact": {"digest": "blake3:" + "0" * 64, "sizeBytes": "1", "files": 1}},
+            {"artifact": {**WRITTEN, "sizeBytes": "1"}},
             id="a count as a string",
         ),
         pytest.param(
             LOADED, {"artifact": {"digest": "blake3:" + "0" * 64, "files": 1}}, id="no size"
         ),
+        pytest.param(LOADED, {"artifact": {**WRITTEN, "card": {"title": 7}}}, id="a card"),
         pytest.param(LOADED, {"source": {"commit": "main"}}, id="commit"),
         pytest.param(LOADED, {"source": {"format": "x" * 33}}, id="a long format"),
         pytest.param(RECEIPT, {"uid": "../x"}, id="uid"),
@@ -248,6 +252,8 @@ def test_the_receipt_proves_a_result() -> None:
     assert RECEIPT.sharing(5).result().artifact == ARTIFACT.model_copy(update={"shared_bytes": 5})
 
 
+LONG_CARD = Card(title='"' * TEXT_MAX, license="🦊" * TEXT_MAX, author="é" * 71 + "x").short()
+CARDS = (LONG_CARD, Card(title="Pony"))
 COUNTS = st.integers(0, COUNT_MAX)
 DIGESTS = st.text(HEX, min_size=64, max_size=64)
 WORDS = st.none() | st.text(ascii_letters + digits + "_.-", min_size=1, max_size=64)
@@ -273,6 +279,7 @@ ARTIFACTS = {
     "prediction_type": WORDS,
     "lora_rank": st.none() | COUNTS,
     "checked": WORDS,
+    "card": st.none() | st.sampled_from(CARDS),
     "model_type": WORDS,
 }
 RESULTS = {
@@ -284,6 +291,7 @@ RESULTS = {
     "source": st.none() | st.fixed_dictionaries(SOURCES),
     "artifact": st.none() | st.fixed_dictionaries(ARTIFACTS),
     "preview": st.booleans(),
+    "picture": st.booleans(),
 }
 LONGEST = LoadResult(
     outcome="removed",
@@ -312,8 +320,10 @@ LONGEST = LoadResult(
         prediction_type="w" * 64,
         lora_rank=COUNT_MAX,
         checked="w" * 64,
+        card=LONG_CARD,
     ),
     preview=True,
+    picture=True,
 )
 """A result in which every field has its maximal length."""
 
@@ -327,6 +337,8 @@ def test_the_strategies_cover_each_field(
     """A new field needs a strategy, so that the tests below generate it."""
     assert strategies.keys() == model.model_fields.keys()
     assert LONGEST.model_fields_set == LoadResult.model_fields.keys()
+    assert LONG_CARD is not None
+    assert LONG_CARD.nbytes == CARD_MAX_BYTES
 
 
 @given(st.fixed_dictionaries(RESULTS).map(LoadResult.model_validate))

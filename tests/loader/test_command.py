@@ -52,7 +52,7 @@ def test_link_becomes_a_diffusers_folder(
     )
     assert (artifact.base_model, artifact.precision) == ("sd-1", "fp16")
     assert artifact.files == sum(
-        path.is_file() and path.name != ".sd-receipt.json" for path in folder.rglob("*")
+        path.is_file() and not path.name.startswith(".sd-") for path in folder.rglob("*")
     )
     for line in (fetched.stdout + ended.stdout).splitlines():
         Progress.model_validate_json(line)

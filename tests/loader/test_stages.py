@@ -46,7 +46,7 @@ def test_load_reports_what_it_published(tmp_path: Path) -> None:
     assert result.artifact.files == len(FILES)
     assert result.artifact.size_bytes == sum(map(len, FILES.values()))
     assert result.artifact.base_model == "sd-1"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".store", MODEL_ID]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".index", ".store", MODEL_ID]
 
 
 def test_rerun_returns_the_result_from_the_receipt(parts: Parts, tmp_path: Path) -> None:

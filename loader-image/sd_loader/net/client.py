@@ -19,6 +19,7 @@ from sd_loader.net.credentials import (
     read_credentials,
     read_default,
     refusal,
+    tokens_of,
 )
 from sd_loader.net.patience import PACE, RETRIES, Pace, Retries
 from sd_loader.settings import Settings
@@ -71,6 +72,10 @@ class HttpClient:
             ) from None
         except AddressRefusedError as error:
             raise LoaderError(Reason.ADDRESS_REFUSED, str(error)) from error
+
+    def secrets(self, given: object) -> frozenset[str]:
+        """Return the secrets that this client sends, and those in the urls of a request."""
+        return self.settings.secrets(given, *tokens_of(self.settings))
 
     def token(
         self, url: str, field: str, *, required: bool, is_default_host: bool = False

@@ -127,9 +127,8 @@ def explaining(found: Found) -> Iterator[None]:
             raise
         obstacle = found.obstacle
         if obstacle is not None and error.reason in _REFUSALS:
-            version = f"version {found.facts.version_id}"
             raise LoaderError(
-                obstacle.reason, f"{version} {obstacle.words}: {error.message}"
+                obstacle.reason, f"{_name(found.facts)} {obstacle.words}: {error.message}"
             ) from error
         if error.reason is Reason.DIGEST_MISMATCH and found.checks.is_stated:
             raise LoaderError(
@@ -148,22 +147,8 @@ def _find(
     client.check_url(endpoint, _ENDPOINT)
     api = CivitaiApi(client, endpoint, _listing_token(ref, client, required=ref.needs_token))
     pinned = _pinned(pin, place)
-    model, version_id = None, place.version_id
-    if pinned is not None:
-        version_id = pinned.version_id
-    if version_id is None:
-        model = api.model(place.model_id or 0)  # A link without a version names the model.
-        version_id = _newest(place, model)
-    version = api.version(version_id)
-    owner, name = version.facts.model_id, f"version {version_id}"
-    if place.model_id is not None and owner not in (None, place.model_id):
-        raise LoaderError(
-            Reason.INVALID_SPEC,
-            f"{name} belongs to model {owner}, not to model {place.model_id}; correct one of them",
-            field=ref.field,
-        )
-    model = model or _model(api, version)
-    obstacle = _obstacle(version)
+    version, model = _ask(api, place, pinned, ref.field)
+    name, obstacle = _name(version.facts), _obstacle(version)
     if not version.files:
         reason = obstacle.reason if obstacle else Reason.SOURCE_NOT_FOUND
         words = obstacle.words if obstacle else "has no file that can be downloaded"
@@ -177,7 +162,7 @@ def _find(
             Reason.DIGEST_MISMATCH,
             f"{describe(file)} of {name} has sha256 {file.sha256} at Civitai, not {checks.sha256}",
         )
-    pin.write_text(_Pin(version_id=version_id, file_id=file.id).model_dump_json())
+    pin.write_text(_Pin(version_id=version.facts.version_id, file_id=file.id).model_dump_json())
     warnings: tuple[str, ...] = ()
     if chosen.others and place.choice == FileChoice():
         warnings = (
@@ -191,6 +176,28 @@ def _find(
         obstacle,
         warnings,
     )
+
+
+def _ask(
+    api: CivitaiApi, place: CivitaiModel, pinned: _Pin | None, field: str
+) -> tuple[VersionAnswer, ModelAnswer | None]:
+    """Ask for the version that a link means, and for its model."""
+    model, version_id = None, place.version_id
+    if pinned is not None:
+        version_id = pinned.version_id
+    if version_id is None:
+        model = api.model(place.model_id or 0)  # A link without a version names the model.
+        version_id = _newest(place, model)
+    version = api.version(version_id)
+    owner = version.facts.model_id
+    if place.model_id is not None and owner not in (None, place.model_id):
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"{_name(version.facts)} belongs to model {owner}, not to model {place.model_id};"
+            " correct one of them",
+            field=field,
+        )
+    return version, model or _model(api, version)
 
 
 def _find_for_link(
@@ -305,6 +312,11 @@ def _facts(
     if model is None:
         return facts
     return facts.model_copy(update={"creator": model.creator, "licence": model.licence})
+
+
+def _name(facts: CivitaiFacts) -> str:
+    """Return how messages name the version."""
+    return f"version {facts.version_id}"
 
 
 def _version(facts: CivitaiFacts) -> str:

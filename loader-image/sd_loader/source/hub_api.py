@@ -17,11 +17,14 @@ import huggingface_hub
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub.repocard_data import CardData
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
+from sd_api.card import NO_CARD, Card
 from sd_api.fields import Count, Sha256
 from sd_api.reasons import Reason
 from sd_api.url_forms import HUB_REPO_PATTERN
+from sd_loader.card.hub import card_of_repo
 from sd_loader.diffusers_repo.component_files import RepoFile, check_names
 from sd_loader.errors import LoaderError
 from sd_loader.net.client import HttpClient
@@ -61,6 +64,9 @@ class Repo:
 
     files: Mapping[str, RepoFile]
     """The files by their paths."""
+
+    card: Card = NO_CARD
+    """What its README.md says in the front matter."""
 
     def url(self, file: RepoFile) -> str:
         """Return the link to a file of this commit."""
@@ -134,7 +140,10 @@ def resolve(
         ) from error
     check_names(file.path for file in listed)
     files = {file.path: file for file in listed}
-    return Repo(endpoint, _name_now(info.id, repo_id), repo_id, info.sha, files)
+    name = _name_now(info.id, repo_id)
+    front_matter = vars(info.card_data) if isinstance(info.card_data, CardData) else {}
+    card = card_of_repo(name, endpoint, front_matter)
+    return Repo(endpoint, name, repo_id, info.sha, files, card)
 
 
 def _file(sibling: RepoSibling) -> RepoFile:

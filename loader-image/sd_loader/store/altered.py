@@ -11,16 +11,23 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sd_api.names import BLOBS_DIR, OWNER_FILE, RECEIPT_FILE, STAGING_DIR, STORE_DIR
+from sd_api.names import (
+    BLOBS_DIR,
+    INDEX_DIR,
+    OWNER_FILE,
+    RECEIPT_FILE,
+    STAGING_DIR,
+    STORE_DIR,
+)
 from sd_api.wire import PublishedFile, Receipt
-from sd_loader.store import blobs
+from sd_loader.store import blobs, index
 from sd_loader.store.folder import Folder, file_digest
 from sd_loader.store.orphans import HASH, UID, links
 from sd_loader.store.ownership import Version, owner_in
 from sd_loader.store.receipt import read_receipt
 from sd_loader.store.volume import Volume
 
-_OURS = frozenset({STAGING_DIR, STORE_DIR, BLOBS_DIR})
+_OURS = frozenset({STAGING_DIR, STORE_DIR, BLOBS_DIR, INDEX_DIR})
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,7 @@ def foreign_paths(volume: Volume) -> list[str]:
                 if not name.startswith(".trash-")
                 and not (UID.fullmatch(name) and store.kind(name) in {None, stat.S_IFDIR})
             ]
-    return paths + blobs.foreign_entries(volume)
+    return paths + blobs.foreign_entries(volume) + index.foreign_entries(volume)
 
 
 def _is_foreign(volume: Volume, name: str) -> bool:

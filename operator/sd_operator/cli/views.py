@@ -143,6 +143,8 @@ def _facts(model: Model) -> Iterable[tuple[str, str]]:
             artifact.precision,
         )
         yield "contents", ", ".join(word for word in contents if word)
+        if artifact.card is not None:
+            yield from artifact.card.lines()
     if status.job is not None:
         yield "job", f"{status.job.name} (attempt {status.job.attempt + 1})"
     if status.last_failure is not None:

@@ -68,6 +68,7 @@ def published(inp: Input, job: JobView, result: LoadResult) -> Step:
         claim_uid=claim.uid,
         size=humanize.size(artifact.size_bytes),
         preview_path=(names.preview_path(inp.model.uid, inp.wanted) if result.preview else None),
+        picture_path=(names.picture_path(inp.model.uid, inp.wanted) if result.picture else None),
         last_update_time=times.stamp(ended),
     )
     source = result.source.model_dump() if result.source else {}

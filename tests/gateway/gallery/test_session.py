@@ -128,6 +128,11 @@ def test_png_file_is_read_as_a_preview(tmp_path):
     (folder / "preview.png").write_bytes(PNG)
     assert previews.exists(store, PATH)
     assert previews.read(store, PATH) == PNG
+    picture = PATH.replace("preview.png", "picture.jpg")
+    (folder / "picture.jpg").write_bytes(PNG)
+    assert previews.read(store, picture) is None, "a PNG is not a JPEG"
+    (folder / "picture.jpg").write_bytes(b"\xff\xd8\xffrest")
+    assert previews.read(store, picture) == b"\xff\xd8\xffrest"
 
 
 @pytest.mark.parametrize("kind", ["html", "link", "link to a folder", "fifo", "folder", "huge"])
@@ -190,4 +195,11 @@ def test_only_a_models_own_preview_is_accepted(preview_path, accepted):
         "lastUpdateTime": "2026-01-02T03:04:05Z",
         **({"previewPath": preview_path} if preview_path else {}),
     }
-    assert previews.preview_path(Model.from_body(body({"artifact": artifact}))) == accepted
+    found = previews.paths(Model.from_body(body({"artifact": artifact})))
+    assert found == ({"preview.png": accepted} if accepted else {})
+    picture = f".store/{UID}/{HASH}/picture.jpg"
+    found = previews.paths(
+        Model.from_body(body({"artifact": {**artifact, "picturePath": picture}}))
+    )
+    assert found.get("picture.jpg") == picture
+    assert list(found)[-1] == "picture.jpg", "the preview comes first"

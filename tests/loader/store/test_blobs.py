@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sd_api.names import BLOBS_DIR
 from sd_api.wire import Receipt
-from sd_loader.store import removal
 from sd_loader.store.adopt import adopt
 from sd_loader.store.blobs import SHARED_FROM
 from sd_loader.store.ownership import take_ownership
@@ -30,6 +30,7 @@ from tests.support.store.volumes import (
     OWNER,
     STRANGER,
     load,
+    remove,
     tree,
     write_out,
 )
@@ -65,12 +66,12 @@ def load_two(volume: Volume, content: Mapping[str, bytes] = TWO) -> Receipt:
 
 def remove_one(volume: Volume) -> None:
     """Remove the first model."""
-    removal.remove_model(volume, OWNER, MODEL_ID)
+    remove(volume, OWNER, MODEL_ID)
 
 
 def remove_two(volume: Volume) -> None:
     """Remove the second model."""
-    removal.remove_model(volume, OTHER_OWNER, OTHER)
+    remove(volume, OTHER_OWNER, OTHER)
 
 
 def vae(root: Path, model_id: str = MODEL_ID) -> os.stat_result:
@@ -351,9 +352,12 @@ def test_a_blob_that_cannot_be_removed_does_not_fail_the_removal(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The model is removed. The next run tries to remove the blob again."""
+    unlink = Volume.unlink
 
-    def denied(*_: object) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    def denied(self: Volume, path: str) -> None:
+        if path.startswith(BLOBS_DIR):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        unlink(self, path)
 
     load_one(volume)
     monkeypatch.setattr(Volume, "unlink", denied)
@@ -378,7 +382,7 @@ def test_concurrent_loads_and_removals_do_not_damage_models(tmp_path: Path) -> N
                     load(volume, owner, model_id=model_id, files=ONE)
                     assert serves(tmp_path, model_id, ONE)
                     assert find_published(volume, owner.uid, HASH) is not None
-                    removal.remove_model(volume, owner, model_id)
+                    remove(volume, owner, model_id)
         except BaseException as error:  # noqa: BLE001 - told below, in the test's own thread
             failures.append(error)
 
@@ -389,7 +393,7 @@ def test_concurrent_loads_and_removals_do_not_damage_models(tmp_path: Path) -> N
         thread.join()
     assert failures == []
     with Volume.open(tmp_path) as volume:
-        removal.remove_model(volume, OWNER, MODEL_ID)
+        remove(volume, OWNER, MODEL_ID)
     assert tree(tmp_path) == {}
 
 

@@ -32,6 +32,7 @@ from tests.support.store.volumes import (
     load,
     load_untidily,
     refused,
+    remove,
     tree,
     write_out,
 )
@@ -82,7 +83,7 @@ def test_a_users_file_under_the_model_id_is_a_conflict_and_stays(
         Reason.MODEL_ID_CONFLICT, f"m on the volume is {what} that the loader did not create"
     ):
         take_ownership(volume, OWNER, MODEL_ID, HASH)
-    removal.remove_model(volume, OWNER, MODEL_ID)
+    remove(volume, OWNER, MODEL_ID)
     assert tree(tmp_path) == before
 
 

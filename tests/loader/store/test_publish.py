@@ -15,7 +15,6 @@ from sd_api.names import RECEIPT_FILE
 from sd_api.reasons import Reason
 from sd_loader.digests import blake3_of, folder_digest
 from sd_loader.errors import LoaderError
-from sd_loader.store import removal
 from sd_loader.store.ownership import take_ownership
 from sd_loader.store.publish import publish, tidy
 from sd_loader.store.receipt import find_published
@@ -31,6 +30,7 @@ from tests.support.store.volumes import (
     OWNER,
     load,
     refused,
+    remove,
     tree,
     write_out,
 )
@@ -149,7 +149,7 @@ def test_a_model_that_was_removed_during_its_load_is_not_published(
     take_ownership(volume, OWNER, MODEL_ID, HASH)
     with begin(volume, OWNER.uid, "pod", HASH) as staging:
         receipt = write_out(staging.fresh_out(), OWNER, HASH)
-        removal.remove_model(volume, OWNER, MODEL_ID)
+        remove(volume, OWNER, MODEL_ID)
         with refused(Reason.LOADER_CRASHED, "removed from the volume while"):
             publish(volume, OWNER, MODEL_ID, staging, receipt)
     assert tree(tmp_path) == {}
@@ -165,7 +165,7 @@ def test_a_removal_in_the_middle_of_publishing_wins(
     def removed_before(*args: str, **fds: int) -> None:
         if args[-1] in {HASH, MODEL_ID}:
             monkeypatch.undo()
-            removal.remove_model(volume, OWNER, MODEL_ID)
+            remove(volume, OWNER, MODEL_ID)
         original(*args, **fds)
 
     take_ownership(volume, OWNER, MODEL_ID, HASH)
@@ -220,7 +220,7 @@ def test_removal_does_not_follow_planted_links(volume: Volume, tmp_path: Path) -
     (tmp_path / ".store/uid-1/planted").symlink_to(outside)
     (tmp_path / ".staging/uid-1").mkdir(parents=True)
     (tmp_path / ".staging/uid-1/pod").symlink_to(outside)
-    removal.remove_model(volume, OWNER, MODEL_ID)
+    remove(volume, OWNER, MODEL_ID)
     assert tree(tmp_path) == {}
     assert (outside / "keep").exists()
 

@@ -25,6 +25,7 @@ from tests.support.store.volumes import (
     download,
     load,
     refused,
+    remove,
     tree,
 )
 
@@ -155,16 +156,16 @@ def test_removal_leaves_no_files(volume: Volume, tmp_path: Path) -> None:
     load(volume)
     load(volume, load_hash=NEW_HASH)
     download(volume, "pod", load_hash="2" * 16)
-    removal.remove_model(volume, OWNER, MODEL_ID)
+    remove(volume, OWNER, MODEL_ID)
     assert tree(tmp_path) == {}
 
 
 def test_removal_can_be_repeated(volume: Volume, tmp_path: Path) -> None:
     """Removing a model that does not exist succeeds."""
-    removal.remove_model(volume, OWNER, MODEL_ID)
+    remove(volume, OWNER, MODEL_ID)
     load(volume)
-    removal.remove_model(volume, OWNER, MODEL_ID)
-    removal.remove_model(volume, OWNER, MODEL_ID)
+    remove(volume, OWNER, MODEL_ID)
+    remove(volume, OWNER, MODEL_ID)
     assert tree(tmp_path) == {}
 
 
@@ -173,8 +174,8 @@ def test_removal_leaves_other_models_alone(volume: Volume, tmp_path: Path) -> No
     load(volume, STRANGER)
     before = tree(tmp_path)
     load(volume, OWNER, model_id="mine")
-    removal.remove_model(volume, OWNER, "mine")
-    removal.remove_model(volume, NAMESAKE, MODEL_ID)
+    remove(volume, OWNER, "mine")
+    remove(volume, NAMESAKE, MODEL_ID)
     assert tree(tmp_path) == before
 
 
@@ -183,7 +184,7 @@ def test_a_late_removal_keeps_the_new_owners_files(volume: Volume, tmp_path: Pat
     load(volume)
     load(volume, NAMESAKE)
     before = tree(tmp_path)
-    removal.remove_model(volume, OWNER, MODEL_ID)
+    remove(volume, OWNER, MODEL_ID)
     assert tree(tmp_path) == before
 
 
@@ -193,7 +194,7 @@ def test_removal_before_the_first_publication_removes_the_previous_owners_files(
     """A model that took over an id also removes the files of the previous owner."""
     load(volume)
     take_ownership(volume, NAMESAKE, MODEL_ID, NEW_HASH)
-    removal.remove_model(volume, NAMESAKE, MODEL_ID)
+    remove(volume, NAMESAKE, MODEL_ID)
     assert tree(tmp_path) == {}
 
 

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -65,6 +65,11 @@ def without_owner(version: Path) -> str:
     return "../owner.json"
 
 
+def without_lists(state: Mapping[str, object]) -> dict[str, object]:
+    """A volume's content without the lists of models, which follow what is readable."""
+    return {path: content for path, content in state.items() if not path.startswith(".index")}
+
+
 @pytest.mark.parametrize(
     "alter",
     [shortened, missing, made_a_link, added, added_link, without_receipt, without_owner],
@@ -75,12 +80,12 @@ def test_altered_files_are_reported_and_never_removed(
     """The exit code tells that a person must look into them."""
     load(volume, files=WEIGHTS)
     path = os.path.normpath(f"{VERSION}/{alter(tmp_path / VERSION)}")
-    before = tree(tmp_path)
+    before = without_lists(tree(tmp_path))
     result = swept(tmp_path, delete=True)
     assert [(one.kind, one.path) for one in result.findings] == [(FindingKind.ALTERED, path)]
     assert result.exit_code is ExitCode.PERMANENT
     assert "1 file was altered. To repair a model, load it again" in result.to_text()
-    assert tree(tmp_path) == before
+    assert without_lists(tree(tmp_path)) == before
 
 
 def test_digests_find_altered_bytes_in_all_models_that_share_them(

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from sd_api.reasons import ExitCode, Reason
-from sd_loader.store import removal
 from sd_loader.store.orphans import Orphan, remove_orphan
 from sd_loader.store.ownership import take_ownership
 from sd_loader.store.publish import link
@@ -40,6 +39,7 @@ from tests.support.store.volumes import (
     download,
     load,
     refused,
+    remove,
     tree,
 )
 
@@ -209,8 +209,8 @@ def test_a_sweep_does_not_damage_concurrent_loads_and_removals(tmp_path: Path) -
                     load(volume, load_hash=f"{number % 3:016x}", files=WEIGHTS)
                     assert WEIGHTS.items() <= tree(tmp_path / MODEL_ID).items()
                     if number % 4 == 3:
-                        removal.remove_model(volume, OWNER, MODEL_ID)
-                removal.remove_model(volume, OWNER, MODEL_ID)
+                        remove(volume, OWNER, MODEL_ID)
+                remove(volume, OWNER, MODEL_ID)
         except BaseException as error:  # noqa: BLE001 - told below, in the test's own thread
             failures.append(error)
         finally:

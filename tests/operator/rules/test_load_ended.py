@@ -291,9 +291,11 @@ def test_the_operator_waits_for_the_result_of_an_ended_job() -> None:
 @pytest.mark.parametrize("rendered", [True, False])
 def test_the_path_of_a_preview_is_the_operators_own(rendered: bool) -> None:
     """The result only says whether a preview exists; the operator computes its path."""
-    result = LOADED.model_copy(update={"preview": rendered})
+    result = LOADED.model_copy(update={"preview": rendered, "picture": rendered})
     seen = with_pod(job(COMPLETE), answered("convert", result))
     artifact = act(model(loading()), seen).status.artifact
     assert artifact is not None
     expected = f"{artifact.immutable_path}/preview.png" if rendered else None
     assert artifact.preview_path == expected
+    expected = f"{artifact.immutable_path}/picture.jpg" if rendered else None
+    assert artifact.picture_path == expected

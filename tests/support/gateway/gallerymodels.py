@@ -26,6 +26,7 @@ def artifact(uid: str, name: str, **fields: Any) -> Json:
         "sharedBytes": 0,
         "size": "2.1 GB",
         "files": 14,
+        "modelType": "custom_ckpt",
         "baseModel": "sd-1",
         "pipelineClass": "StableDiffusionPipeline",
         "precision": "fp16",

@@ -183,9 +183,11 @@ def remove_request(owner: Owner = OWNER, *, retain: bool = False) -> RemoveReque
     return RemoveRequest(owner=owner, model_id="model", retain=retain)
 
 
-def safetensors_bytes(shapes: dict[str, tuple[int, ...]]) -> bytes:
+def safetensors_bytes(
+    shapes: dict[str, tuple[int, ...]], metadata: dict[str, str] | None = None
+) -> bytes:
     """Return a safetensors file of fp16 zeros."""
-    header: dict[str, object] = {}
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": metadata}
     offset = 0
     for name, shape in shapes.items():
         size = 2

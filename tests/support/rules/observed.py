@@ -131,6 +131,7 @@ def claim(**fields: Any) -> ClaimView:
 
 
 ARTIFACT = Artifact(
+    model_type="custom_ckpt",
     digest="blake3:" + "ab" * 32,
     size_bytes=2_100_000_000,
     files=13,

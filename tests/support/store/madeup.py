@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sd_api.card import Card
 from sd_api.load import LoadRequest, Owner, RemoveRequest
 from sd_api.wire import LoadResult, Source
 from sd_loader import acquire
@@ -25,6 +26,9 @@ class Parts:
         self.content = b"partial no more"
         self.files = FILES
         self.arrived: dict[str, Arrived] = {}
+        self.card = Card()
+        self.word: str | None = None
+        self.picture: bytes | None = None
         self.fetch_error: Exception | None = None
         self.convert_error: Exception | None = None
 
@@ -48,7 +52,13 @@ class Parts:
             raise self.fetch_error
         file.write_bytes(self.content)
         source = Source(size_bytes=15, format="ckpt")
-        return Fetched(kind="file", path="file", files=self.arrived, source=source)
+        fetched = Fetched(
+            kind="file", path="file", files=self.arrived, source=source, card=self.card
+        )
+        if self.picture is None:
+            return fetched
+        (into / "picture").write_bytes(self.picture)
+        return fetched.model_copy(update={"picture": "picture"})
 
     def convert(
         self, fetched: Fetched, source_dir: Path, _conversion: object, out: Path, _report: object
@@ -63,7 +73,8 @@ class Parts:
             digests[path] = FileDigest(blake3_of(content), len(content))
             if self.convert_error is not None:
                 raise self.convert_error
-        return Converted(files=digests, base_model="sd-1", warnings=("one", "two"))
+        warnings = ("one", "two")
+        return Converted(files=digests, base_model="sd-1", word=self.word, warnings=warnings)
 
 
 def request(owner: Owner = OWNER, load_hash: str = HASH) -> LoadRequest:

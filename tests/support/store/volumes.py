@@ -15,6 +15,7 @@ from sd_api.wire import Artifact, PublishedFile, Receipt, Source
 from sd_loader.digests import folder_digest
 from sd_loader.errors import LoaderError
 from sd_loader.store import adopt as adoption
+from sd_loader.store import index, removal
 from sd_loader.store.folder import Folder
 from sd_loader.store.ownership import take_ownership
 from sd_loader.store.publish import publish, tidy
@@ -42,7 +43,14 @@ def load(
     """Do a whole load with made-up files."""
     receipt = load_untidily(volume, owner, load_hash, model_id, files)
     tidy(volume, owner, load_hash, DAY, NOW)
+    index.refresh(volume, owner.uid, owner.namespace)
     return receipt
+
+
+def remove(volume: Volume, owner: Owner, model_id: str) -> None:
+    """Do a whole removal."""
+    removal.remove_model(volume, owner, model_id)
+    index.refresh(volume, owner.uid, owner.namespace)
 
 
 def load_untidily(
@@ -52,7 +60,7 @@ def load_untidily(
     model_id: str,
     files: Mapping[str, bytes] = FILES,
 ) -> Receipt:
-    """Do a load that ends right after it publishes the model, before it tidies up."""
+    """Do a load that ends right after it publishes the model, before it tidies and lists it."""
     take_ownership(volume, owner, model_id, load_hash)
     with begin(volume, owner.uid, "pod", load_hash) as staging:
         receipt = write_out(staging.fresh_out(), owner, load_hash, files)

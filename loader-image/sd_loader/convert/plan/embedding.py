@@ -120,6 +120,7 @@ def _plan(found: _Embedding, conversion: Conversion) -> FolderPlan:
             SmallFile(TOKEN_FILE, token.encode()),
         ),
         base_model=base_model.value,
+        word=token,
         warnings=warnings,
         scan=True,
     )

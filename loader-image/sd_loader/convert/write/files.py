@@ -196,6 +196,7 @@ class FolderPlan:
     quantized: str | None = None
     """The format of quantized weights, which is published as the precision."""
     checked: str | None = None
+    word: str | None = None
     warnings: tuple[str, ...] = ()
     scan: bool = False
     """Whether all weights are checked before publishing, even if the user does not ask for it."""
@@ -233,6 +234,7 @@ class FolderPlan:
             prediction_type=self.prediction_type,
             lora_rank=self.lora_rank,
             checked=self.checked,
+            word=self.word,
             warnings=self.warnings,
         )
 

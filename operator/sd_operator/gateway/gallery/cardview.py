@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from sd_operator.resources.model import Model
-
-WORDS_MAX = 20
 
 
 @dataclass(frozen=True)
@@ -30,27 +27,19 @@ class CardView:
 
 def card_view(model: Model) -> CardView | None:
     """Return the model card. None if the source and the file say nothing."""
-    raw = (model.raw_status.get("artifact") or {}).get("card")
-    card = raw if isinstance(raw, dict) else {}
-    word, page = _text(card, "word"), _text(card, "page")
-    listed = card.get("triggerWords")
-    words = [item for item in (listed if isinstance(listed, list) else []) if isinstance(item, str)]
+    card = model.status.artifact.card if model.status.artifact else None
+    if card is None or card.or_none() is None:
+        return None
     facts = (
-        ("Author", _text(card, "author")),
-        ("Licence", _text(card, "license")),
-        ("Based on", _text(card, "basedOn")),
-        ("Resolution", _text(card, "resolution").replace("x", " by ")),
-        ("Recommended", _text(card, "recommended")),
+        ("Author", card.author),
+        ("Licence", card.license),
+        ("Based on", card.based_on),
+        ("Resolution", card.resolution and card.resolution.replace("x", " by ")),
+        ("Recommended", card.recommended),
     )
-    view = CardView(
-        title=_text(card, "title"),
-        words=(word,) if word else tuple(words[:WORDS_MAX]),
+    return CardView(
+        title=card.title or "",
+        words=(card.word,) if card.word else card.trigger_words,
         facts=tuple((title, text) for title, text in facts if text),
-        page=page if page.startswith(("https://", "http://")) else "",
+        page=card.page or "",
     )
-    return None if view == CardView("", (), (), "") else view
-
-
-def _text(card: dict[str, Any], name: str) -> str:
-    value = card.get(name)
-    return value if isinstance(value, str) else ""

@@ -52,7 +52,7 @@ class Reading:
             namespace=key.namespace,
             filter=chosen,
             cards=shown,
-            previews=await self._previewed(b for b in bodies if b["metadata"]["name"] in names),
+            images=await self._images(b for b in bodies if b["metadata"]["name"] in names),
             found=len(matches),
             total=len(cards),
             choices=listing.choices(cards, chosen),
@@ -85,37 +85,41 @@ class Reading:
             model=detail,
             events=words.events(events[:EVENTS_MAX], now),
             related=related.related(detail.card, others),
-            previewed=bool(await self._previewed([body])),
+            images=(await self._images([body])).get(detail.card.name, ()),
             digest=live.digest([body]),
         )
 
-    async def preview(self, request: Request, key: Key) -> Response:
-        """Send a model's preview image."""
+    async def image(self, request: Request, key: Key) -> Response:
+        """Send a model's preview or picture."""
         body = await self._models.get(key.namespace, request.path_params["name"])
-        path = previews.preview_path(Model.from_body(body))
+        file = request.url.path.rpartition("/")[2]
+        path = previews.paths(Model.from_body(body)).get(file)
         image = None
         if self._store is not None and path is not None:
             image = await asyncio.to_thread(previews.read, self._store, path)
         if image is None:
-            raise HTTPException(404, "This model has no preview image")
+            raise HTTPException(404, f"This model has no {file}")
         headers = {"Cache-Control": "private, max-age=86400"}
-        return Response(image, media_type="image/png", headers=headers)
+        return Response(image, media_type=previews.MEDIA_TYPES[file], headers=headers)
 
     async def starter(self, _: Request, key: Key) -> Response:
         """Show the starter catalog, and which of its models are there already."""
         cards = [views.card(body) for body in await self._models.all(key.namespace)]
         return page("starter.html", namespace=key.namespace, starters=catalog.offers(cards))
 
-    async def _previewed(self, bodies: Iterable[Json]) -> set[str]:
-        """Return the names of the models that have a preview on the volume."""
+    async def _images(self, bodies: Iterable[Json]) -> dict[str, tuple[str, ...]]:
+        """Return the file names of the images on the volume, by the names of the models."""
         store = self._store
         if store is None:
-            return set()
+            return {}
         models = [Model.from_body(body) for body in bodies]
-        paths = {model.name: previews.preview_path(model) for model in models}
+        stated = {model.name: previews.paths(model) for model in models}
 
-        def existing() -> set[str]:
-            return {name for name, path in paths.items() if path and previews.exists(store, path)}
+        def existing() -> dict[str, tuple[str, ...]]:
+            return {
+                name: tuple(file for file, path in paths.items() if previews.exists(store, path))
+                for name, paths in stated.items()
+            }
 
         return await asyncio.to_thread(existing)
 

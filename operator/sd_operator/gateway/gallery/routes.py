@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from sd_operator.base.errors import ApiError
 from sd_operator.gateway.context import Context
 from sd_operator.gateway.errors import FieldRefusedError, RefusedError, map_error
-from sd_operator.gateway.gallery import form, forms, live, session
+from sd_operator.gateway.gallery import form, forms, live, previews, session
 from sd_operator.gateway.gallery.actions import Actions
 from sd_operator.gateway.gallery.pages import ROOT, STATIC, model_url, page
 from sd_operator.gateway.gallery.reading import Reading
@@ -70,7 +70,10 @@ class Gallery:
                 Route("/starter", signed(actions.load_starter), methods=["POST"]),
                 Route("/delete", signed(actions.delete_several), methods=["POST"]),
                 Route("/models/{name}", signed(reading.model)),
-                Route("/models/{name}/preview.png", signed(reading.preview)),
+                *(
+                    Route(f"/models/{{name}}/{file}", signed(reading.image))
+                    for file in previews.MEDIA_TYPES
+                ),
                 Route("/models/{name}/edit", signed(actions.edit), methods=both),
                 Route("/models/{name}/suspend", signed(actions.suspend), methods=["POST"]),
                 Route("/models/{name}/resume", signed(actions.resume), methods=["POST"]),

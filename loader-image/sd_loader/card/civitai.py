@@ -1,0 +1,56 @@
+"""Makes a card of what Civitai's API says of a version of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sd_api.card import Card
+from sd_loader.card.clean import page, text, words
+from sd_loader.civitai_facts import CivitaiFacts, CivitaiLicence
+
+_SAFE = 1
+"""Civitai's rating PG. Higher powers of two are for fewer people."""
+_NO_USE = "None"
+"""Civitai's word in a list of commercial uses that has no other."""
+
+
+def card_of_civitai(facts: CivitaiFacts, endpoint: str) -> Card:
+    """Return the card of a version. endpoint: where its page is."""
+    return Card(
+        title=_title(facts),
+        based_on=text(facts.base_model),
+        license=text(", ".join(_terms(facts.licence))),
+        author=text(facts.creator),
+        page=_page(facts, endpoint),
+        trigger_words=words(facts.trained_words),
+    )
+
+
+def safe_picture(facts: CivitaiFacts) -> str | None:
+    """Return the url of the first picture that Civitai rates as safe for everyone, if any."""
+    safe = (image for image in facts.images if image.nsfw_level == _SAFE and not image.is_video)
+    return next((image.url for image in safe), None)
+
+
+def _title(facts: CivitaiFacts) -> str | None:
+    name, version = text(facts.model_name), text(facts.version_name)
+    return text(f"{name} ({version})") if name and version else name
+
+
+def _page(facts: CivitaiFacts, endpoint: str) -> str | None:
+    found = page(f"{endpoint}/models/{facts.model_id}") if facts.model_id is not None else None
+    # The version is added last, because a link is shown without its query.
+    return f"{found}?modelVersionId={facts.version_id}" if found else None
+
+
+def _terms(licence: CivitaiLicence) -> Iterator[str]:
+    """Yield what the creator demands or forbids, as Civitai's own switches say it."""
+    if licence.no_credit is False:
+        yield "credit the creator"
+    if licence.commercial_use is not None:
+        uses = [use for use in licence.commercial_use if use != _NO_USE]
+        yield f"commercial use: {', '.join(uses)}" if uses else "no commercial use"
+    if licence.derivatives is False:
+        yield "no merges"
+    if licence.different_licence is False:
+        yield "merges under the same permissions"

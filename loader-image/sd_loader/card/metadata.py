@@ -1,0 +1,90 @@
+"""Makes a card of the metadata of a file.
+
+`modelspec.*` is what people wrote into the file. What a training program recorded (kohya's `ss_*`)
+counts only where they wrote nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from sd_api.card import Card
+from sd_loader.card.clean import entries, parsed, resolution, text, words
+
+_MOST_EQUAL = 4
+"""If more tags than these are equally frequent, they are captions, not trigger words."""
+
+_TRADE_NAMES = {
+    "pony": "Pony",
+    "illustrious": "Illustrious",
+    "noobai": "NoobAI",
+    "animagine": "Animagine XL",
+}
+"""By a part of the file name of a base model."""
+
+_VERSIONS = {
+    "sd_v1": "SD 1",
+    "sd_v2": "SD 2",
+    "sd_v2_v": "SD 2",
+    "sdxl_base_v0-9": "SDXL 0.9",
+    "sdxl_base_v1-0": "SDXL 1.0",
+    "sd3": "SD 3",
+    "flux1": "FLUX.1",
+}
+"""By `ss_base_model_version`."""
+
+
+def card_of_metadata(metadata: Mapping[str, str]) -> Card:
+    """Return the card of a file. Its fields are empty where the metadata says nothing."""
+    return _written(metadata).over(_recorded(metadata))
+
+
+def _written(metadata: Mapping[str, str]) -> Card:
+    spec = {name: metadata.get(f"modelspec.{name}") for name in _SPEC}
+    return Card(
+        title=text(spec["title"]),
+        trigger_words=words([spec["trigger_phrase"]]),
+        license=text(spec["license"]),
+        author=text(spec["author"]),
+        resolution=resolution(spec["resolution"]),
+        recommended=text(spec["usage_hint"]),
+    )
+
+
+_SPEC = ("title", "trigger_phrase", "license", "author", "resolution", "usage_hint")
+
+
+def _recorded(metadata: Mapping[str, str]) -> Card:
+    return Card(
+        title=text(metadata.get("ss_output_name")),
+        trigger_words=words(_frequent(metadata.get("ss_tag_frequency"))),
+        based_on=_base(metadata),
+        resolution=resolution(metadata.get("ss_resolution")),
+    )
+
+
+def _frequent(frequency: str | None) -> Iterator[str]:
+    """Yield the tags that are the most frequent ones of a folder of training images.
+
+    A trigger word is in the caption of each image of its folder.
+    """
+    for _, tags in entries(parsed(frequency)):
+        counts = {tag: count for tag, count in entries(tags) if type(count) is int}
+        most_often = max(counts.values(), default=0)
+        most = [tag for tag, count in counts.items() if count == most_often]
+        if len(most) <= _MOST_EQUAL:
+            yield from most
+
+
+def _base(metadata: Mapping[str, str]) -> str | None:
+    """Return the base model's trade name, or else its file name or version."""
+    # Textual inversion records the name of its checkpoint as sd_checkpoint_name.
+    path = metadata.get("ss_sd_model_name") or metadata.get("sd_checkpoint_name") or ""
+    # The folders of the machine that trained the model are private.
+    name = path.replace("\\", "/").rsplit("/", 1)[-1]
+    for part, trade_name in _TRADE_NAMES.items():
+        if part in name.lower():
+            return trade_name
+    stem = name.removesuffix(".safetensors").removesuffix(".ckpt")
+    version = metadata.get("ss_base_model_version") or ""
+    return text(stem) or _VERSIONS.get(version) or text(version)
