@@ -32,7 +32,13 @@ from sd_loader.diffusers_repo.index import SCHEDULERS, SD_PIPELINES, SDXL_PIPELI
 
 ROOT = Path(__file__).resolve().parent.parent
 
-MODELS = ("AutoencoderKL", "ControlNetModel", "UNet2DConditionModel")
+MODELS = (
+    "AutoencoderKL",
+    "ControlNetModel",
+    "FluxControlNetModel",
+    "SD3ControlNetModel",
+    "UNet2DConditionModel",
+)
 ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 
 ACTIVATIONS = ("act_fn", "time_embedding_act_fn", "timestep_post_act")
@@ -40,6 +46,11 @@ ACTIVATIONS = ("act_fn", "time_embedding_act_fn", "timestep_post_act")
 
 CORRECTIONS: Mapping[str, Mapping[str, list[str]]] = {
     "AutoencoderKL": {"sample_size": ["int", "int[]"]},
+    "FluxControlNetModel": {
+        "conditioning_embedding_channels": ["int", "null"],
+        "num_mode": ["int", "null"],
+    },
+    "SD3ControlNetModel": {"joint_attention_dim": ["int", "null"]},
     "UniPCMultistepScheduler": {
         "shift_terminal": ["float", "null"],
         "sigma_max": ["float", "null"],

@@ -133,12 +133,31 @@ _LORAS = _UNETS_OF_ADAPTERS | {
     BaseModelName.WAN,
     BaseModelName.LUMINA2,
 }
+_CONTROLNETS = _UNETS_OF_ADAPTERS | {
+    BaseModelName.SD3,
+    BaseModelName.FLUX,
+    BaseModelName.QWEN_IMAGE,
+    BaseModelName.SANA,
+    BaseModelName.Z_IMAGE,
+}
+_VAES = frozenset(UNETS) | {
+    BaseModelName.SD3,
+    BaseModelName.FLUX,
+    BaseModelName.FLUX2,
+    BaseModelName.COGVIDEOX,
+    BaseModelName.HUNYUAN_VIDEO,
+    BaseModelName.LTX,
+    BaseModelName.LTX2,
+    BaseModelName.QWEN_IMAGE,
+    BaseModelName.SANA,
+    BaseModelName.WAN,
+}
 LOADED: Mapping[ModelType, frozenset[BaseModelName]] = {
     **dict.fromkeys(PIPELINES, frozenset(BaseModelName)),
     ModelType.LORA: _LORAS,
     ModelType.EMBEDDINGS: _UNETS_OF_ADAPTERS,
-    ModelType.CONTROLNET: _UNETS_OF_ADAPTERS,
-    ModelType.VAE: frozenset(UNETS),
+    ModelType.CONTROLNET: _CONTROLNETS,
+    ModelType.VAE: _VAES,
 }
 """The families whose models load, by model type."""
 

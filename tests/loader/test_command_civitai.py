@@ -103,6 +103,20 @@ def test_an_identifier_loads_by_hand(site: Site) -> None:
     assert (site.containers.store / "m").is_dir()
 
 
+def test_a_person_gives_the_token_by_variable_or_file(site: Site, tmp_path: Path) -> None:
+    """Both are for the endpoint that is asked about models of Civitai."""
+    (site.containers.credentials / "token").unlink()
+    (tmp_path / "token").write_text(TOKEN)
+    arguments = ("load", "--url", PAGE, "--store", site.containers.store, "--model-id")
+    for model, more, env in (
+        ("a", (), {"CIVITAI_TOKEN": TOKEN}),
+        ("b", ("--token-file", tmp_path / "token"), {}),
+    ):
+        ended = site.containers.run(*arguments, model, *more, **env)
+        artifact_of(ended)
+        leaves_no_token(site, ended)
+
+
 def test_the_words_of_a_refusal_contain_no_secret(site: Site) -> None:
     """A server that quotes the token in its error is not believed to mean well."""
     body = f'{{"error": "no {TOKEN}"}}'.encode()

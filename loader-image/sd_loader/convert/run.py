@@ -16,7 +16,7 @@ from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.vae import VAE
 from sd_loader.convert.write.verify import verify_folder
 from sd_loader.convert.write.writer import write_folder
-from sd_loader.diffusers_repo.index import SINGLE
+from sd_loader.diffusers_repo.single_component import SINGLE
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Converted, Fetched
 from sd_loader.progress import Report

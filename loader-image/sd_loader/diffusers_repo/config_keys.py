@@ -123,7 +123,7 @@ class _Key:
             types.add("null")  # diffusers has written null for false
         if {f"{class_name}.{name}", name} & limits.NEVER_NULL:
             types.discard("null")
-        is_long = "float[]" in types or name in limits.LISTS_OF_STEPS
+        is_long = "float[]" in types or name in limits.LONG_LISTS
         least, most = limits.limit(limits.NUMBERS, class_name, name) or (0, limits.MOST)
         only = [limits.ONLY[it] for it in (f"{class_name}.{name}", name) if it in limits.ONLY]
         names = item.get("values") or limits.limit(limits.NAMES, class_name, name)

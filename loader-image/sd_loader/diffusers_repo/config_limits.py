@@ -17,8 +17,8 @@ ABOVE_ZERO = 2**-32
 """The least value of a number that must not be 0."""
 MOST_ITEMS = 16
 """The longest list of whole numbers or names. No model has as many levels."""
-LISTS_OF_STEPS = frozenset({"disable_corrector"})
-"""Keys whose whole numbers are sampling steps, of which there may be many."""
+LONG_LISTS = frozenset({"disable_corrector", "dual_attention_layers"})
+"""Keys whose whole numbers are sampling steps or layers, of which there may be many."""
 
 NUMBERS: Mapping[str, tuple[float, float]] = {
     # Sizes
@@ -39,6 +39,15 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
             "out_channels",
             "projection_dim",
             "sample_size",
+            # ControlNets of FLUX.1 and SD 3
+            "axes_dims_rope",
+            "caption_projection_dim",
+            "conditioning_embedding_channels",
+            "joint_attention_dim",
+            "num_mode",
+            "patch_size",
+            "pooled_projection_dim",
+            "pos_embed_max_size",
         ),
         (1, MOST),
     ),
@@ -86,6 +95,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "controlnet_conditioning_channel_order": ("bgr", "rgb"),
     "down_block_types": _DOWN,
     "encoder_hid_dim_type": ("text_proj",),
+    "SD3ControlNetModel.pos_embed_type": ("sincos",),
+    "SD3ControlNetModel.qk_norm": ("rms_norm",),
     "hidden_act": ("gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu"),
     "mid_block_type": ("UNetMidBlock2D", "UNetMidBlock2DCrossAttn"),
     "resnet_time_scale_shift": ("default", "scale_shift"),

@@ -13,7 +13,6 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sd_api.choices import ModelType
 from sd_api.reasons import Reason
 from sd_loader.diffusers_repo.config_keys import allowed_config
 from sd_loader.errors import LoaderError
@@ -85,11 +84,6 @@ WEIGHTS = {
     "text_encoder_2": "model",
 }
 """The components that have weights, and the standard stem of their files."""
-SINGLE = {
-    ModelType.CONTROLNET: ("controlnet", "ControlNetModel"),
-    ModelType.VAE: ("vae", "AutoencoderKL"),
-}
-"""Model types that are a single component: its name in pipelines, and its class."""
 DROPPED = ("safety_checker", "feature_extractor", "image_encoder")
 """Components that are published as null. They are not part of the model; two of them block images.
 """
@@ -242,38 +236,6 @@ def parse_pipeline(content: bytes) -> Pipeline:
         raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{INDEX_NAME} lacks {', '.join(missing)}")
     options = allowed_config(options, class_name, INDEX_NAME, reason=Reason.UNSUPPORTED_FORMAT)
     return Pipeline(class_name, components, options)
-
-
-def parse_component(content: bytes, model_type: ModelType) -> dict[str, Any]:
-    """Check the config of a component against the model type, and return it."""
-    config = parse_json(content, CONFIG_NAME, rewritten=True)
-    expected = SINGLE[model_type][1]
-    class_name = config.get("_class_name")
-    if class_name == expected:
-        return config
-    for other, (_component, its_class) in SINGLE.items():
-        if class_name == its_class:
-            raise LoaderError(
-                Reason.UNSUPPORTED_FORMAT,
-                f"the repo is a {its_class}: it needs spec.modelType: {other.value}",
-            )
-    raise LoaderError(
-        Reason.UNSUPPORTED_FORMAT,
-        f"{CONFIG_NAME} names the class {shown(class_name)}; spec.modelType"
-        f" {model_type.value} is for {expected}",
-    )
-
-
-def component_type(content: bytes) -> ModelType | None:
-    """The model type that loads the component with this config. None if no type does."""
-    try:
-        class_name = parse_json(content, CONFIG_NAME, rewritten=True).get("_class_name")
-    except LoaderError:
-        return None  # It is not a config of diffusers.
-    for model_type, (_component, its_class) in SINGLE.items():
-        if class_name == its_class:
-            return model_type
-    return None
 
 
 def _pair(name: str, value: list[Any]) -> tuple[str | None, str]:

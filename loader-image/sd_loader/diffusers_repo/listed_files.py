@@ -16,6 +16,7 @@ from sd_api.reasons import Reason
 from sd_loader.diffusers_repo.classes import Role
 from sd_loader.diffusers_repo.component_files import (
     RepoFile,
+    choose_component,
     choose_files,
     choose_weights,
     holds,
@@ -23,6 +24,7 @@ from sd_loader.diffusers_repo.component_files import (
 )
 from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME
 from sd_loader.diffusers_repo.listed import AnyPipeline, ListedPipeline
+from sd_loader.diffusers_repo.single_component import SingleComponent
 from sd_loader.errors import LoaderError, prefixing
 
 CONFIGS: Mapping[Role, str] = {
@@ -91,6 +93,21 @@ def choose_pipeline_files(
             if component.role is Role.ENCODER and generation in files:
                 chosen.append(files[generation])
     return chosen
+
+
+def choose_single(
+    files: Mapping[str, RepoFile],
+    folder: PurePosixPath,
+    component: SingleComponent,
+    revision: Revision | None,
+    *,
+    safetensors_only: bool = False,
+) -> list[RepoFile]:
+    """Return the files of a component that is published alone, its config first."""
+    chosen = choose_component(files, folder, revision, safetensors_only=safetensors_only)
+    # A component of Stable Diffusion is compared with its config, tensor by tensor.
+    is_indexed = component.other_family is not None
+    return [*chosen, *(_index_of(files, chosen[1:]) if is_indexed else ())]
 
 
 def _processor_files(files: Mapping[str, RepoFile], folder: PurePosixPath) -> list[RepoFile]:

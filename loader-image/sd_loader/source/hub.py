@@ -21,7 +21,6 @@ from sd_api.wire import Progress, Source, Stage
 from sd_loader.diffusers_repo.component_files import (
     RepoFile,
     check_size,
-    choose_component,
     choose_configs,
     choose_embedding_of_sdxl,
     choose_file,
@@ -33,12 +32,10 @@ from sd_loader.diffusers_repo.component_files import (
 from sd_loader.diffusers_repo.index import (
     CONFIG_NAME,
     INDEX_NAME,
-    SINGLE,
-    component_type,
-    parse_component,
 )
 from sd_loader.diffusers_repo.listed import read_pipeline
-from sd_loader.diffusers_repo.listed_files import choose_pipeline_files
+from sd_loader.diffusers_repo.listed_files import choose_pipeline_files, choose_single
+from sd_loader.diffusers_repo.single_component import SINGLE, component_type, parse_component
 from sd_loader.errors import LoaderError
 from sd_loader.formats.sniff import HEAD_BYTES
 from sd_loader.handover import Arrived, AtHand, Fetched, nothing_at_hand
@@ -262,10 +259,11 @@ class _Copy:
         _refuse_digest(checks)
         name = str(folder / CONFIG_NAME)
         self._fetch_small(self.repo.files[name])
-        parse_component((self.path / name).read_bytes(), model_type)
-        chosen = choose_component(
+        component = parse_component((self.path / name).read_bytes(), model_type)
+        chosen = choose_single(
             self.repo.files,
             folder,
+            component,
             ref.precision,
             safetensors_only=checks.safetensors_only,
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from devkit.ldm_layouts import TINY_SD15, Shapes, vae_shapes
+from devkit.ldm_layouts import Shapes
 from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
 from sd_loader.convert.plan.file import plan_file
@@ -20,46 +20,16 @@ from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.write.files import FolderPlan, WeightsFile
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor, TensorFile
+from tests.support.models.allinone import (
+    CLIP_G_PREFIX,
+    CLIP_L_PREFIX,
+    T5_PREFIX,
+    UNET,
+    under,
+    whole,
+)
 from tests.support.models.conversions import conversion
-from tests.support.models.encoders import CLIP_G, CLIP_L, T5, clip_shapes, t5_shapes
-from tests.support.models.transformershapes import SIZES, original_shapes
-
-CLIP_L_PREFIX = "text_encoders.clip_l.transformer."
-CLIP_G_PREFIX = "text_encoders.clip_g.transformer."
-T5_PREFIX = "text_encoders.t5xxl.transformer."
-UNET = "model.diffusion_model."
-
-
-def under(prefix: str, shapes: Shapes) -> Shapes:
-    """Return the shapes with a prefix before each name."""
-    return {prefix + name: shape for name, shape in shapes.items()}
-
-
-def whole(family: str, vae: str = "first_stage_model.") -> Shapes:
-    """Return the names and shapes of a whole pipeline."""
-    pooled = CLIP_L + CLIP_G if family == "sd-3" else CLIP_L
-    sizes = SIZES | {"inner": 128, "context": T5, "pooled": pooled}
-    shapes = under(UNET, original_shapes(family, sizes=sizes))
-    shapes |= under(CLIP_L_PREFIX, clip_shapes(CLIP_L))
-    if family == "sd-3":
-        shapes |= under(CLIP_G_PREFIX, clip_shapes(CLIP_G, projected=True))
-    shapes |= under(T5_PREFIX, t5_shapes())
-    return shapes | under(vae, vae_shapes_of_16_channels())
-
-
-def vae_shapes_of_16_channels() -> Shapes:
-    """Return a VAE as SD 3 and FLUX.1 have it."""
-    top = TINY_SD15.vae_levels[-1]
-    shapes = {
-        name.removeprefix("first_stage_model."): shape
-        for name, shape in vae_shapes(TINY_SD15).items()
-        if "quant_conv" not in name
-    }
-    return shapes | {
-        "encoder.conv_out.weight": (32, top, 3, 3),
-        "encoder.conv_out.bias": (32,),
-        "decoder.conv_in.weight": (top, 16, 3, 3),
-    }
+from tests.support.models.encoders import CLIP_G, CLIP_L, T5, clip_shapes
 
 
 def file_of(shapes: Shapes, dtype: Dtype = Dtype.F16) -> TensorFile:
@@ -234,6 +204,11 @@ def test_missing_components_are_named(
         ),
         pytest.param(
             {f"{UNET}joint_blocks.1.x_block.attn.proj.bias": (3,)}, "[3]; as ", id="a width"
+        ),
+        pytest.param(
+            {name: (32,) for name in whole("sd-3") if ".ln_" in name},
+            "the attention heads of the transformer are 32 wide; those of sd-3 are 64",
+            id="heads of another width",
         ),
     ],
 )

@@ -242,7 +242,7 @@ OTHERS = {
         "union",
     ),
     "a T2I adapter": (("adapter.body.0.resnets.0.block1.weight",), "T2I adapter"),
-    "one of Flux": (("controlnet_x_embedder.weight",), "Flux"),
+    "one of FLUX.1": (("controlnet_x_embedder.weight",), "a ControlNet of FLUX.1, which diffusers"),
     "SDXL in the original layout": (
         (
             "control_model.time_embed.0.weight",

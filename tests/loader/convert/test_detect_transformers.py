@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
+
 import pytest
 
 from sd_api.reasons import Reason
 from sd_loader.convert.detect.checkpoint import family_of
 from sd_loader.convert.detect.transformers import PREFIXES, transformer_of
+from sd_loader.convert.plan.file import plan_file
+from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.tables.transformers import TABLES, load_transformer
 from sd_loader.errors import LoaderError
-from sd_loader.tensors import Dtype, Tensor
+from sd_loader.tensors import Dtype, Tensor, TensorFile
+from tests.support.models.conversions import conversion
 from tests.support.models.transformershapes import original_shapes
 
 FAMILIES = sorted(path.stem for path in TABLES.glob("*.json"))
@@ -147,3 +153,26 @@ def test_transformer_as_a_checkpoint_is_refused_with_the_remedy() -> None:
 def test_other_files_have_no_transformer_of_a_family(name: str) -> None:
     """Names in the middle of other names show nothing."""
     assert transformer_of(tensors(name)) is None
+
+
+CONTROLNETS = [
+    ("FLUX.1", ("controlnet_x_embedder.bias", "single_transformer_blocks.0.proj_mlp.bias")),
+    ("FLUX.1", ("controlnet_blocks.0.bias", "double_blocks.0.img_attn.qkv.bias")),
+    ("Stable Diffusion 3", ("controlnet_blocks.0.bias", "pos_embed_input.proj.weight")),
+    ("Qwen-Image", ("controlnet_blocks.0.bias", "transformer_blocks.0.img_mod.1.bias")),
+    ("Sana", ("controlnet_blocks.0.bias", "transformer_blocks.0.ff.conv_inverted.bias")),
+]
+
+
+@pytest.mark.parametrize(("family", "names"), CONTROLNETS)
+def test_a_controlnet_is_not_taken_for_its_transformer(family: str, names: tuple[str, ...]) -> None:
+    """It has names of the transformer that it controls. Each model type refuses it alike."""
+    file = TensorFile(Path("net"), -1, "safetensors", tensors(*names))
+    for wanted in ("custom_ckpt", "controlnet", "vae", "lora", "embeddings"):
+        with ExitStack() as stack, pytest.raises(LoaderError) as caught:
+            plan_file(file, conversion(model_type=wanted), OpenFiles(stack))
+        assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+        assert caught.value.message == (
+            f"the file is a ControlNet of {family}, which diffusers reads only with its config; use"
+            " its repo in diffusers' layout, with spec.modelType: controlnet"
+        )

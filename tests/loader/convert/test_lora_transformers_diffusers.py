@@ -13,6 +13,7 @@ from diffusers import FluxTransformer2DModel
 from diffusers.loaders import lora_pipeline
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from sd_loader.convert.plan.lora_keys import Half
 from sd_loader.convert.plan.lora_layers import layer_kinds
@@ -21,6 +22,7 @@ from sd_loader.convert.tables.architecture import Row
 from tests.support.models.adapters import NAME, Tensors, loaded
 from tests.support.models.transformerloras import (
     EACH_STYLE,
+    clip_shapes,
     has_alphas,
     layers_of,
     lora_shapes,
@@ -117,6 +119,55 @@ def test_diffusers_reads_every_layer_of_the_published_file(tmp_path, case):
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         assert (found[name] - value).abs().max() <= 1e-6 * value.abs().max(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "prefix"),
+    [(0, "lora_te1_"), (0, "lora_te_"), (2, "lora_te1_"), (5, "text_encoder.")],
+)
+def test_diffusers_changes_clip_as_the_file_states(tmp_path, number, prefix):
+    """A LoRA of FLUX.1 may have layers of CLIP-L, in the styles in which diffusers reads them."""
+    style = STYLES["flux"][number]
+    generator = torch.Generator().manual_seed(1)
+    of_clip = {
+        name: torch.randn(shape, generator=generator) if shape else torch.tensor(ALPHA)
+        for name, shape in clip_shapes(style, prefix).items()
+    }
+    _, out = loaded(tmp_path, random_lora("flux", style) | of_clip)
+    mixin = MIXINS["flux"]
+    published = load_file(out / f"{NAME}.safetensors")
+    state, alphas = mixin.lora_state_dict(published, return_alphas=True)
+    encoder = CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=768, intermediate_size=3072, num_hidden_layers=1, num_attention_heads=12
+        )
+    )
+    mixin.load_lora_into_text_encoder(state, alphas, encoder, prefix="text_encoder")
+    changed = {
+        name.partition("encoder.layers.0.")[2]: module
+        for name, module in encoder.named_modules()
+        if getattr(module, "lora_A", None)
+    }
+    downs = ("lora_down.weight", "lora_A.weight")
+    layers = {
+        name.replace("_", ".").partition("encoder.layers.0.")[2].rpartition(".lora")[0]: name
+        for name in of_clip
+        if name.endswith(downs)
+    }
+    assert {name.replace("_", ".") for name in changed} == layers.keys()
+    for name, module in changed.items():
+        down = layers[name.replace("_", ".")]
+        up = down.replace("lora_down", "lora_up").replace("lora_A", "lora_B")
+        alpha = ALPHA if style.separator == "_" else None
+        wanted = change(of_clip[down], of_clip[up], alpha)
+        (adapter,) = module.lora_A
+        own = change(
+            module.lora_A[adapter].weight.detach(),
+            module.lora_B[adapter].weight.detach(),
+            module.scaling[adapter] * module.r[adapter],
+        )
+        assert (own - wanted).abs().max() <= 1e-6 * wanted.abs().max(), name
 
 
 def peft_changes(folder: Path) -> dict[str, torch.Tensor]:

@@ -268,9 +268,9 @@ OTHERS = {
     ),
     "a TAESD": ({"encoder.layers.0.weight": (2, 2)}, "a tiny VAE"),
     "a decoder alone": ({"decoder.conv_in.weight": (2, 2)}, "the file is not a VAE"),
-    "one of Flux": (
-        {"encoder.conv_in.weight": (32, 3, 3, 3), "decoder.conv_in.weight": (32, 16, 3, 3)},
-        "a VAE of 16 latent channels",
+    "one of FLUX.2": (
+        {"encoder.conv_in.weight": (32, 3, 3, 3), "decoder.conv_in.weight": (32, 32, 3, 3)},
+        "a VAE of 32 latent channels",
     ),
     "something else": ({"weight": (2, 2)}, "the file is not a VAE: its 1 tensors are named like"),
 }

@@ -92,11 +92,12 @@ def write_configs(folder: Path) -> Path:
         path.write_text(json.dumps(config, indent=2))
     for tokenizer in ("tokenizer", "tokenizer_2"):
         write_tokenizer(folder / tokenizer)
-    _write_t5_tokenizer(folder / "tokenizer_3")
+    write_t5_tokenizer(folder / "tokenizer_3")
     return folder
 
 
-def _write_t5_tokenizer(folder: Path) -> None:
+def write_t5_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of letters in the form of T5's."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     pieces = ["<pad>", "</s>", "<unk>", "\u2581", *"abcdefghijklmnopqrstuvwxyz"]

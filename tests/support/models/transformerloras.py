@@ -92,3 +92,19 @@ def lora_shapes(family: str, style: LoraStyle) -> Shapes:
     for layer, shape, _ in layers_of(family, style):
         found |= halves(style, layer, shape, alphas=has_alphas(style))
     return found
+
+
+def clip_shapes(style: LoraStyle, prefix: str, *, width: int = 768, layer: int = 0) -> Shapes:
+    """A LoRA of the attention and the first projection of a layer of CLIP-L."""
+    names = {f"self_attn.{name}_proj": width for name in ("q", "k", "v", "out")}
+    found: Shapes = {}
+    for name, outputs in {**names, "mlp.fc1": 4 * width}.items():
+        path = f"text_model.encoder.layers.{layer}.{name}".replace(".", style.separator)
+        own = {
+            Half.DOWN: (RANK, width),
+            Half.UP: (outputs, RANK),
+            **({Half.ALPHA: ()} if style.separator == "_" else {}),
+        }
+        roles = {half: role for role, half in style.halves.items()}
+        found |= {f"{prefix}{path}.{roles[half]}": shape for half, shape in own.items()}
+    return found

@@ -111,6 +111,14 @@ _STABLE_CASCADE = Kind(
     "a Stable Cascade model",
     re.compile(r"(model\.diffusion_model\.)?(clip_txt_mapper|down_blocks\.1\.0\.channelwise\.0)\."),
 )
+_CONTROLNET_OF_TRANSFORMER = re.compile(r"controlnet_(x_embedder|(single_)?blocks)\.")
+_CONTROLNET_FAMILIES = {
+    r"transformer_blocks\.0\.img_mod\.": "Qwen-Image",
+    r"pos_embed_input\.proj\.": "Stable Diffusion 3",
+    r"transformer_blocks\.0\.ff\.conv_inverted\.": "Sana",
+    r"(controlnet_x_embedder|(single_)?transformer_blocks|double_blocks)\.": "FLUX.1",
+}
+"""By the beginning of a name that such a ControlNet has. The first that fits counts."""
 _PLAYGROUND_MARK = "edm_mean"
 _UPSCALER_CHANNELS = 7
 _NAMES = {ModelType.CONTROLNET: "ControlNet", ModelType.VAE: "VAE"}
@@ -150,8 +158,9 @@ def other_pipeline(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def transformer_file(tensors: Mapping[str, Tensor]) -> TransformerFile | None:
-    """The transformer that a file has. None for a LoRA, which may have the same names."""
-    return None if LORA.fits(tensors) else transformer_of(tensors)
+    """The transformer that a file has. None for a LoRA or ControlNet with the same names."""
+    is_other = LORA.fits(tensors) or _controlnet_of_transformer(tensors) is not None
+    return None if is_other else transformer_of(tensors)
 
 
 def input_channels(tensors: Mapping[str, Tensor]) -> int:
@@ -223,8 +232,31 @@ def _kind(tensors: Mapping[str, Tensor]) -> Kind | None:
 
 
 def _other_kind(tensors: Mapping[str, Tensor], excluded: ModelType | None = None) -> Kind | None:
+    controlnet = _controlnet_of_transformer(tensors)
+    if controlnet is not None and not LORA.fits(tensors):
+        return controlnet
     for kind in _KINDS:
         is_excluded = excluded is not None and kind.model_type is excluded
         if not is_excluded and kind.fits(tensors):
             return kind
     return None
+
+
+def _controlnet_of_transformer(tensors: Mapping[str, Tensor]) -> Kind | None:
+    """The ControlNet of a model with a transformer. None for other files.
+
+    diffusers does not read it as a single file: no tensor shows how many heads it has.
+    """
+    if not any(_CONTROLNET_OF_TRANSFORMER.match(name) for name in tensors):
+        return None
+    families = (
+        family
+        for pattern, family in _CONTROLNET_FAMILIES.items()
+        if any(re.match(pattern, name) for name in tensors)
+    )
+    return Kind(
+        f"a ControlNet of {next(families, 'a model with a transformer')}, which diffusers reads"
+        " only with its config; use its repo in diffusers' layout, with spec.modelType:"
+        f" {ModelType.CONTROLNET.value}",
+        _CONTROLNET_OF_TRANSFORMER,
+    )

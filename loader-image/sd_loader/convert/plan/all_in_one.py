@@ -300,6 +300,13 @@ def _contents(
         absent = (layout.t5, _tokenizer_folder(layout))
         templates[INDEX_NAME] = templates[INDEX_NAME] | {name: [None, None] for name in absent}
     contents = {path: fill_in(template, dimensions) for path, template in templates.items()}
+    head = contents[f"{TRANSFORMER}/{CONFIG_NAME}"]["attention_head_dim"]
+    if dimensions.get("head", head) != head:
+        raise LoaderError(
+            Reason.CONVERSION_FAILED,
+            f"the attention heads of the transformer are {dimensions['head']} wide; those of"
+            f" {family} are {head}",
+        )
     _complete(contents, family, tensors)
     for path, config in contents.items():
         check_heads(path, config)

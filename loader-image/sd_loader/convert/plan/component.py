@@ -9,6 +9,7 @@ from typing import Any
 from sd_api.choices import BaseModelName, ModelType
 from sd_api.reasons import Reason
 from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.plan.component_listed import plan_listed_component
 from sd_loader.convert.plan.controlnet_check import checked_controlnet
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.precision import published_items
@@ -17,11 +18,15 @@ from sd_loader.convert.plan.repo_component import component_tensors, files_of
 from sd_loader.convert.plan.repo_configs import component_config, read_small
 from sd_loader.convert.plan.vae import vae_template
 from sd_loader.convert.tables.architecture import DIFFUSERS_WEIGHTS
+from sd_loader.convert.tables.families import LATENT_CHANNELS
 from sd_loader.convert.write.files import FolderPlan, component_files, json_file
-from sd_loader.diffusers_repo.component_files import choose_component
-from sd_loader.diffusers_repo.index import CONFIG_NAME, SINGLE, Pipeline, parse_component
+from sd_loader.diffusers_repo.index import CONFIG_NAME, Pipeline
+from sd_loader.diffusers_repo.listed_files import choose_single
+from sd_loader.diffusers_repo.single_component import SINGLE, parse_component
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Tensor
+
+_SD_CHANNELS = LATENT_CHANNELS[BaseModelName.SD1]
 
 
 def plan_component(
@@ -35,15 +40,17 @@ def plan_component(
     names = files_of(repo)
     # Only this folder of a pipeline's repo was downloaded.
     inner = PurePosixPath("" if CONFIG_NAME in names else component)
-    _config, *chosen = choose_component(
-        names, inner, conversion.precision, safetensors_only=conversion.safetensors_only
+    found = parse_component(read_small(repo / inner / CONFIG_NAME), conversion.model_type)
+    _config, *chosen = choose_single(
+        names, inner, found, conversion.precision, safetensors_only=conversion.safetensors_only
     )
+    if found.other_family is not None:
+        return plan_listed_component(repo, str(inner), found, chosen, conversion, opened)
     tensors = component_tensors(
         component, class_name, opened.open_chosen(repo, repo / inner, chosen)
     )
-    content = parse_component(read_small(repo / inner / CONFIG_NAME), conversion.model_type)
     pipeline = Pipeline("StableDiffusionPipeline", {component: class_name}, {})
-    own = component_config(content, component, pipeline, conversion)
+    own = component_config(found.config, component, pipeline, conversion)
     config, family = _checked(own, tensors, conversion, pipeline)
     if conversion.base_model is not None and family not in (None, conversion.base_model):
         raise LoaderError(
@@ -76,9 +83,14 @@ def _checked(
         upcast = {} if wanted is None else {"upcast_attention": wanted}
         return checked_controlnet({**config, **upcast}, tensors)
     checked = checked_config("vae", pipeline, config, tensors, {})
-    if checked.get("latent_channels", 4) != 4:
-        return checked, None
-    if checked.get("scaling_factor") == vae_template(BaseModelName.SDXL)["scaling_factor"]:
+    channels = checked.get("latent_channels", _SD_CHANNELS)
+    factor = checked.get("scaling_factor")
+    if channels != _SD_CHANNELS:
+        like = (it for it, own in LATENT_CHANNELS.items() if own == channels)
+        return checked, next(
+            (it for it in like if vae_template(it)["scaling_factor"] == factor), None
+        )
+    if factor == vae_template(BaseModelName.SDXL)["scaling_factor"]:
         # The refiner has the same VAE.
         is_refiner = conversion.base_model is BaseModelName.SDXL_REFINER
         return checked, BaseModelName.SDXL_REFINER if is_refiner else BaseModelName.SDXL

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from sd_api.reasons import Reason
-from sd_loader.convert.tables import config_shapes
+from sd_loader.convert.tables import config_shapes, controlnet_shapes
 from sd_loader.diffusers_repo.config_keys import defaults
 from sd_loader.diffusers_repo.index import CONFIG_NAME
 from sd_loader.errors import LoaderError
@@ -41,6 +41,7 @@ _PARTNERS = (
 """Keys with the values that need another key."""
 
 _ONE_OF = ("use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas")
+_SHAPES = {**config_shapes.CLASSES, **controlnet_shapes.CLASSES}
 _TO_ZERO = ("dpmsolver++", "sde-dpmsolver++")
 """The algorithms that can end without noise."""
 
@@ -81,6 +82,11 @@ def check_levels(component: str, config: Mapping[str, Any]) -> None:
             contradiction(component, key, value, f"of {levels} items, one for each level")
 
 
+def is_checked(class_name: str) -> bool:
+    """Whether the tensors that a class makes from its config are known."""
+    return class_name in _SHAPES
+
+
 def check_opens(
     component: str, class_name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> None:
@@ -103,7 +109,7 @@ def check_opens(
             None,
             "a list, as transformer_layers_per_block has a list in it",
         )
-    expected = config_shapes.CLASSES.get(class_name)
+    expected = _SHAPES.get(class_name)
     if expected is not None:
         try:
             for name, shape in expected(complete):

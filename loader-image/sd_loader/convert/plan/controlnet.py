@@ -54,8 +54,6 @@ _OTHERS = {
     r"(control_model\.)?(control_add_embedding\.|task_embedding$)": "a union ControlNet"
     " (ControlNetUnionModel), which is not supported",
     r"(adapter\.)?body\.\d+\.": "a T2I adapter (T2IAdapter), which is not a ControlNet",
-    r"controlnet_(x_embedder|blocks)\.": "a ControlNet of Flux, SD 3 or another transformer, which"
-    " is not supported",
     r"control_(layers|all_x_embedder)\.": "a ControlNet of Z-Image, which is not supported",
     r"(.*\.)?motion_modules\.": "a sparse ControlNet of AnimateDiff, which is not supported",
 }

@@ -24,7 +24,7 @@ from sd_loader.convert.plan.repo_configs import component_config, read_json, rea
 from sd_loader.convert.plan.vae import VAE, vae_files
 from sd_loader.convert.tables.architecture import load_architecture
 from sd_loader.convert.tables.dimensions import Dimensions
-from sd_loader.convert.tables.families import SDXL_FAMILIES
+from sd_loader.convert.tables.families import LATENT_CHANNELS, SDXL_FAMILIES
 from sd_loader.diffusers_repo.component_files import choose_files
 from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME, parse_pipeline
 from sd_loader.errors import LoaderError
@@ -73,13 +73,19 @@ def _vae_of_repo(
 ) -> tuple[PlannedComponent, Sequence[str]]:
     of_vae = replace(conversion, model_type=ModelType.VAE, base_model=None)
     plan = plan_component(repo, of_vae, opened, folder=VAE)
-    family = BaseModelName(plan.base_model) if plan.base_model else None
+    families = {family.value: family for family in LATENT_CHANNELS}
+    family = families.get(plan.base_model or "")
+    if family is None or LATENT_CHANNELS[family] != LATENT_CHANNELS[base_model]:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"it is a VAE of {plan.base_model or 'another family'}, whose latents do not have"
+            f" {LATENT_CHANNELS[base_model]} channels as those of {base_model}",
+        )
     warnings = []
-    if family is None or (family in SDXL_FAMILIES) != (base_model in SDXL_FAMILIES):
+    if (family in SDXL_FAMILIES) != (base_model in SDXL_FAMILIES):
         warnings.append(
-            f"the VAE is, by its scaling_factor,"
-            f" {'none' if family is None else f'one of {family}'};"
-            f" the model is of {base_model}: its images may be wrong"
+            f"the VAE is, by its scaling_factor, one of {family}; the model is of {base_model}:"
+            " its images may be wrong"
         )
     return PlannedComponent(plan.files), warnings
 

@@ -65,7 +65,7 @@ def plan_lora(file: TensorFile, conversion: Conversion) -> FolderPlan:
     files: tuple[PlannedFile, ...] = (weights_file(LORA_FILE, [*items.values()], kept),)
     if conversion.lora.format is LoraFormat.PEFT:
         files += _peft(layers, items, file.tensors, kept, base_model)
-        warnings += _left_to_diffusers(layers)
+        warnings += _left_to_diffusers(layers, "UNet")
     return FolderPlan(
         files=files,
         base_model=base_model,
@@ -85,9 +85,11 @@ def _plan_transformer(
     """Plan the files of a LoRA of a transformer. families: those whose layers it fits."""
     names = " and ".join(families)
     refuse_contradiction(conversion.base_model, families, f"the file is a LoRA of {names}")
-    layers = [layer.named(lora.style) for layer in lora.layers]
+    of_transformer = [layer.named(lora.style) for layer in lora.layers]
+    _check_halves(TRANSFORMER, of_transformer)
+    _check_readable(lora.clip)
+    layers = [*of_transformer, *lora.clip]
     _check_types(layers, file.tensors)
-    _check_halves(TRANSFORMER, layers)
     missing = TRANSFORMER if lora.style.published_prefix else ""
     kept, warnings = passed_on(metadata, file.left_out, layers, file.tensors, missing=missing)
     if len(families) > 1:
@@ -99,6 +101,7 @@ def _plan_transformer(
         stated = component_config(kept, TRANSFORMER)
         modules_of_family = layer_kinds(lora.family, Layout.DIFFUSERS)
         files += peft_files(_changes(lora, items, file.tensors), stated, modules_of_family)
+        warnings += _left_to_diffusers(layers, "transformer")
     return FolderPlan(
         files=files,
         base_model=lora.family if len(families) == 1 else None,
@@ -186,13 +189,14 @@ def _peft(
     return peft_files(changes, stated, names)
 
 
-def _left_to_diffusers(layers: Sequence[Layer]) -> tuple[str, ...]:
-    others = sorted({layer.component for layer in layers} - {UNET})
+def _left_to_diffusers(layers: Sequence[Layer], name: str) -> tuple[str, ...]:
+    """The warning that the PEFT adapter has layers of one model only. name: of that model."""
+    others = sorted({layer.component for layer in layers} - {UNET, TRANSFORMER})
     if not others:
         return ()
     # The names of a text encoder's modules depend on the version of transformers.
     return (
-        f"{WEIGHTS_FILE} has the layers of the UNet only; those of {' and '.join(others)} are in"
+        f"{WEIGHTS_FILE} has the layers of the {name} only; those of {' and '.join(others)} are in"
         f" {LORA_FILE}",
     )
 

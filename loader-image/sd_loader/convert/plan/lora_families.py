@@ -218,7 +218,7 @@ def check(layers: Sequence[Layer], tensors: Mapping[str, Tensor], family: BaseMo
     _check_naming(found, family)
     # Sums come last: their terms are learned from other layers, if at all.
     for layer, module in sorted(found, key=lambda pair: "+" in pair[1].shape):
-        _check_shapes(layer, module, tensors, dimensions, family)
+        _check_shapes(layer, module, tensors, dimensions, family.value)
     _check_levels(dimensions, family)
     widths = _by_widths(layers, tensors, family)
     if family not in widths:
@@ -227,6 +227,23 @@ def check(layers: Sequence[Layer], tensors: Mapping[str, Tensor], family: BaseMo
             f"the layers are those of {family.value}, but their widths are of"
             f" {' or '.join(sorted(widths)) or 'no one family'}",
         )
+
+
+def check_clip_l(layers: Sequence[Layer], tensors: Mapping[str, Tensor], name: str) -> None:
+    """Refuse layers that CLIP-L lacks, and shapes that contradict it.
+
+    name: how messages name it.
+    """
+    table = modules(BaseModelName.SD1)  # its text encoder is CLIP-L
+    dimensions = dict(PUBLISHED_SIZES[BaseModelName.SD1])
+    for layer in layers:
+        module = table.get((layer.component, layer.name))
+        if module is None or layer.component != TEXT_ENCODER:
+            raise LoaderError(
+                Reason.CONVERSION_FAILED,
+                f"{name} has no layer for {shown(layer.names[Half.DOWN])}",
+            )
+        _check_shapes(layer, module, tensors, dimensions, name)
 
 
 def _check_levels(dimensions: Dimensions, family: BaseModelName) -> None:
@@ -262,8 +279,9 @@ def _check_shapes(
     module: Module,
     tensors: Mapping[str, Tensor],
     dimensions: Dimensions,
-    family: BaseModelName,
+    model: str,
 ) -> None:
+    """Refuse shapes that contradict the module. model: how messages name the model."""
     down = tensors[layer.names[Half.DOWN]].shape
     up = tensors[layer.names[Half.UP]].shape
     halves = f"{shown(layer.names[Half.DOWN])} {list(down)} and its other half {list(up)}"
@@ -274,7 +292,7 @@ def _check_shapes(
     if not _fits(module.shape, (up[0], *down[1:]), dimensions):
         raise LoaderError(
             Reason.CONVERSION_FAILED,
-            f"{halves} change a layer of {[up[0], *down[1:]]}; in {family.value} {module.name} is"
+            f"{halves} change a layer of {[up[0], *down[1:]]}; in {model} {module.name} is"
             f" [{describe(module.shape, dimensions)}]",
         )
     for half in (Half.BIAS, Half.MAGNITUDE):

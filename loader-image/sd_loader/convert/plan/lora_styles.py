@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
-from sd_loader.convert.plan.lora_keys import Half
+from sd_loader.convert.plan.lora_keys import Half, canonical_name
 
 _KOHYA = {
     "lora_down.weight": Half.DOWN,
@@ -66,6 +66,9 @@ class LoraStyle:
     published_prefix: str | None = None
     """The prefix that diffusers needs, if it is another one."""
 
+    clip: tuple[str, ...] = ()
+    """Prefixes of the layers of CLIP-L, if the LoRA may have such."""
+
     def read(self, name: str) -> tuple[str, Half] | None:
         """The layer's name and the role of a tensor. None if it is not named in this style."""
         if not name.startswith(self.prefix):
@@ -77,27 +80,33 @@ class LoraStyle:
                 return layer, half
         return None
 
+    def is_of_clip(self, name: str) -> bool:
+        """Whether a tensor belongs to a layer of CLIP-L."""
+        return bool(self.clip) and name.startswith(self.clip)
+
     def matches(self, template: str) -> bool:
         """Return whether diffusers reads a layer. template: its name, with `{}` for numbers."""
         return re.match(self.only, template) is not None
 
     def published(self, name: str) -> str:
         """The name that diffusers reads."""
+        if self.is_of_clip(name):
+            return canonical_name(name)
         if self.published_prefix is None:
             return name
         return self.published_prefix + name.removeprefix(self.prefix)
 
 
-def _kohya(layout: Layout, only: str = "") -> LoraStyle:
-    return LoraStyle("kohya's", "lora_unet_", layout, _KOHYA, "_", only=only)
+def _kohya(layout: Layout, only: str = "", clip: tuple[str, ...] = ()) -> LoraStyle:
+    return LoraStyle("kohya's", "lora_unet_", layout, _KOHYA, "_", only=only, clip=clip)
 
 
 def _of_comfy(layout: Layout, halves: Mapping[str, Half], only: str = "") -> LoraStyle:
     return LoraStyle("ComfyUI's", "diffusion_model.", layout, halves, only=only)
 
 
-def _peft(alphas: Alphas = Alphas.FORBIDDEN) -> LoraStyle:
-    return LoraStyle("PEFT's", "transformer.", Layout.DIFFUSERS, _PEFT, alphas=alphas)
+def _peft(alphas: Alphas = Alphas.FORBIDDEN, clip: tuple[str, ...] = ()) -> LoraStyle:
+    return LoraStyle("PEFT's", "transformer.", Layout.DIFFUSERS, _PEFT, alphas=alphas, clip=clip)
 
 
 def _bare(alphas: Alphas = Alphas.FORBIDDEN) -> LoraStyle:
@@ -111,7 +120,7 @@ _BARE_WITH_ALPHAS = LoraStyle("PEFT's", "", Layout.DIFFUSERS, _PEFT, alphas=Alph
 
 _BLOCKS = r"(double|single)_blocks\."
 _FLUX = (
-    _kohya(Layout.ORIGINAL, _BLOCKS),
+    _kohya(Layout.ORIGINAL, _BLOCKS, clip=("lora_te1_", "lora_te_")),
     _of_comfy(Layout.ORIGINAL, _KOHYA, _BLOCKS),
     LoraStyle(
         "OneTrainer's",
@@ -121,16 +130,17 @@ _FLUX = (
         "_",
         alphas=Alphas.NEEDED,
         only=r"(single_)?transformer_blocks\.\{\}\.attn\.",
+        clip=("lora_te1_",),
     ),
     LoraStyle("XLabs'", "", Layout.XLABS, _XLABS),
     LoraStyle("XLabs'", "diffusion_model.", Layout.XLABS, _XLABS),
-    _peft(Alphas.OPTIONAL),
+    _peft(Alphas.OPTIONAL, clip=("text_encoder.",)),
     _bare(Alphas.OPTIONAL),
 )
 
 STYLES: Mapping[str, tuple[LoraStyle, ...]] = {
     "flux": _FLUX,
-    "chroma": _FLUX,
+    "chroma": tuple(replace(style, clip=()) for style in _FLUX),
     "flux2": (
         _kohya(Layout.ORIGINAL, rf"{_BLOCKS}|(img|txt)_in$|time_in\.|final_layer\.linear$"),
         LoraStyle(

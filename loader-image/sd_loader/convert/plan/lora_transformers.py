@@ -7,11 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import NoReturn
 
 from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
 from sd_loader.convert.detect.lora_kinds import shown
-from sd_loader.convert.plan.lora_keys import Half, Key, Layer, Style
+from sd_loader.convert.plan.lora_families import check_clip_l
+from sd_loader.convert.plan.lora_keys import Half, Key, Layer, Style, layers_of
 from sd_loader.convert.plan.lora_layers import BLOCKS, WIDTH, LayerKind, layer_kinds, module_of
 from sd_loader.convert.plan.lora_styles import STYLES, Alphas, LoraStyle, template_of
 from sd_loader.convert.tables.architecture import Row
@@ -94,6 +96,8 @@ class TransformerLora:
     family: str
     style: LoraStyle
     layers: tuple[TransformerLayer, ...]
+    clip: tuple[Layer, ...] = ()
+    """The layers of CLIP-L that it changes as well."""
 
 
 def transformer_lora(
@@ -149,13 +153,25 @@ def _find(
 
 
 def _read(tensors: Mapping[str, Tensor], family: str, style: LoraStyle) -> TransformerLora:
-    layers = _layers(tensors, family, style)
+    of_clip = {name: tensor for name, tensor in tensors.items() if style.is_of_clip(name)}
+    own = {name: tensor for name, tensor in tensors.items() if name not in of_clip}
+    layers = _layers(own, family, style)
     for layer in layers:
         _check_whole(layer, style)
     _check_shapes(layers, tensors, family)
     if style.whole_blocks:
         _check_blocks(layers, family, style)
-    return TransformerLora(family, style, tuple(layers))
+    return TransformerLora(family, style, tuple(layers), _clip_layers(of_clip, family, style))
+
+
+def _clip_layers(tensors: Mapping[str, Tensor], family: str, style: LoraStyle) -> tuple[Layer, ...]:
+    layers = layers_of(tensors)
+    check_clip_l(layers, tensors, f"CLIP-L, the text encoder of {family},")
+    if style.alphas is Alphas.NEEDED:
+        for layer in layers:
+            if Half.ALPHA not in layer.names:
+                _refuse_alphas("needs an alpha for each layer", style, layer.names[Half.DOWN])
+    return tuple(layers)
 
 
 def _layers(tensors: Mapping[str, Tensor], family: str, style: LoraStyle) -> list[TransformerLayer]:
@@ -193,11 +209,12 @@ def _check_whole(layer: TransformerLayer, style: LoraStyle) -> None:
             )
     has_alpha = Half.ALPHA in layer.names
     if has_alpha and style.alphas is Alphas.FORBIDDEN:
-        problem = "does not read alphas"
-    elif not has_alpha and style.alphas is Alphas.NEEDED:
-        problem = "needs an alpha for each layer"
-    else:
-        return
+        _refuse_alphas("does not read alphas", style, seen)
+    if not has_alpha and style.alphas is Alphas.NEEDED:
+        _refuse_alphas("needs an alpha for each layer", style, seen)
+
+
+def _refuse_alphas(problem: str, style: LoraStyle, seen: str) -> NoReturn:
     raise LoaderError(
         Reason.UNSUPPORTED_FORMAT, f"diffusers {problem} in {style.who} style (seen: {seen})"
     )

@@ -8,21 +8,28 @@ from typing import Any
 
 from sd_api.choices import BaseModelName, ModelType, Revision
 from sd_api.reasons import Reason
-from sd_loader.convert.conversion import Conversion
-from sd_loader.convert.detect.kinds import UNET_PREFIX, refuse_patterns, wrong_type
+from sd_loader.convert.conversion import Conversion, refuse_contradiction
+from sd_loader.convert.detect.kinds import (
+    UNET_PREFIX,
+    refuse_patterns,
+    transformer_file,
+    unsupported,
+    wrong_type,
+)
 from sd_loader.convert.detect.quantized import refuse_quantized
 from sd_loader.convert.plan.config_rules import check_heads
 from sd_loader.convert.plan.precision import published_items
+from sd_loader.convert.tables import encoders
 from sd_loader.convert.tables.architecture import (
     ARCHITECTURES,
-    Architecture,
     Component,
     fill_in,
     load_architecture,
+    load_templates,
 )
 from sd_loader.convert.tables.bind import bind, left_over
 from sd_loader.convert.tables.dimensions import Dimensions
-from sd_loader.convert.tables.families import SDXL_FAMILIES
+from sd_loader.convert.tables.families import LATENT_CHANNELS, SDXL_FAMILIES
 from sd_loader.convert.tables.vae_names import current_names
 from sd_loader.convert.write.files import FolderPlan, PlannedFile, component_files, json_file
 from sd_loader.diffusers_repo.index import CONFIG_NAME
@@ -40,10 +47,31 @@ _LATENTS = "decoder.conv_in.weight"
 _DIFFUSERS = "encoder.down_blocks."
 _SDXL_TEXT_ENCODERS = "conditioner."
 _METADATA = "modelspec.architecture"
-_SDXL_METADATA = "stable-diffusion-xl"
+_STATED = {
+    "stable-diffusion-xl": BaseModelName.SDXL,
+    "stable-diffusion-3": BaseModelName.SD3,
+    "stable-diffusion-v3": BaseModelName.SD3,
+    "flux-1": BaseModelName.FLUX,
+}
+"""Families by the beginning of this metadata entry."""
+
+_SD_CHANNELS = LATENT_CHANNELS[BaseModelName.SD1]
+_FLUX2_CHANNELS = 32
+_ASSUMED = {
+    _SD_CHANNELS: BaseModelName.SD1,
+    LATENT_CHANNELS[BaseModelName.FLUX]: BaseModelName.FLUX,
+}
+"""By the number of latent channels: the family of a VAE that does not show it."""
+
+_INSTEAD = "use its repo in diffusers' layout, with spec.modelType: vae"
+_OF_OTHERS = (
+    "a VAE of another family, such as Wan, Qwen-Image, LTX-Video or Sana, which is not supported as"
+    f" a single file: {_INSTEAD}"
+)
 _OTHERS = {
     r"(taesd_)?(encoder|decoder)\.(layers\.)?\d+\.": "a tiny VAE (TAESD, AutoencoderTiny), which is"
     " not supported",
+    r"(vae\.)?(encoder|decoder)\.(downsamples|upsamples|conv_in\.conv|project_in)\.": _OF_OTHERS,
 }
 
 
@@ -58,8 +86,12 @@ class VaeFiles:
 
 def plan_vae(file: TensorFile, conversion: Conversion) -> FolderPlan:
     """Plan the folder of a VAE. Reads no weights and writes nothing."""
-    family = conversion.base_model or _family(file)
-    base_model = family or BaseModelName.SD1
+    channels = _latent_channels(file.tensors)
+    refuse_contradiction(
+        conversion.base_model, _families(channels), f"the file is {_described(channels)}"
+    )
+    family = conversion.base_model or _family(file, channels)
+    base_model = family or _ASSUMED[channels]
     vae = vae_files(file, base_model, conversion.precision)
     warnings = list(vae.warnings)
     if family is None:
@@ -84,15 +116,16 @@ def vae_files(
     folder: its folder in the pipeline. Empty if it is published alone.
     """
     refuse_quantized(file.tensors)
-    refuse_patterns(file.tensors, _OTHERS)
+    channels = _latent_channels(file.tensors)
+    if LATENT_CHANNELS[base_model] != channels:
+        raise unsupported(f"{_described(channels)}, and not for {base_model}")
     prefix = _prefix(file.tensors)
     tensors = current_names(file.tensors, prefix)
-    table = _architecture(base_model).component(VAE)
-    component = _placed(table, prefix, tensors)
-    _refuse_other_latents(tensors.get(prefix + _LATENTS))
+    component = _placed(_table(base_model), prefix, tensors)
     dimensions: Dimensions = {}
     bound = bind(component, tensors, dimensions)
     extra = left_over(component, tensors)
+    _refuse_convolutions(extra, prefix)
     items = published_items(bound, precision)
     config = fill_in(vae_template(base_model), dimensions)
     check_heads(f"{VAE}/{CONFIG_NAME}", config)
@@ -108,14 +141,64 @@ def vae_files(
 
 def vae_template(base_model: BaseModelName) -> dict[str, Any]:
     """The config of the base model's VAE, with its widths still open."""
-    return dict(_architecture(base_model).templates[f"{VAE}/{CONFIG_NAME}"])
+    path = f"{VAE}/{CONFIG_NAME}"
+    if _has_quant_conv(base_model):
+        return dict(load_architecture(_like(base_model)).templates[path])
+    return dict(load_templates(base_model.value)[path])
 
 
-def _architecture(base_model: BaseModelName) -> Architecture:
+def _has_quant_conv(base_model: BaseModelName) -> bool:
+    """Whether the VAE has a convolution after its encoder and one before its decoder."""
+    return LATENT_CHANNELS[base_model] == _SD_CHANNELS
+
+
+def _like(base_model: BaseModelName) -> str:
+    """The name of the architecture that has the VAE of SD 1, 2 or XL."""
     usual = BaseModelName.SDXL if base_model in SDXL_FAMILIES else BaseModelName.SD1
-    # All families name the VAE's tensors alike.
-    name = base_model if base_model.value in ARCHITECTURES else usual
-    return load_architecture(name.value)
+    return (base_model if base_model.value in ARCHITECTURES else usual).value
+
+
+def _table(base_model: BaseModelName) -> Component:
+    if _has_quant_conv(base_model):
+        return load_architecture(_like(base_model)).component(VAE)
+    return encoders.vae("")
+
+
+def _families(channels: int) -> list[BaseModelName]:
+    return [family for family, own in LATENT_CHANNELS.items() if own == channels]
+
+
+def _described(channels: int) -> str:
+    """The file, in words for messages."""
+    return f"a VAE of {channels} latent channels, as {' and '.join(_families(channels))} have it"
+
+
+def _latent_channels(tensors: Mapping[str, Tensor]) -> int:
+    """The number of latent channels. Refuse a VAE with a number that no family here has."""
+    refuse_patterns(tensors, _OTHERS)
+    first = tensors.get(_prefix(tensors) + _LATENTS)
+    if first is not None and len(first.shape) == 5:
+        raise unsupported(_OF_OTHERS)
+    # Binding the rows refuses a shape that is not that of a convolution.
+    is_2d = first is not None and len(first.shape) == 4
+    channels = first.shape[1] if first is not None and is_2d else _SD_CHANNELS
+    if channels not in _ASSUMED:
+        raise unsupported(
+            f"a VAE of {channels} latent channels, such as FLUX.2's: {_INSTEAD}"
+            if channels == _FLUX2_CHANNELS
+            else f"a VAE of {channels} latent channels, which no supported family has"
+        )
+    return channels
+
+
+def _refuse_convolutions(extra: list[str], prefix: str) -> None:
+    """Refuse a convolution that the family does not have: the latents would be different."""
+    for name in extra:
+        if name.startswith((f"{prefix}quant_conv.", f"{prefix}post_quant_conv.")):
+            raise LoaderError(
+                Reason.CONVERSION_FAILED,
+                f"the VAE has a tensor that its architecture does not have: {snippet(name)}",
+            )
 
 
 def _prefix(tensors: Mapping[str, Tensor]) -> str:
@@ -132,25 +215,21 @@ def _placed(component: Component, prefix: str, tensors: Mapping[str, Tensor]) ->
     return component.under(prefix)
 
 
-def _family(file: TensorFile) -> BaseModelName | None:
-    """The base model, if the file shows one. A VAE's own tensors are alike in all families."""
-    if file.metadata.get(_METADATA, "").startswith(_SDXL_METADATA):
-        return BaseModelName.SDXL
+def _family(file: TensorFile, channels: int) -> BaseModelName | None:
+    """The base model, if the file shows one. A VAE's own tensors are alike in several families."""
+    stated = file.metadata.get(_METADATA, "")
+    for beginning, family in _STATED.items():
+        if stated.startswith(beginning) and LATENT_CHANNELS[family] == channels:
+            return family
+    if channels != _SD_CHANNELS:
+        transformer = transformer_file(file.tensors)
+        table = None if transformer is None else transformer.family.table
+        return next((family for family in _families(channels) if family == table), None)
     if any(name.startswith(_SDXL_TEXT_ENCODERS) for name in file.tensors):
         return BaseModelName.SDXL
     if any(name.startswith(UNET_PREFIX) for name in file.tensors):
         return BaseModelName.SD1
     return None
-
-
-def _refuse_other_latents(first: Tensor | None) -> None:
-    channels = first.shape[1] if first is not None and len(first.shape) == 4 else None
-    if channels not in (None, 4):
-        raise LoaderError(
-            Reason.UNSUPPORTED_FORMAT,
-            f"the file is a VAE of {channels} latent channels, such as Flux's or Stable Diffusion"
-            " 3's; as a single file only those of 4 are supported",
-        )
 
 
 def _warnings(extra: list[str]) -> tuple[str, ...]:

@@ -12,6 +12,16 @@ from sd_api.choices import BaseModelName
 
 SDXL_FAMILIES = frozenset({BaseModelName.SDXL, BaseModelName.SDXL_REFINER})
 
+LATENT_CHANNELS: Mapping[BaseModelName, int] = {
+    BaseModelName.SD1: 4,
+    BaseModelName.SD2: 4,
+    BaseModelName.SDXL: 4,
+    BaseModelName.SDXL_REFINER: 4,
+    BaseModelName.SD3: 16,
+    BaseModelName.FLUX: 16,
+}
+"""The latent channels of each family's VAE. A VAE with others does not fit the family."""
+
 FAMILY_BY_CONTEXT_WIDTH: Mapping[int, BaseModelName] = {
     768: BaseModelName.SD1,
     1024: BaseModelName.SD2,

@@ -1,0 +1,140 @@
+"""A LoRA of FLUX.1 may change CLIP as well, in the styles in which diffusers reads that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sd_api.choices import BaseModelName
+from sd_api.reasons import Reason
+from sd_api.spec import ModelType
+from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.plan.lora import plan_lora
+from sd_loader.convert.plan.lora_styles import STYLES, LoraStyle
+from sd_loader.convert.write.files import FolderPlan
+from sd_loader.errors import LoaderError
+from sd_loader.tensors import Dtype, Tensor, TensorFile
+from tests.support.models.transformerloras import Shapes, clip_shapes, halves, has_alphas
+
+KOHYA, ONE_TRAINER, PEFT = (STYLES["flux"][number] for number in (0, 2, 5))
+WITH_CLIP = [
+    pytest.param(KOHYA, "lora_te1_", id="kohya"),
+    pytest.param(KOHYA, "lora_te_", id="kohya, other prefix"),
+    pytest.param(ONE_TRAINER, "lora_te1_", id="OneTrainer"),
+    pytest.param(PEFT, "text_encoder.", id="PEFT"),
+]
+
+
+def transformer(style: LoraStyle) -> Shapes:
+    """Return a layer that FLUX.1 and Chroma have."""
+    layer = "transformer_blocks.0.attn.to_q"
+    if style is KOHYA:
+        layer = "double_blocks.0.img_attn.proj"
+    return halves(style, layer, (3072, 3072), alphas=has_alphas(style))
+
+
+def plan(shapes: Shapes, metadata: dict[str, str] | None = None, **options: Any) -> FolderPlan:
+    """Plan the folder of a LoRA with tensors of these shapes."""
+    tensors = {name: Tensor(-1, Dtype.F16, shape, 0) for name, shape in shapes.items()}
+    file = TensorFile(Path("x"), -1, "safetensors", tensors, metadata or {})
+    return plan_lora(file, Conversion(ModelType.LORA, "x", **options))
+
+
+@pytest.mark.parametrize(("style", "prefix"), WITH_CLIP)
+def test_the_layers_of_clip_are_published(style: LoraStyle, prefix: str) -> None:
+    """They show that the LoRA is not of Chroma or Qwen-Image, which have no CLIP."""
+    shapes = transformer(style) | clip_shapes(style, prefix)
+    planned = plan(shapes)
+    assert {item.name for item in planned.weights[0].items} == shapes.keys()
+    assert planned.base_model == "flux"
+    assert not planned.warnings
+
+
+def test_names_of_clip_without_text_model_get_it() -> None:
+    """Trainers with a new version of transformers leave it out, and older versions need it."""
+    shapes = transformer(PEFT) | {
+        name.replace("text_model.", ""): shape
+        for name, shape in clip_shapes(PEFT, "text_encoder.").items()
+    }
+    (weights,) = plan(shapes).weights
+    found = {item.name for item in weights.items if item.name.startswith("text_encoder.")}
+    assert found == clip_shapes(PEFT, "text_encoder.").keys()
+
+
+REFUSED = [
+    pytest.param(
+        transformer(KOHYA) | clip_shapes(KOHYA, "lora_te1_", width=1024),
+        Reason.CONVERSION_FAILED,
+        "change a layer of [1024, 1024]; in CLIP-L, the text encoder of flux,",
+        id="another width",
+    ),
+    pytest.param(
+        transformer(KOHYA) | clip_shapes(KOHYA, "lora_te1_", layer=12),
+        Reason.CONVERSION_FAILED,
+        "CLIP-L, the text encoder of flux, has no layer for lora_te1_",
+        id="a layer too many",
+    ),
+    pytest.param(
+        transformer(KOHYA) | clip_shapes(KOHYA, "lora_te3_"),
+        Reason.UNSUPPORTED_FORMAT,
+        "the file has layers of flux in kohya's style, and others, such as lora_te3_",
+        id="T5",
+    ),
+    pytest.param(
+        {
+            name: shape
+            for name, shape in (transformer(KOHYA) | clip_shapes(KOHYA, "lora_te1_")).items()
+            if "out_proj" not in name
+        },
+        Reason.UNSUPPORTED_FORMAT,
+        "diffusers does not read these layers of the text_encoder without others",
+        id="names that diffusers does not recognise",
+    ),
+    pytest.param(
+        {
+            name: shape
+            for name, shape in (
+                transformer(ONE_TRAINER) | clip_shapes(ONE_TRAINER, "lora_te1_")
+            ).items()
+            if not name.startswith("lora_te1_") or "alpha" not in name
+        },
+        Reason.UNSUPPORTED_FORMAT,
+        "diffusers needs an alpha for each layer in OneTrainer's style",
+        id="no alphas",
+    ),
+]
+
+
+@pytest.mark.parametrize(("shapes", "reason", "words"), REFUSED)
+def test_layers_of_clip_that_do_not_fit_are_refused(
+    shapes: Shapes, reason: Reason, words: str
+) -> None:
+    """Without that, diffusers would fail, or leave them out."""
+    with pytest.raises(LoaderError) as caught:
+        plan(shapes)
+    assert caught.value.reason is reason
+    assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("given", "metadata", "found"),
+    [
+        (BaseModelName.FLUX, {}, "flux"),
+        (BaseModelName.FLUX, {"ss_base_model_version": "chroma"}, "flux"),
+        (None, {"ss_base_model_version": "chroma"}, "chroma"),
+    ],
+)
+def test_spec_base_model_decides_between_families(
+    given: BaseModelName | None, metadata: dict[str, str], found: str
+) -> None:
+    """It comes before what the metadata state."""
+    planned = plan(transformer(KOHYA), metadata, base_model=given)
+    assert (planned.base_model, planned.warnings) == (found, ())
+    with pytest.raises(LoaderError) as caught:
+        plan(transformer(KOHYA), base_model=BaseModelName.SD3)
+    assert caught.value.reason is Reason.INVALID_SPEC
+    assert caught.value.message == (
+        "spec.baseModel is sd-3, but the file is a LoRA of flux and chroma and flux2"
+    )

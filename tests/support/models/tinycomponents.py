@@ -1,0 +1,79 @@
+"""Tiny components of pipelines with random weights: tokenizers, encoders, a VAE, a scheduler."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import tokenizers
+import transformers
+
+from sd_loader.convert.tables.clip import VOCABULARY_FILES, vocabulary_file
+
+TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+WORDS = ["a", "fox", "over", "the", "moon", "!"]
+
+
+@cache
+def clip_tokenizer() -> Any:
+    """Return CLIP's tokenizer with its own vocabulary."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in VOCABULARY_FILES:
+            (Path(folder) / name).write_bytes(vocabulary_file(name))
+        return transformers.CLIPTokenizer.from_pretrained(folder)
+
+
+def word_tokenizer(**options: Any) -> Any:
+    """Return a tokenizer of a few words, in the form of those of T5 and language models."""
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *(f"\u2581{word}" for word in WORDS)]
+    unigram = tokenizers.models.Unigram([(piece, -2.0) for piece in pieces], 2)
+    tokenizer = tokenizers.Tokenizer(unigram)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=64,
+        **options,
+    )
+
+
+def clip(*, projected: bool = False) -> Any:
+    """Return a CLIP text encoder."""
+    config = transformers.CLIPTextConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        projection_dim=8,
+    )  # fmt: skip
+    kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+    return kind(config)
+
+
+T5 = {"vocab_size": 32, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2,
+      "feed_forward_proj": "gated-gelu"}  # fmt: skip
+
+
+def language(kind: str, **config: Any) -> Any:
+    """Return a model of a language model's class."""
+    sizes = {
+        "vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
+    }  # fmt: skip
+    model = getattr(transformers, kind)
+    return model(model.config_class(**{**sizes, **config}))
+
+
+def vae(**config: Any) -> Any:
+    """Return a VAE of 16 channels, as FLUX and SD 3 have it."""
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8,), norm_num_groups=4, latent_channels=16, layers_per_block=1,
+        use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1159, **config,
+    )  # fmt: skip
+
+
+def flow(**config: Any) -> Any:
+    """Return the scheduler of flow-matching models."""
+    return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, **config)

@@ -1,0 +1,74 @@
+"""Tiny VAEs with any number of latent channels, without torch: shapes, files and repos."""
+
+from __future__ import annotations
+
+import json
+import struct
+from math import prod
+from typing import Any
+
+from devkit.ldm_layouts import TINY_SD15, Shapes, vae_shapes
+from sd_loader.convert.tables.architecture import load_architecture
+
+SHARED_CHANNELS = 4
+"""The latent channels of Stable Diffusion 1, 2 and XL, whose VAEs have two more convolutions."""
+
+
+def original_vae(channels: int, prefix: str = "") -> Shapes:
+    """Return a VAE in the original layout."""
+    top = TINY_SD15.vae_levels[-1]
+    shapes = vae_shapes(TINY_SD15)
+    if channels != SHARED_CHANNELS:
+        shapes = {name: shape for name, shape in shapes.items() if "quant_conv" not in name} | {
+            "encoder.conv_out.weight": (2 * channels, top, 3, 3),
+            "encoder.conv_out.bias": (2 * channels,),
+            "decoder.conv_in.weight": (top, channels, 3, 3),
+        }
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def vae_of_diffusers(channels: int) -> Shapes:
+    """Return the same VAE in the layout of diffusers."""
+    own = original_vae(channels)
+    rows = load_architecture("sdxl").component("vae").rows
+    return {
+        row.target: own[name][:2] if row.op == "matrix" else own[name]
+        for row in rows
+        if (name := row.source.removeprefix("first_stage_model.")) in own
+    }
+
+
+def vae_config(channels: int, **config: Any) -> dict[str, Any]:
+    """Return the config of this VAE in its repo."""
+    has_quant_conv = channels == SHARED_CHANNELS
+    levels = list(TINY_SD15.vae_levels)
+    return {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": levels,
+        "down_block_types": ["DownEncoderBlock2D"] * len(levels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(levels),
+        "latent_channels": channels,
+        "layers_per_block": 2,
+        "use_post_quant_conv": has_quant_conv,
+        "use_quant_conv": has_quant_conv,
+        **config,
+    }
+
+
+def empty_weights(shapes: Shapes) -> bytes:
+    """Return a .safetensors file of these shapes in which every number is 0."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in sorted(shapes.items()):
+        start, end = end, end + 2 * prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(end)
+
+
+def vae_repo(channels: int, **config: Any) -> dict[str, bytes]:
+    """Return the files of a VAE's repo."""
+    return {
+        "config.json": json.dumps(vae_config(channels, **config)).encode(),
+        "diffusion_pytorch_model.safetensors": empty_weights(vae_of_diffusers(channels)),
+    }
