@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from devkit.fakecivitai import FakeCivitai, File, Model, Version
 from devkit.fakehub import sha256
+from sd_api.names import PICTURE_FILE
 from sd_api.reasons import Reason
 from sd_loader.store.receipt import RECEIPT_FILE
 from tests.support.loader.loadercli import (
@@ -123,4 +126,31 @@ def test_the_words_of_a_refusal_contain_no_secret(site: Site) -> None:
     request = load_request(PAGE, model_type="embeddings", credentials=True)
     ended = site.containers.fetch(request)
     failed(ended, Reason.ACCESS_DENIED, "answered 403: access is denied")
+    leaves_no_token(site, ended)
+
+
+@pytest.mark.slow
+def test_a_page_leads_to_a_card_and_a_picture(site: Site) -> None:
+    """What Civitai says is published with the model, without the token that it may quote."""
+    png = io.BytesIO()
+    Image.new("RGB", (2000, 1000)).save(png, "PNG")
+    url = site.civitai.serve_file("/images/cat.png", png.getvalue())
+    version = Version(
+        71,
+        [File(700, site.path)],
+        base_model="Pony",
+        trained_words=(f"cat {TOKEN}", "<b>fur</b>"),
+        images=[{"url": url, "nsfwLevel": 1, "type": "image"}],
+    )
+    site.civitai.add(Model(7, "TextualInversion", [version], name="Cat\u202e"))
+    ended = site.containers.load(load_request(PAGE, model_type="embeddings", credentials=True))
+    card = artifact_of(ended).card
+    assert card is not None
+    assert (card.title, card.word, card.based_on) == ("Cat (v1.0)", "<model>", "Pony")
+    assert card.trigger_words == ("cat …", "<b>fur</b>")
+    assert card.page == f"{site.civitai.url}/models/7?modelVersionId=71"
+    assert ended.result is not None
+    assert ended.result.picture, ended.result.message
+    with Image.open(site.containers.store / "model" / PICTURE_FILE) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (1024, 512))
     leaves_no_token(site, ended)

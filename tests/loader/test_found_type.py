@@ -36,7 +36,7 @@ ALONE = {**PART, "model.diffusion_model.out.2.weight": (4, 320, 3, 3)}
 """A checkpoint whose UNet is cut off, so that it is not recognised."""
 
 
-ROWS = [
+KINDS = [
     pytest.param(kind, marks=pytest.mark.slow if kind in ("vae", "controlnet") else ())
     for kind in ADAPTERS
 ]
@@ -62,7 +62,7 @@ def type_of(ended: Ended) -> str | None:
     return artifact_of(ended).model_type
 
 
-@pytest.mark.parametrize("model_type", ROWS)
+@pytest.mark.parametrize("model_type", KINDS)
 def test_file_behind_a_link_decides(
     containers: Containers, hub: FakeHub, tmp_path: Path, model_type: str
 ) -> None:
@@ -134,7 +134,7 @@ def test_cut_off_checkpoint_is_refused_as_a_checkpoint(
     failed(ended, Reason.UNSUPPORTED_FORMAT, "")
 
 
-@pytest.mark.parametrize("model_type", ROWS)
+@pytest.mark.parametrize("model_type", KINDS)
 def test_only_weights_file_of_a_repo_decides(
     containers: Containers, repo: Path, model_type: str
 ) -> None:
