@@ -303,6 +303,8 @@ NEITHER = "must be a Hugging Face repo id (ORG/NAME) or an http(s) link"
 """The words for every other url that is not read."""
 NOT_TRAINED = "must be a trained model's id or an http(s) link, as spec.modelType is api_trained"
 """The words for every other url that is not read with modelType api_trained."""
+NOT_A_SKELETON = "must be a diffusers repo of the Hub: ORG/NAME, or ORG/NAME@REVISION"
+"""The words for a url in spec.components.from that is not a whole repo."""
 NOT_ON_THE_HUB = (
     "must be a Hugging Face repo id (ORG/NAME), a repo's page or a link to one of its files, as"
     " spec.modelType is huggingface"

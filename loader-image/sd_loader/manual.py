@@ -15,7 +15,7 @@ from sd_api.loadhash import load_hash
 from sd_api.names import NAME_MAX_LENGTH
 from sd_api.reasons import Reason
 from sd_api.sources import CivitaiModel, Link
-from sd_api.spec import Spec, VaeSource
+from sd_api.spec import ComponentSource, Spec, VaeSource
 from sd_loader.errors import LoaderError
 from sd_loader.net.credentials import check_token, read_token_file
 from sd_loader.settings import Settings
@@ -44,6 +44,11 @@ def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadR
     if spec.vae is not None:
         vae, state = _local(spec.vae.url)
         spec = spec.model_copy(update={"vae": VaeSource(url=vae)})
+        states.append(state)
+    for name, url in spec.components.replacements().items():
+        component, state = _local(url)
+        components = spec.components.model_copy(update={name: ComponentSource(url=component)})
+        spec = spec.model_copy(update={"components": components})
         states.append(state)
     if spec.original_config is not None:
         config, state = _local(spec.original_config)

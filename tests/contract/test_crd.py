@@ -151,6 +151,17 @@ LINK = "https://civitai.com/api/download/models/94640"
         pytest.param({"url": LINK, "modelType": "api_trained"}, id="trained-link"),
         pytest.param({"modelType": "controlnet", "modelId": "canny"}, id="controlnet-by-id"),
         pytest.param({"url": LINK, "storage": {"claimName": "x"}}, id="claim"),
+        pytest.param(
+            {
+                "url": LINK,
+                "components": {"from": "org/flux@v1", "transformer_2": {"url": LINK}},
+            },
+            id="components",
+        ),
+        pytest.param(
+            {"url": "a/b", "modelType": "huggingface", "components": {"vae": {"url": "hf://a/b"}}},
+            id="component-of-a-repo",
+        ),
         pytest.param({"url": LINK, "webhook": "https://hooks.example.com/m"}, id="webhook"),
     ],
 )
@@ -193,6 +204,30 @@ def test_the_vendors_controlnets_need_no_url(model_id):
             id="page-and-revision",
         ),
         pytest.param({"url": LINK, "webhook": "hooks"}, None, "spec.webhook", id="webhook"),
+        pytest.param(
+            {"url": LINK, "components": {"from": LINK}},
+            None,
+            "spec.components.from must be a diffusers repo of the Hub: ORG/NAME",
+            id="components-from-a-file",
+        ),
+        pytest.param(
+            {"url": LINK, "modelType": "lora", "components": {"from": "a/b"}},
+            None,
+            "spec.components is for whole models",
+            id="components-of-a-lora",
+        ),
+        pytest.param(
+            {"url": LINK, "components": {"text_encoder": {"url": "t5.safetensors"}}},
+            None,
+            "spec.components: each url must be a Hugging Face repo id",
+            id="component-at-a-path",
+        ),
+        pytest.param(
+            {"url": LINK, "vae": {"url": "a/b"}, "components": {"vae": {"url": "a/b"}}},
+            None,
+            "spec.vae gives a VAE as well; remove one of them",
+            id="two-vaes",
+        ),
         pytest.param({"url": LINK, "modelId": "b"}, {"url": LINK}, "immutable", id="id-set"),
         pytest.param({"url": LINK}, {"url": LINK, "modelId": "b"}, "immutable", id="id-unset"),
         pytest.param(

@@ -11,7 +11,7 @@ import pytest
 
 from devkit.fakehub import FakeHub
 from sd_api.card import Card
-from sd_loader import acquire
+from sd_loader import acquire, supplies
 from sd_loader.civitai_facts import CivitaiFacts, CivitaiImage
 from sd_loader.settings import Settings
 from sd_loader.source.civitai import Found
@@ -132,7 +132,7 @@ def test_no_picture_is_downloaded_that_cannot_be_decoded(
     hub: FakeHub, settings: Settings, into: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The slim image has no decoder."""
-    monkeypatch.setattr(acquire, "can_decode", lambda: False)
+    monkeypatch.setattr(supplies, "can_decode", lambda: False)
     image = CivitaiImage(url=hub.serve_file("/image", b"x"), nsfw_level=1)
     says(monkeypatch, CivitaiFacts(version_id=2, images=(image,)))
     link = hub.serve_file("/fish.safetensors", BODY)

@@ -47,8 +47,10 @@ def default_secrets(
 def _links(request: LoadRequest, settings: Settings) -> Iterator[str]:
     hub = settings.hub_endpoint or HUB_ENDPOINT
     sources: list[tuple[str, ModelType | None]] = [(request.url, request.model_type)]
-    if request.vae is not None:
-        sources.append((request.vae.url, ModelType.VAE))
+    sources += [(one.url, ModelType.VAE) for one in request.replacements().values()]
+    # A file may lack components, which then come from the administrator's repo for its family.
+    if request.components.from_ is not None or settings.loader.default_parts:
+        yield hub
     for url, model_type in sources:
         match read_source(url, model_type, hub_endpoint=hub):
             case HubRepo() | HubFile():

@@ -32,6 +32,16 @@ def load(hub: str | None = None, civitai: str | None = None, **spec: Any) -> dic
     return manifests.build(manifests.plan_load(model(**spec), settings, claim(), 0), settings)
 
 
+def test_repos_of_missing_components_mount_the_secret_of_the_hub() -> None:
+    """The repo that the administrator names for a family may be gated."""
+    loader = LoaderSettings(
+        gpu_count=0, default_credentials=SECRETS, default_parts={"flux": "org/flux"}
+    )
+    settings = Settings(loader=loader)
+    plan = manifests.plan_load(model(url=LINK), settings, claim(), 0)
+    assert mounted(manifests.build(plan, settings)) == {"hub-token"}
+
+
 def mounted(manifest: dict[str, Any]) -> set[str]:
     """Return the names of the Secrets that the Pod mounts for hosts."""
     volumes = manifest["spec"]["template"]["spec"]["volumes"]
@@ -54,6 +64,14 @@ def mounted(manifest: dict[str, Any]) -> set[str]:
         pytest.param({"url": "https://civitai.com/models/1"}, {"civitai-token"}, id="a page"),
         pytest.param({"url": "urn:air:sd1:lora:civitai:1@2"}, {"civitai-token"}, id="an AIR"),
         pytest.param({"url": LINK, "vae": {"url": "a/b"}}, {"hub-token"}, id="the VAE"),
+        pytest.param(
+            {"url": LINK, "components": {"text_encoder": {"url": "https://site.example/x"}}},
+            {"site-token"},
+            id="a component",
+        ),
+        pytest.param(
+            {"url": LINK, "components": {"from": "org/name"}}, {"hub-token"}, id="other components"
+        ),
         pytest.param(
             {"url": LINK, "originalConfig": "https://site.example/c.yaml"},
             {"site-token"},
