@@ -103,6 +103,18 @@ class ArtifactFormat(StrEnum):
     """An embedding, by `load_textual_inversion`."""
 
 
+class ComponentName(StrEnum):
+    """The components that can replace those of a pipeline. The names are those of diffusers."""
+
+    TRANSFORMER = "transformer"
+    TRANSFORMER_2 = "transformer_2"
+    VAE = "vae"
+    TEXT_ENCODER = "text_encoder"
+    TEXT_ENCODER_2 = "text_encoder_2"
+    TEXT_ENCODER_3 = "text_encoder_3"
+    TEXT_ENCODER_4 = "text_encoder_4"
+
+
 class LoraFormat(StrEnum):
     """The formats in which a LoRA is published."""
 

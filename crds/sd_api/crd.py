@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sd_api import names, url_forms
+from sd_api.choices import PIPELINES, ComponentName
 from sd_api.controlnets import CONTROLNET_REPOS
-from sd_api.spec import Spec
+from sd_api.spec import TWO_VAES, Spec
 from sd_api.status import Status
 from sd_api.url_forms import LINK_PATTERN, Refusal
 
@@ -106,6 +107,33 @@ RULES: tuple[tuple[str, str, str], ...] = (
         f" : (has(self.spec.url) && {_matches(url_forms.WHOLE_REPO)}))",
         "spec.sha256 is the digest of a single file; a Hugging Face repo is pinned by"
         " spec.gitRevision",
+    ),
+    (
+        ".spec.components.from",
+        "!has(self.spec.components) || !has(self.spec.components.from)"
+        f" || self.spec.components.from.matches({_literal(url_forms.WHOLE_REPO)})",
+        f"spec.components.from {url_forms.NOT_A_SKELETON}",
+    ),
+    (
+        ".spec.components",
+        "!has(self.spec.components) || "
+        + " && ".join(
+            f"(!has(self.spec.components.{name})"
+            f" || self.spec.components.{name}.url.matches({_literal(url_forms.LINK_OR_REPO)}))"
+            for name in ComponentName
+        ),
+        f"spec.components: each url {url_forms.NEITHER}",
+    ),
+    (
+        ".spec.components.vae",
+        "!has(self.spec.vae) || !has(self.spec.components) || !has(self.spec.components.vae)",
+        TWO_VAES,
+    ),
+    (
+        ".spec.components",
+        "!has(self.spec.components) || !has(self.spec.modelType)"
+        f" || self.spec.modelType in {sorted(kind.value for kind in PIPELINES)!r}",
+        "spec.components is for whole models; a model of this spec.modelType has none",
     ),
     (
         ".spec.webhook",

@@ -1,6 +1,6 @@
-"""The setting that names, for each base model, the Hub repo of missing components.
+"""The setting that names, for each base model, the Hub repo of the components that a file lacks.
 
-Operator and loader read the same text: `sd-1=ORG/NAME,sdxl=ORG/NAME`.
+Operator and loader read the same text: `sdxl=ORG/NAME,flux=ORG/NAME@REVISION`.
 """
 
 from __future__ import annotations
@@ -8,20 +8,26 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from sd_api.taxonomy import UNETS
-from sd_api.url_forms import HUB_REPO_PATTERN
+from sd_api.taxonomy import TRANSFORMERS, UNETS
+from sd_api.url_forms import REPO_ID
+
+_BASES = [name.value for name in (*UNETS, *TRANSFORMERS)]
 
 
 def parse_default_parts(text: str) -> dict[str, str]:
-    """Read `sd-1=ORG/NAME,sdxl=ORG/NAME`; raise ValueError with the cause."""
+    """Read `sdxl=ORG/NAME,flux=ORG/NAME@REVISION`; raise ValueError with the cause."""
     found: dict[str, str] = {}
     for entry in (entry.strip() for entry in text.split(",") if entry.strip()):
         base, _, repo = (part.strip() for part in entry.partition("="))
-        bases = [name.value for name in UNETS]
-        if base not in bases or not re.match(HUB_REPO_PATTERN, repo):
+        if not re.fullmatch(REPO_ID, repo):
             raise ValueError(
-                "must be entries BASE=ORG/NAME, separated by commas, where BASE is one of"
-                f" {', '.join(bases)}; one is {entry[:80]!r}"
+                "must be entries BASE=ORG/NAME or BASE=ORG/NAME@REVISION, separated by commas; one"
+                f" is {entry[:80]!r}"
+            )
+        if base not in _BASES:
+            raise ValueError(
+                f"must be entries BASE=ORG/NAME; the BASE {base[:40]!r} is not one of"
+                f" {', '.join(_BASES)}"
             )
         if base in found:
             raise ValueError(f"names two repos for {base}")

@@ -153,8 +153,8 @@ class LoaderEnv:
     default_parts: Mapping[str, str] | None = _variable(
         "SD_LOADER_DEFAULT_PARTS", read=parse_default_parts, write=format_default_parts
     )
-    """For each base model, the Hub repo of components that a checkpoint lacks:
-    sd-1=ORG/NAME,sdxl=ORG/NAME."""
+    """For each family, the Hub repo of components that a file lacks:
+    sdxl=ORG/NAME,flux=ORG/NAME@REVISION."""
     trained_url_template: str | None = _variable(
         "SD_LOADER_TRAINED_URL_TEMPLATE", read=check_template
     )

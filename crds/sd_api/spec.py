@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, StringConstraints
 
 from sd_api import defaults
 from sd_api.choices import (
     BaseModelName,
+    ComponentName,
     DeletionPolicy,
     LoraFormat,
     ModelType,
@@ -51,6 +52,77 @@ class VaeSource(Extensible):
     url: Url = Field(
         description="Hugging Face repo id, page at Civitai or http(s) link of the VAE."
     )
+
+
+class ComponentSource(Extensible):
+    """The source of a component that replaces the pipeline's own."""
+
+    url: Url = Field(
+        description="Hugging Face repo that has the component, or http(s) link to its file."
+    )
+
+
+class Components(Extensible):
+    """The sources of the components that the model's own source does not give.
+
+    The names are those of the folders in a diffusers pipeline.
+    """
+
+    from_: Url | None = Field(
+        default=None,
+        alias="from",
+        description="Diffusers repo (ORG/NAME[@REVISION]) that gives every component which the file"
+        " of spec.url lacks. Default: the operator's repo for the model's family.",
+    )
+    transformer: ComponentSource | None = Field(
+        default=None, description="Replaces the transformer of a repo."
+    )
+    transformer_2: ComponentSource | None = Field(
+        default=None,
+        alias="transformer_2",
+        description="Replaces the second transformer, which Wan 2.2 has.",
+    )
+    vae: ComponentSource | None = Field(
+        default=None, description="Replaces the VAE; the same as spec.vae."
+    )
+    text_encoder: ComponentSource | None = Field(
+        default=None, alias="text_encoder", description="Replaces the text encoder; a repo."
+    )
+    text_encoder_2: ComponentSource | None = Field(
+        default=None,
+        alias="text_encoder_2",
+        description="Replaces the second text encoder; a repo.",
+    )
+    text_encoder_3: ComponentSource | None = Field(
+        default=None, alias="text_encoder_3", description="Replaces the third text encoder; a repo."
+    )
+    text_encoder_4: ComponentSource | None = Field(
+        default=None,
+        alias="text_encoder_4",
+        description="Replaces the fourth text encoder; a repo.",
+    )
+
+    def replacements(self) -> dict[str, str]:
+        """The urls of the components that replace the pipeline's own, by component."""
+        found = {}
+        for name in ComponentName:
+            source: ComponentSource | None = getattr(self, name)
+            if source is not None:
+                found[name.value] = source.url
+        return found
+
+
+TWO_VAES = "spec.components.vae: spec.vae gives a VAE as well; remove one of them"
+"""The words for a spec that replaces the VAE twice."""
+
+
+class Replacement(NamedTuple):
+    """The source of a component, as the spec states it."""
+
+    field: str
+    """The field that has the url, for messages."""
+
+    url: str
 
 
 class Verify(Extensible):
@@ -201,10 +273,22 @@ class LoadFields(Extensible):
         default=None, description="Link of the checkpoint's original YAML config."
     )
     vae: VaeSource | None = Field(default=None, description="A VAE that replaces the model's own.")
+    components: Components = Field(
+        default_factory=Components,
+        description="Where components come from that the model's own source does not give.",
+    )
     lora: LoraOptions = Field(default_factory=LoraOptions, description="How a LoRA is published.")
     verify: Verify = Field(
         default_factory=Verify, description="How thoroughly the model is tried before publishing."
     )
+
+    def replacements(self) -> dict[str, Replacement]:
+        """The components that replace those of the model's source, by name."""
+        own = self.components.replacements()
+        found = {name: Replacement(f"spec.components.{name}.url", url) for name, url in own.items()}
+        if self.vae is not None:
+            found["vae"] = Replacement("spec.vae.url", self.vae.url)
+        return found
 
 
 class Spec(LoadFields):

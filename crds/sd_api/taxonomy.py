@@ -16,6 +16,23 @@ UNETS = (
 )
 """The families with a UNet. The others have a transformer."""
 
+TRANSFORMERS = (
+    BaseModelName.AURAFLOW,
+    BaseModelName.CHROMA,
+    BaseModelName.FLUX,
+    BaseModelName.FLUX2,
+    BaseModelName.HIDREAM,
+    BaseModelName.KREA2,
+    BaseModelName.LTX,
+    BaseModelName.LUMINA2,
+    BaseModelName.QWEN_IMAGE,
+    BaseModelName.SANA,
+    BaseModelName.SD3,
+    BaseModelName.WAN,
+    BaseModelName.Z_IMAGE,
+)
+"""The families whose transformer loads from a file of its own, with the rest of a repo."""
+
 _INPAINT_OR_EDIT = {
     "normal": "makes an image from a text",
     "inpaint": "fills in a masked part of an image",

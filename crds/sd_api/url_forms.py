@@ -133,23 +133,22 @@ _GIT = r"(?i:git|ssh)(?:\+[A-Za-z]+)?://|git@"
 _READ_SCHEME = "(?i:https?|hf)://"
 _AIR = "(?i:urn:(?:air:)?|air:)"
 _WEB = r"(?:(?i:https?)://)?(?:[A-Za-z0-9-]+\.)*"
-_MODELSCOPE = rf"{_WEB}(?i:modelscope\.(?:cn|ai))/models/"
-_GITHUB = rf"(?:(?i:https?)://)?(?i:www\.)?(?i:github\.com)/{_PART}/{_PART}"
+_MODELSCOPE = rf"(?:(?i:modelscope)://|{_WEB}(?i:modelscope\.(?:cn|ai))/models/){_REST}"
+_MODELSCOPE_FILE = f"{_WEB}[^/]+/models/{_PART}/{_PART}/resolve/"
+_GITHUB = rf"(?:(?i:https?)://)?(?i:www\.)?(?i:github\.com)/{_PART}/{_PART}{_REST}"
 _GITHUB_FILE = (
-    f"{_GITHUB}/(?:raw|archive|zipball|tarball|releases/download|releases/latest/download)/"
-    f"|{_GITHUB}/{_REST}[?&]raw=(?:1|true)"
-    rf"|(?:(?i:https?)://)?(?i:github\.com)/user-attachments/"
+    f"{_WEB}[^/]+/{_PART}/{_PART}/(?:raw|archive|zipball|tarball|releases/(?:latest/)?download)/"
+    f"|{_WEB}[^/]+/user-attachments/|{_REST}[?&]raw=(?:1|true)"
 )
-_GOOGLE_DRIVE = rf"{_WEB}(?i:drive\.google\.com)/(?:file|open|drive)(?:[/?#]|{_EDGE}$)"
-_DROPBOX = rf"{_WEB}(?i:dropbox\.com)/{_REST}[?&]dl=0"
+_GOOGLE_DRIVE = rf"{_WEB}(?i:drive\.google\.com)/(?:file|open|drive)(?:[/?#]{_REST})?"
+_DROPBOX = rf"{_WEB}(?i:dropbox\.com)/{_PART}/{_REST}[?&]dl=0{_REST}"
 _GALLERIES = (
     r"tensor\.art|tusiart\.com|seaart\.ai|liblib\.(?:art|ai)|shakker\.ai|openmodeldb\.info"
     r"|civarchive\.com|civitaiarchive\.com|kaggle\.com"
 )
 """Sites with pages of models."""
-_GALLERY = rf"{_WEB}(?i:{_GALLERIES})/(?:[a-z]{{2}}/)?(?:models?|modelinfo)(?:[/?#]|{_EDGE}$)"
-_PAGES = "|".join((_MODELSCOPE, _GITHUB, _GOOGLE_DRIVE, _DROPBOX, _GALLERY, f"{_CIVITAI_HOST}/"))
-"""Urls of sites that have words of their own."""
+_GALLERY = rf"{_WEB}(?i:{_GALLERIES})/(?:[a-z]{{2}}/)?(?:models?|modelinfo)(?:[/?#]{_REST})?"
+_WEB_PAGE = rf"(?i:https?)://[^/?#{_BLANK}]+/[^?#{_BLANK}]*\.(?i:html?)(?:[?#]{_REST})?"
 _MISTAKEN_VERSION = (
     f"{_CIVITAI_HOST}/[^#{_BLANK}]*[?&]modelVersionId="
     f"(?:[0-9]*[^0-9&#{_BLANK}]|&|#|[0-9]{{16}}|{_EDGE}$)"
@@ -178,38 +177,39 @@ NAMED = (
         unless=_begins(f"{_READ_SCHEME}|{_OBJECT_STORE}|{_REGISTRY}|{_GIT}|(?i:modelscope)://"),
     ),
     Refusal(
-        _begins(f"(?i:modelscope)://|{_MODELSCOPE}"),
+        whole(_MODELSCOPE),
         "names a repo of ModelScope, not a file; give the link to the file,"
         " https://modelscope.cn/models/ORG/NAME/resolve/master/FILE, or the same model's Hugging"
         " Face repo as ORG/NAME",
-        unless=_begins(f"{_MODELSCOPE}{_PART}/{_PART}/resolve/"),
+        unless=_begins(_MODELSCOPE_FILE),
     ),
     Refusal(
-        _begins(_GITHUB),
+        whole(_GITHUB),
         "is a page of GitHub, not a file; give the link to the file,"
         " https://github.com/ORG/NAME/releases/download/TAG/FILE or"
         " https://github.com/ORG/NAME/raw/REVISION/FILE",
         unless=_begins(_GITHUB_FILE),
     ),
     Refusal(
-        _begins(_GOOGLE_DRIVE),
+        whole(_GOOGLE_DRIVE),
         "is a page of Google Drive, not a file; give the download link,"
         " https://drive.usercontent.google.com/download?id=ID&confirm=t, where ID is the long word"
         " in the address of the page",
     ),
     Refusal(
-        _begins(_DROPBOX),
+        whole(_DROPBOX),
         "is a page of Dropbox, not a file; write dl=1 instead of dl=0 in the link",
     ),
     Refusal(
-        _begins(_GALLERY),
+        whole(_GALLERY),
         "is a page of a site whose pages the loader does not read; give the link of the page's"
         " download button, or the same model's page at Civitai or at the Hugging Face Hub",
     ),
     Refusal(
-        whole(rf"(?i:https?)://[^/?#{_BLANK}]+/[^?#{_BLANK}]*\.(?i:html?)(?:[?#]{_REST})?"),
+        whole(_WEB_PAGE),
         "is a web page, not a file; give the link of the page's download button",
-        unless=_begins(f"{_PAGES}|{_REGISTRY}|{_HUB_HOST}/|{_HUB}/"),
+        unless=_begins(f"{_REGISTRY}|{_CIVITAI_HOST}/|{_HUB}/")
+        + f"|{whole(_MODELSCOPE, _GITHUB, _GOOGLE_DRIVE, _DROPBOX, _GALLERY)}",
     ),
     Refusal(
         _begins(_AIR),
@@ -234,7 +234,7 @@ NAMED = (
         _begins(f"(?i:https?)://[^{_BLANK}]+[{_BLANK}]+[^{_BLANK}]"),
         "is an http(s) link with a blank in it; write the blank as %20, or remove what is not part"
         " of the link",
-        unless=_begins(f"{_PAGES}|{_REGISTRY}"),
+        unless=_begins(f"{_CIVITAI_HOST}/|{_REGISTRY}"),
     ),
     Refusal(
         _begins(r"[\"\x27\x60“”]"),
@@ -271,7 +271,7 @@ NAMED = (
         whole(f"{_REPO}(?:@{_REVISION})?:[^/{_BLANK}]*"),
         "has a tag after the repo id; give ORG/NAME, a precision such as fp16 in spec.revision, and"
         " a branch, tag or commit in spec.gitRevision",
-        unless=_begins(f"{_REGISTRY}|{_PAGES}|{_HUB_HOST}/"),
+        unless=_begins(f"{_REGISTRY}|{_CIVITAI_HOST}/|{_HUB_HOST}/"),
         concerns_trained=False,
     ),
     Refusal(
@@ -286,7 +286,9 @@ NAMED = (
     Refusal(
         whole(rf"(?:{_HUB}/)?{_REPO}\.git/?"),
         "ends with .git; give the Hugging Face repo as ORG/NAME",
-        unless=_begins(f"{_REGISTRY}|{_PAGES}|{_HUB}/{_OWN_PAGES}/|{_HUB_HOST}/{_NAME}/?{_EDGE}$"),
+        unless=_begins(
+            f"{_REGISTRY}|{_CIVITAI_HOST}/|{_HUB}/{_OWN_PAGES}/|{_HUB_HOST}/{_NAME}/?{_EDGE}$"
+        ),
         concerns_trained=False,
     ),
 )
@@ -301,6 +303,8 @@ NEITHER = "must be a Hugging Face repo id (ORG/NAME) or an http(s) link"
 """The words for every other url that is not read."""
 NOT_TRAINED = "must be a trained model's id or an http(s) link, as spec.modelType is api_trained"
 """The words for every other url that is not read with modelType api_trained."""
+NOT_A_SKELETON = "must be a diffusers repo of the Hub: ORG/NAME, or ORG/NAME@REVISION"
+"""The words for a url in spec.components.from that is not a whole repo."""
 NOT_ON_THE_HUB = (
     "must be a Hugging Face repo id (ORG/NAME), a repo's page or a link to one of its files, as"
     " spec.modelType is huggingface"

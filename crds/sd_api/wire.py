@@ -82,6 +82,13 @@ class Sha256Missing(StrEnum):
     """Only the ranges that the conversion needs were downloaded, or read from a local file."""
 
 
+PinnedRepo = Annotated[
+    str,
+    StringConstraints(
+        max_length=256, pattern=r"^[A-Za-z0-9._-]{1,96}/[A-Za-z0-9._-]{1,96}@[0-9a-f]{40,64}$"
+    ),
+]
+"""A repo of the Hub at one commit: ORG/NAME@COMMIT."""
 Word = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
@@ -108,6 +115,10 @@ class Source(Extensible):
         Annotated[str, StringConstraints(max_length=128, pattern=r"^[A-Za-z0-9 ._()+@-]+$")] | None
     ) = Field(default=None, description="Name of the file at Civitai.")
     size_bytes: Count | None = Field(default=None, description="Bytes of the source.")
+    components_from: PinnedRepo | None = Field(
+        default=None,
+        description="The Hub repo, at its commit, that gave the components which the source lacks.",
+    )
     format: Annotated[str, StringConstraints(max_length=32, pattern=r"^[a-z0-9-]+$")] | None = (
         Field(default=None, description="safetensors, ckpt or diffusers.")
     )

@@ -13,7 +13,15 @@ from collections.abc import Callable, Mapping
 
 from pydantic_core import ErrorDetails
 
-from sd_api.choices import BaseModelName, LoraFormat, ModelType, PredictionType, Revision, Weights
+from sd_api.choices import (
+    BaseModelName,
+    ComponentName,
+    LoraFormat,
+    ModelType,
+    PredictionType,
+    Revision,
+    Weights,
+)
 from sd_api.fields import DNS_NAME_PATTERN, HEX_64_PATTERN
 from sd_api.loader_env import LoaderEnv
 from sd_api.names import ANNOTATION_RELOAD, MODEL_ID_PATTERN
@@ -40,7 +48,12 @@ PATTERNS = {
 }
 """The words that messages show instead of each regular expression of the spec's fields."""
 
-_OPTIONS = {"vae.url": "vae"}
+_OPTIONS = {
+    "vae.url": "vae",
+    "components": "component",
+    **{f"components.{name}": f"component {name}" for name in ComponentName},
+    **{f"components.{name}.url": f"component {name}" for name in ComponentName},
+}
 _VALUES = sorted(
     (
         member.value
@@ -51,7 +64,7 @@ _VALUES = sorted(
     reverse=True,
 )
 _MENTION = re.compile(
-    r"\b(?P<path>metadata\.name|spec(?:\.[a-z][A-Za-z0-9]*)+)"
+    r"\b(?P<path>metadata\.name|spec(?:\.[a-z][A-Za-z0-9_]*)+)"
     rf"(?:: (?:(?P<true>true)\b|\{{url: (?P<url>[^{{}}]+)\}}|(?P<value>{'|'.join(_VALUES)})\b))?"
 )
 _RELOAD = f"set the annotation {ANNOTATION_RELOAD} to a new value"
@@ -195,4 +208,4 @@ def remedy_at_shell(reason: Reason) -> str:
 def option(path: str) -> str:
     """Return the option for a field of the spec, whose path has Python's or JSON's spelling."""
     snake = re.sub(r"(?<=[a-z])([A-Z])", lambda match: f"_{match[1].lower()}", path)
-    return "--" + re.sub(r"[._]", "-", _OPTIONS.get(snake, snake))
+    return "--" + (_OPTIONS.get(snake) or re.sub(r"[._]", "-", snake))

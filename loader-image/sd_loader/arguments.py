@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sd_api.choices import (
     BaseModelName,
+    ComponentName,
     LoraFormat,
     ModelType,
     PredictionType,
@@ -199,6 +200,21 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         help="VAE that replaces the model's own: repo, link, or local file",
     )
     add(
+        "--components-from",
+        metavar="REPO",
+        help="diffusers repo (ORG/NAME[@REVISION]) of the components that the file lacks; default:"
+        " that of SD_LOADER_DEFAULT_PARTS for the model's family",
+    )
+    add(
+        "--component",
+        type=_component,
+        metavar="NAME=URL",
+        action="append",
+        default=[],
+        help="component that replaces the pipeline's own, such as transformer_2: repo, link, or"
+        " local file; may be repeated",
+    )
+    add(
         "--from-safetensors",
         action="store_true",
         default=None,
@@ -229,6 +245,17 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         "sd-loader load --url ./my-lora.safetensors --model-type lora --model-id style"
         " --store ./models",
     )
+
+
+def _component(text: str) -> tuple[str, str]:
+    """Read NAME=URL."""
+    name, found, url = text.partition("=")
+    names = [known.value for known in ComponentName]
+    if not found or name not in names:
+        raise argparse.ArgumentTypeError(
+            f"must be NAME=URL, where NAME is one of {', '.join(names)}; it is {text[:80]!r}"
+        )
+    return name, url
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:

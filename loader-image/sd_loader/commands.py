@@ -62,7 +62,11 @@ def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
         verify = {"weights": args.verify_weights, "render": args.verify_render}
         fields = {name: value for name, value in vars(args).items() if name in Spec.model_fields}
         lora = {"format": args.lora_format, "expandLycoris": args.lora_expand_lycoris}
-        spec = Spec.model_validate({**fields, "verify": verify, "lora": lora})
+        components = {name: {"url": url} for name, url in args.component}
+        if args.components_from is not None:
+            components["from"] = args.components_from
+        given = {"verify": verify, "lora": lora, "components": components}
+        spec = Spec.model_validate({**fields, **given})
     except ValidationError as error:
         raise invalid_options(error) from None
     has_secret = (settings.credentials_dir / "token").exists()

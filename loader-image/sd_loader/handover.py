@@ -74,13 +74,17 @@ class Converted:
 _Name = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+$")]
 
 
+_Path = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z0-9_]+/[a-z]+$")]
+ComponentName = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z0-9_]+$")]
+
+
 class ExtraComponent(Contract):
     """One or more components of a pipeline that do not come from its source."""
 
-    components: tuple[Literal["vae", "text_encoder", "text_encoder_2"], ...]
+    components: tuple[ComponentName, ...]
     """The names of their folders in a pipeline."""
     kind: Literal["file", "repo"]
-    path: Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+/[a-z]+$")]
+    path: _Path
     """The file, or the folder of a repo, relative to the source folder."""
 
 
@@ -108,3 +112,10 @@ class Fetched(Contract):
     original_config: _Name | None = None
     """The file of spec.originalConfig, relative to the source folder."""
     extras: tuple[ExtraComponent, ...] = ()
+    skeleton: _Path | None = None
+    """The folder of the repo that gives all components which the file lacks, relative to the source
+    folder. None for a file that needs no such repo."""
+
+    def arrived_in(self, folder: Path) -> Mapping[Path, Arrived]:
+        """The downloaded files by their paths. folder: the source folder."""
+        return {folder / name: file for name, file in self.files.items()}

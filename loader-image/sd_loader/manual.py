@@ -9,14 +9,13 @@ from uuid import NAMESPACE_URL, uuid5
 
 from sd_api.controlnets import CONTROLNET_REPOS
 from sd_api.default_credentials import hosts_of
-from sd_api.defaults import CIVITAI_ENDPOINT
 from sd_api.load import LoadRequest, Owner
 from sd_api.loader_env import LoaderEnv
 from sd_api.loadhash import load_hash
 from sd_api.names import NAME_MAX_LENGTH
 from sd_api.reasons import Reason
-from sd_api.sources import Link
-from sd_api.spec import Spec, VaeSource
+from sd_api.sources import CivitaiModel, Link
+from sd_api.spec import ComponentSource, Spec, VaeSource
 from sd_loader.errors import LoaderError
 from sd_loader.net.credentials import check_token, read_token_file
 from sd_loader.settings import Settings
@@ -46,6 +45,11 @@ def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadR
         vae, state = _local(spec.vae.url)
         spec = spec.model_copy(update={"vae": VaeSource(url=vae)})
         states.append(state)
+    for name, url in spec.components.replacements().items():
+        component, state = _local(url)
+        components = spec.components.model_copy(update={name: ComponentSource(url=component)})
+        spec = spec.model_copy(update={"components": components})
+        states.append(state)
     if spec.original_config is not None:
         config, state = _local(spec.original_config)
         spec = spec.model_copy(update={"original_config": config})
@@ -69,10 +73,14 @@ def _local(url: str) -> tuple[str, str | None]:
 def own_tokens(request: LoadRequest, settings: Settings, token_file: Path | None) -> dict[str, str]:
     """Return a person's tokens by host: of the Hub, of Civitai, and the one for the source.
 
-    As other programs do, HF_TOKEN is for the host of HF_ENDPOINT.
+    HF_TOKEN is for the host of HF_ENDPOINT, as in other programs. CIVITAI_TOKEN is for the host of
+    Civitai's endpoint in the settings.
     """
     tokens: dict[str, str] = {}
-    for url, name in ((settings.hub_endpoint, "hub_token"), (CIVITAI_ENDPOINT, "civitai_token")):
+    for url, name in (
+        (settings.hub_endpoint, "hub_token"),
+        (settings.civitai_endpoint, "civitai_token"),
+    ):
         token = getattr(settings, name)
         if token is not None:
             check_token(token, f"the variable {LoaderEnv.name_of(name)}")
@@ -95,6 +103,8 @@ def _link_of(request: LoadRequest, settings: Settings) -> str | None:
             return None
         case Link(url):
             return url
+        case CivitaiModel():
+            return settings.civitai_endpoint
         case _:
             return settings.hub_endpoint
 

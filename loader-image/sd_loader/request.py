@@ -27,7 +27,8 @@ def conversion_of(request: LoadRequest, found: ModelType | None = None) -> Conve
         upcast_attention=request.upcast_attention,
         safetensors_only=bool(request.from_safetensors),
         original_config=request.original_config is not None,
-        replacement_vae=request.vae is not None,
+        replaced=frozenset(request.replacements()),
+        has_skeleton=request.components.from_ is not None,
         lora=request.lora,
         verify=verify,
     )

@@ -31,6 +31,7 @@ EVERY = {
     "lora": {"format": "peft", "expandLycoris": True},
     "originalConfig": "https://models.example.com/a.yaml",
     "vae": {"url": "org/vae"},
+    "components": {"from": "org/flux", "transformer_2": {"url": "org/second"}},
     "verify": {"weights": True, "render": False, "prompt": "a fox", "steps": 20},
 }
 """A value for each load-affecting field."""
@@ -92,6 +93,7 @@ def test_a_request_is_read_as_it_was_written(asked: Request) -> None:
         pytest.param("later", 1, id="in the request"),
         pytest.param("owner.later", 1, id="in the owner"),
         pytest.param("vae.later", 1, id="in the vae"),
+        pytest.param("components.later", {"url": "org/x"}, id="in the components"),
         pytest.param("verify.later", 1, id="in verify"),
         pytest.param("webhook", "https://hooks.example.com", id="not load-affecting"),
         pytest.param("verify.steps", "20", id="a number as a string"),

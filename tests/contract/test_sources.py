@@ -215,7 +215,15 @@ def one_of_each_kind() -> list[Any]:
 @pytest.mark.parametrize("url", one_of_each_kind())
 def test_the_crd_rejects_what_the_reader_refuses_in_the_same_words(url: str) -> None:
     """The rules are made from the reader's patterns, and an API server uses RE2."""
-    for model_type in (None, CKPT, WHOLE, API_TRAINED):
+    for model_type in (None, API_TRAINED):
+        assert rejections(url, model_type) == expected_rejections(url, model_type)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("url", [url for url in [*MEANT, *REFUSED, *TRAINED] if url])
+def test_the_crd_rejects_the_same_whether_the_model_type_is_given(url: str) -> None:
+    """The rules ask only whether the type is api_trained."""
+    for model_type in (CKPT, WHOLE):
         assert rejections(url, model_type) == expected_rejections(url, model_type)
 
 

@@ -264,6 +264,7 @@ SOURCES = {
     "version": st.none() | st.text("0a@+_.:-", min_size=1, max_size=64),
     "file": st.none() | st.text("a 0._()+@-", min_size=1, max_size=128),
     "size_bytes": st.none() | COUNTS,
+    "components_from": st.none() | st.from_regex(r"\A[a-z]{1,9}/[a-z.]{1,9}@[0-9a-f]{40}\Z"),
     "format": st.none() | st.text("abcz09-", min_size=1, max_size=32),
 }
 ARTIFACTS = {
@@ -301,6 +302,7 @@ LONGEST = LoadResult(
         commit="f" * 64,
         sha256="f" * 64,
         sha256_missing="w" * 64,
+        components_from=f"{'o' * 96}/{'n' * 94}@{'f' * 64}",
         version="9" * 64,
         file="f" * 128,
         size_bytes=COUNT_MAX,

@@ -12,7 +12,7 @@ import pytest
 from devkit.fakehub import FakeHub
 from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
-from sd_loader import acquire
+from sd_loader import supplies
 from sd_loader.convert.plan.needs import Needs
 from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
@@ -60,7 +60,7 @@ def settings(hub: FakeHub, tmp_path: Path) -> Settings:
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model file that needs configs from a repo to be converted."""
-    monkeypatch.setattr(acquire, "needs", lambda *_: Needs(config_repo="org/pipeline"))
+    monkeypatch.setattr(supplies, "needs", lambda *_: Needs(config_repo="org/pipeline"))
     path = tmp_path / "model.safetensors"
     path.write_bytes(BODY)
     return path
@@ -115,7 +115,7 @@ def test_renamed_repo_of_the_configs_is_reported(
     hub: FakeHub, settings: Settings, into: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The configs may come from another repo if the old name is taken."""
-    monkeypatch.setattr(acquire, "needs", lambda *_: Needs(config_repo="old/name"))
+    monkeypatch.setattr(supplies, "needs", lambda *_: Needs(config_repo="old/name"))
     hub.renamed["old/name"] = "org/pipeline"
     fetched = fetch(load_request(url=str(model)), settings, into, allow_local=True)
     assert fetched.warnings == (f"{RENAMED}org/pipeline",)
@@ -131,7 +131,7 @@ def test_renamed_default_repo_is_reported(
 ) -> None:
     """The administrator should change the setting."""
     needed = Needs(base_model=BaseModelName.SD1, components=("vae",))
-    monkeypatch.setattr(acquire, "needs", lambda *_: needed)
+    monkeypatch.setattr(supplies, "needs", lambda *_: needed)
     (tmp_path / "repo" / "model_index.json").write_text(json.dumps(INDEX))
     (tmp_path / "repo" / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(BODY)
     hub.renamed["old/name"] = "org/pipeline"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,10 @@ import pytest
 
 from devkit.fakehub import FakeHub
 from sd_api.card import Card
-from sd_loader import acquire
+from sd_loader import acquire, supplies
 from sd_loader.civitai_facts import CivitaiFacts, CivitaiImage
-from sd_loader.handover import Fetched
 from sd_loader.settings import Settings
-from sd_loader.source.link import OpenLink
+from sd_loader.source.civitai import Found
 from tests.support.loader.fetches import fetch, secret
 from tests.support.loader.loadercli import safetensors_bytes
 from tests.support.models.conversions import load_request
@@ -50,12 +50,12 @@ def repo(hub: FakeHub, folder: Path, card_data: object) -> None:
 
 def says(monkeypatch: pytest.MonkeyPatch, facts: CivitaiFacts) -> None:
     """Let Civitai say something of each link."""
-    download = OpenLink.download
+    look_up = acquire.look_up
 
-    def download_from_civitai(*arguments: Any) -> Fetched:
-        return download(*arguments).model_copy(update={"civitai": facts})
+    def look_up_at_civitai(*arguments: Any) -> Found:
+        return replace(look_up(*arguments), facts=facts)
 
-    monkeypatch.setattr(OpenLink, "download", download_from_civitai)
+    monkeypatch.setattr(acquire, "look_up", look_up_at_civitai)
 
 
 def test_the_card_of_a_link_is_in_the_files_metadata(
@@ -132,7 +132,7 @@ def test_no_picture_is_downloaded_that_cannot_be_decoded(
     hub: FakeHub, settings: Settings, into: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The slim image has no decoder."""
-    monkeypatch.setattr(acquire, "can_decode", lambda: False)
+    monkeypatch.setattr(supplies, "can_decode", lambda: False)
     image = CivitaiImage(url=hub.serve_file("/image", b"x"), nsfw_level=1)
     says(monkeypatch, CivitaiFacts(version_id=2, images=(image,)))
     link = hub.serve_file("/fish.safetensors", BODY)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from devkit.fakecivitai import FakeCivitai, File, Model, Version
 from devkit.fakehub import sha256
+from sd_api.names import PICTURE_FILE
 from sd_api.reasons import Reason
 from sd_loader.store.receipt import RECEIPT_FILE
 from tests.support.loader.loadercli import (
@@ -66,13 +69,15 @@ def leaves_no_token(site: Site, ended: Ended) -> None:
 
 
 def test_a_page_loads_in_a_job(site: Site) -> None:
-    """The result has version, file and digest, and so has the receipt."""
+    """The result has version, file, digest and card, and the receipt has them, too."""
     request = load_request(PAGE, model_type="embeddings", credentials=True)
     assert TOKEN not in request.to_argument()
 
     ended = site.containers.load(request)
 
-    artifact_of(ended)
+    card = artifact_of(ended).card
+    assert card is not None
+    assert (card.title, card.author) == ("Tiny model (v1.0)", "someone")
     assert ended.result is not None
     source = ended.result.source
     assert source is not None
@@ -100,6 +105,20 @@ def test_an_identifier_loads_by_hand(site: Site) -> None:
     assert (site.containers.store / "m").is_dir()
 
 
+def test_a_person_gives_the_token_by_variable_or_file(site: Site, tmp_path: Path) -> None:
+    """Both are for the endpoint that is asked about models of Civitai."""
+    (site.containers.credentials / "token").unlink()
+    (tmp_path / "token").write_text(TOKEN)
+    arguments = ("load", "--url", PAGE, "--store", site.containers.store, "--model-id")
+    for model, more, env in (
+        ("a", (), {"CIVITAI_TOKEN": TOKEN}),
+        ("b", ("--token-file", tmp_path / "token"), {}),
+    ):
+        ended = site.containers.run(*arguments, model, *more, **env)
+        artifact_of(ended)
+        leaves_no_token(site, ended)
+
+
 def test_the_words_of_a_refusal_contain_no_secret(site: Site) -> None:
     """A server that quotes the token in its error is not believed to mean well."""
     body = f'{{"error": "no {TOKEN}"}}'.encode()
@@ -107,4 +126,31 @@ def test_the_words_of_a_refusal_contain_no_secret(site: Site) -> None:
     request = load_request(PAGE, model_type="embeddings", credentials=True)
     ended = site.containers.fetch(request)
     failed(ended, Reason.ACCESS_DENIED, "answered 403: access is denied")
+    leaves_no_token(site, ended)
+
+
+@pytest.mark.slow
+def test_a_page_leads_to_a_card_and_a_picture(site: Site) -> None:
+    """What Civitai says is published with the model, without the token that it may quote."""
+    png = io.BytesIO()
+    Image.new("RGB", (2000, 1000)).save(png, "PNG")
+    url = site.civitai.serve_file("/images/cat.png", png.getvalue())
+    version = Version(
+        71,
+        [File(700, site.path)],
+        base_model="Pony",
+        trained_words=(f"cat {TOKEN}", "<b>fur</b>"),
+        images=[{"url": url, "nsfwLevel": 1, "type": "image"}],
+    )
+    site.civitai.add(Model(7, "TextualInversion", [version], name="Cat\u202e"))
+    ended = site.containers.load(load_request(PAGE, model_type="embeddings", credentials=True))
+    card = artifact_of(ended).card
+    assert card is not None
+    assert (card.title, card.word, card.based_on) == ("Cat (v1.0)", "<model>", "Pony")
+    assert card.trigger_words == ("cat …", "<b>fur</b>")
+    assert card.page == f"{site.civitai.url}/models/7?modelVersionId=71"
+    assert ended.result is not None
+    assert ended.result.picture, ended.result.message
+    with Image.open(site.containers.store / "model" / PICTURE_FILE) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (1024, 512))
     leaves_no_token(site, ended)

@@ -22,6 +22,9 @@ def test_each_token_is_for_its_own_host() -> None:
     assert hosts == {"huggingface.co": "hf_mine", "civitai.com": "site_mine"}
     assert own_tokens(ENV, MIRROR)[0].host == "127.0.0.1:8080"
     assert own_tokens({**ENV, "HF_ENDPOINT": MIRROR}, "")[0].host == "127.0.0.1:8080"
+    assert own_tokens({**ENV, "SD_OPERATOR_CIVITAI_ENDPOINT": MIRROR}, "")[1].host == (
+        "127.0.0.1:8080"
+    )
     assert own_tokens({"HF_TOKEN": ""}, "") == ()
 
 

@@ -199,7 +199,7 @@ REFUSED: dict[str, str] = {
     "github.com/org/name.git": GITHUB,
     "https://github.com/org/name/blob/main/x.ckpt": GITHUB,
     "https://github.com/org/name/releases/tag/v1": GITHUB,
-    "https://github.com/org/name/a b": GITHUB,
+    "https://github.com/org/name/a b": BLANK,
     "https://drive.google.com/file/d/0a1B/view?usp=sharing": DRIVE,
     "https://www.dropbox.com/s/k/x.ckpt?dl=0": DROPBOX,
     "https://tensor.art/models/1/name": GALLERY,

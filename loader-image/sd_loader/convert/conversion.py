@@ -53,8 +53,12 @@ class Conversion:
     original_config: bool = False
     """Whether spec.originalConfig names the YAML config that the checkpoint was trained with."""
 
-    replacement_vae: bool = False
-    """Whether spec.vae replaces the model's own VAE. Without its download nothing is converted."""
+    replaced: frozenset[str] = frozenset()
+    """Components that replace the model's own (spec.components, spec.vae). Without their downloads
+    nothing is converted."""
+
+    has_skeleton: bool = False
+    """Whether spec.components.from names the repo of the components that the file lacks."""
 
     lora: LoraOptions = field(default_factory=LoraOptions)
     """How a LoRA is published. Other model types must not set it."""
@@ -78,10 +82,12 @@ def refuse_impossible(conversion: Conversion) -> None:
             Reason.INVALID_SPEC,
             "spec.originalConfig is for checkpoints: other models come with their configs",
         )
-    if conversion.replacement_vae and not conversion.is_pipeline:
+    if (conversion.replaced or conversion.has_skeleton) and not conversion.is_pipeline:
+        is_vae = conversion.replaced == {"vae"} and not conversion.has_skeleton
         raise LoaderError(
             Reason.INVALID_SPEC,
-            f"spec.vae is for whole models; modelType {model_type.value} has none",
+            f"{'spec.vae is' if is_vae else 'spec.components is'} for whole models; modelType"
+            f" {model_type.value} has none",
         )
     if conversion.lora != LoraOptions() and model_type is not ModelType.LORA:
         raise LoaderError(
@@ -116,14 +122,20 @@ def refuse_contradiction(
         raise LoaderError(Reason.INVALID_SPEC, f"spec.baseModel is {base_model.value}, but {what}")
 
 
-def refuse_without_effect(what: str, conversion: Conversion) -> None:
-    """Refuse, by name, a field that has no effect on such a file. what: the file, in words."""
+def refuse_without_effect(
+    what: str, conversion: Conversion, *, takes_components: bool = False
+) -> None:
+    """Refuse, by name, a field that has no effect on such a file.
+
+    what: the file, in words. takes_components: whether the file lacks components of its pipeline.
+    """
     given = {
         "weights": conversion.weights is Weights.EMA,
         "predictionType": conversion.prediction_type is not None,
         "upcastAttention": conversion.upcast_attention is not None,
         "originalConfig": conversion.original_config,
-        "vae": conversion.replacement_vae,
+        "vae": not takes_components and conversion.replaced == {"vae"},
+        "components": not takes_components and bool(conversion.has_skeleton or conversion.replaced),
     }
     for field_, is_given in given.items():
         if is_given:

@@ -13,7 +13,6 @@ from sd_loader.convert.expansion import expand_lycoris
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.file import plan_download
 from sd_loader.convert.plan.open_files import OpenFiles
-from sd_loader.convert.plan.vae import VAE
 from sd_loader.convert.write.verify import verify_folder
 from sd_loader.convert.write.writer import write_folder
 from sd_loader.diffusers_repo.single_component import SINGLE
@@ -27,19 +26,20 @@ def convert(
 ) -> Converted:
     """Convert the download in `source_dir` into the empty folder `out`."""
     refuse_impossible(conversion)
-    companions = Companions(source_dir, fetched.original_config, fetched.extras)
-    has_vae = any(VAE in extra.components for extra in companions.extras)
-    if conversion.replacement_vae and not has_vae:
-        # Without this check the model's own VAE would be published.
+    companions = Companions(source_dir, fetched.original_config, fetched.extras, fetched.skeleton)
+    present = {name for extra in companions.extras for name in extra.components}
+    if conversion.replaced - present:
+        # Without this check the model's own components would be published.
         raise LoaderError(
-            Reason.LOADER_CRASHED, "the VAE of spec.vae is not downloaded; run fetch again"
+            Reason.LOADER_CRASHED,
+            f"{', '.join(sorted(conversion.replaced - present))} of the spec is not downloaded; run"
+            " fetch again",
         )
     with ExitStack() as stack:
         opened = OpenFiles(stack)
         if fetched.kind == "repo":
             return _convert_repo(fetched, companions, opened, conversion, out, report)
-        path = source_dir / fetched.path
-        return _convert_file(path, companions, opened, conversion, out, report)
+        return _convert_file(fetched, companions, opened, conversion, out, report)
 
 
 def _convert_repo(
@@ -65,24 +65,30 @@ def _convert_repo(
         raise LoaderError(Reason.INVALID_SPEC, NO_EMA)
     else:
         plan = plan_repo(path, conversion, companions, opened)
-    arrived = {companions.folder / name: file for name, file in fetched.files.items()}
-    files = write_or_link(plan, opened.files, arrived, out, report)
+    files = write_or_link(plan, opened.files, fetched.arrived_in(companions.folder), out, report)
     verify_folder(out, plan, conversion.verify, report)
     return plan.converted(files)
 
 
 def _convert_file(
-    path: Path,
+    fetched: Fetched,
     companions: Companions,
     opened: OpenFiles,
     conversion: Conversion,
     out: Path,
     report: Report,
 ) -> Converted:
+    path = companions.folder / fetched.path
     file = opened.open(path)
     expanded = expand_lycoris(file, conversion, path.parent, opened)
     plan = plan_download(expanded.file, conversion, companions, opened)
     plan = replace(plan, warnings=(*expanded.warnings, *plan.warnings))
-    files = write_folder(out, plan.files, report, opened.files.values())
+    if fetched.skeleton is None:
+        files = write_folder(out, plan.files, report, opened.files.values())
+    else:
+        from sd_loader.convert.write.folder import write_or_link  # for the same reason
+
+        arrived = fetched.arrived_in(companions.folder)
+        files = write_or_link(plan, opened.files, arrived, out, report)
     verify_folder(out, plan, conversion.verify, report)
     return plan.converted(files)

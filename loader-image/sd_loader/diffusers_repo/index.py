@@ -238,6 +238,18 @@ def parse_pipeline(content: bytes) -> Pipeline:
     return Pipeline(class_name, components, options)
 
 
+def refuse_replaced(names: Iterable[str]) -> None:
+    """Refuse components of the spec that no pipeline of Stable Diffusion 1, 2 and XL takes."""
+    others = sorted(set(names) - {"vae"})
+    if others:
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"{', '.join(f'spec.components.{name}' for name in others)} is not for models of Stable"
+            " Diffusion 1, 2 and XL, of which only the VAE can be replaced; remove it from the"
+            " spec",
+        )
+
+
 def _pair(name: str, value: list[Any]) -> tuple[str | None, str]:
     if value == [None, None]:
         return None, ""

@@ -7,7 +7,7 @@ list is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -51,6 +51,8 @@ _FAMILIES = (
 )
 _SUFFIX = "Pipeline"
 _CLASS = re.compile(r"[A-Za-z]\w{0,99}", re.ASCII)
+_WEIGHTY = (Role.MODEL, Role.ENCODER)
+"""The roles of components that have weights."""
 _DROPPED = (
     ["cosmos", "CosmosSafetyChecker"],
     ["stable_diffusion", "StableDiffusionSafetyChecker"],
@@ -86,6 +88,9 @@ class ListedPipeline:
     version: str | None
     """The version of diffusers that wrote the index."""
 
+    replaced: frozenset[str] = frozenset()
+    """Components whose weights come from elsewhere. Only their configs are needed."""
+
     @property
     def title(self) -> str:
         """The pipeline, for messages: the family, then the class."""
@@ -104,10 +109,18 @@ class ListedPipeline:
             f"the repo is {self.title}, which cannot give {', '.join(names)} to another model",
         )
 
-    def without(self, names: Container[str]) -> ListedPipeline:
-        """Return the pipeline without these components."""
-        kept = {name: item for name, item in self.components.items() if name not in names}
-        return replace(self, components=kept)
+    def without(self, names: Iterable[str]) -> ListedPipeline:
+        """Return the pipeline without the weights of these components. Refuse one that it lacks."""
+        for name in sorted(names):
+            component = self.components.get(name)
+            if component is None or component.role not in _WEIGHTY:
+                given = [name for name, it in self.components.items() if it.role in _WEIGHTY]
+                raise LoaderError(
+                    Reason.INVALID_SPEC,
+                    f"the repo is {self.title} without the component {name}; its components with"
+                    f" weights are {', '.join(sorted(given))}",
+                )
+        return replace(self, replaced=frozenset(names))
 
 
 AnyPipeline = Pipeline | ListedPipeline

@@ -79,19 +79,31 @@ def choose_pipeline_files(
             if component.role is Role.PROCESSOR:
                 chosen += _processor_files(files, folder)
                 continue
-            chosen.append(needed(files, str(folder / CONFIGS[component.role])))
-            if component.role in STEMS:
-                weights = choose_weights(
-                    files,
-                    folder,
-                    STEMS[component.role],
-                    revision,
-                    safetensors_only=safetensors_only,
+            if component.role in STEMS and name not in pipeline.replaced:
+                stem = STEMS[component.role]
+                chosen += choose_model(
+                    files, folder, stem, revision, safetensors_only=safetensors_only
                 )
-                chosen += [*weights, *_index_of(files, weights)]
-            generation = str(folder / GENERATION_CONFIG)
-            if component.role is Role.ENCODER and generation in files:
-                chosen.append(files[generation])
+            else:
+                chosen.append(needed(files, str(folder / CONFIGS[component.role])))
+    return chosen
+
+
+def choose_model(
+    files: Mapping[str, RepoFile],
+    folder: PurePosixPath,
+    stem: str,
+    revision: Revision | None,
+    *,
+    safetensors_only: bool,
+) -> list[RepoFile]:
+    """Return the files of a component with weights, its config first. stem: of the weights."""
+    config = needed(files, str(folder / CONFIG_NAME))
+    weights = choose_weights(files, folder, stem, revision, safetensors_only=safetensors_only)
+    chosen = [config, *weights, *_index_of(files, weights)]
+    generation = str(folder / GENERATION_CONFIG)
+    if stem == STEMS[Role.ENCODER] and generation in files:
+        chosen.append(files[generation])
     return chosen
 
 

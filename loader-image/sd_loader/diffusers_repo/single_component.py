@@ -90,9 +90,9 @@ def parse_component(content: bytes, model_type: ModelType) -> SingleComponent:
 
 
 def component_type(content: bytes) -> ModelType | None:
-    """The model type that loads the component with this config. None if no type does."""
+    """Return the model type that loads the component with this config. None if no type does."""
     try:
-        class_name = parse_json(content, CONFIG_NAME, rewritten=True).get("_class_name")
+        class_name = str(parse_json(content, CONFIG_NAME, rewritten=True).get("_class_name"))
     except LoaderError:
         return None  # It is not a config of diffusers.
     for model_type, (_component, its_class) in SINGLE.items():

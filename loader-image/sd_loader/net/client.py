@@ -104,7 +104,12 @@ class HttpClient:
         What it lists without a token is public or gated, so that a default token that is not for
         private repos cannot open one.
         """
-        default = None if self.has_token else read_default(url, self.settings)
+        if self.has_token:
+            return True
+        try:
+            default = read_default(url, self.settings)
+        except LoaderError:
+            return False  # It has no usable token; `token` says why if one is needed.
         return default is None or default.for_private
 
     @contextmanager

@@ -17,6 +17,7 @@ from sd_loader.net.client import HttpClient
 from sd_loader.progress import Report
 from sd_loader.source.local import take_file
 from sd_loader.source.locate import LocalFile, Place
+from sd_loader.source.peek import Peek, no_peek
 from sd_loader.source.ref import Checks, SourceRef
 
 
@@ -28,11 +29,12 @@ def fetch(
     into: Path,
     report: Report,
     at_hand: AtHand,
+    peek: Peek = no_peek,
 ) -> Fetched:
     """Download a source into a folder, or resume its download.
 
     place: the result of `civitai.look_up`. at_hand: finds files of the Hub that need not be
-    downloaded.
+    downloaded. peek: sees a file of the Hub before it is downloaded.
     """
     max_bytes = client.settings.max_bytes
     # Imported here: a local file needs no HTTP, which takes 0.1 s to import.
@@ -40,11 +42,11 @@ def fetch(
         case HubRepo():
             from sd_loader.source.hub import fetch_repo
 
-            fetched = fetch_repo(place, ref, checks, client, into, report, at_hand)
+            fetched = fetch_repo(place, ref, checks, client, into, report, at_hand, peek)
         case HubFile():
             from sd_loader.source.hub import fetch_file
 
-            fetched = fetch_file(place, ref, checks, client, into, report, at_hand)
+            fetched = fetch_file(place, ref, checks, client, into, report, at_hand, peek)
         case LocalFile():
             fetched = take_file(place, checks, max_bytes, into)
         case Link(url):

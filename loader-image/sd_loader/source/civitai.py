@@ -79,16 +79,12 @@ class Found:
 
     def noted(self, fetched: Fetched) -> Fetched:
         """Add what Civitai says to what was fetched."""
-        source = fetched.source
-        if self.facts is not None:
-            known = {"version": _version(self.facts), "file": _file_name(self.facts.file)}
-            source = source.model_copy(update=known)
-        return fetched.model_copy(
-            update={
-                "source": source,
-                "civitai": self.facts,
-                "warnings": (*self.warnings, *fetched.warnings),
-            }
+        warned = fetched.model_copy(update={"warnings": (*self.warnings, *fetched.warnings)})
+        if self.facts is None:
+            return warned
+        known = {"version": _version(self.facts), "file": _file_name(self.facts.file)}
+        return warned.model_copy(
+            update={"source": fetched.source.model_copy(update=known), "civitai": self.facts}
         )
 
 
@@ -127,9 +123,8 @@ def explaining(found: Found) -> Iterator[None]:
             raise
         obstacle = found.obstacle
         if obstacle is not None and error.reason in _REFUSALS:
-            version = f"version {found.facts.version_id}"
             raise LoaderError(
-                obstacle.reason, f"{version} {obstacle.words}: {error.message}"
+                obstacle.reason, f"{_name(found.facts)} {obstacle.words}: {error.message}"
             ) from error
         if error.reason is Reason.DIGEST_MISMATCH and found.checks.is_stated:
             raise LoaderError(
@@ -146,24 +141,10 @@ def _find(
 
     endpoint = client.settings.civitai_endpoint
     client.check_url(endpoint, _ENDPOINT)
-    api = CivitaiApi(client, endpoint, client.token(endpoint, ref.field, required=ref.needs_token))
+    api = CivitaiApi(client, endpoint, _listing_token(ref, client, required=ref.needs_token))
     pinned = _pinned(pin, place)
-    model, version_id = None, place.version_id
-    if pinned is not None:
-        version_id = pinned.version_id
-    if version_id is None:
-        model = api.model(place.model_id or 0)  # A link without a version names the model.
-        version_id = _newest(place, model)
-    version = api.version(version_id)
-    owner, name = version.facts.model_id, f"version {version_id}"
-    if place.model_id is not None and owner not in (None, place.model_id):
-        raise LoaderError(
-            Reason.INVALID_SPEC,
-            f"{name} belongs to model {owner}, not to model {place.model_id}; correct one of them",
-            field=ref.field,
-        )
-    model = model or _model(api, version)
-    obstacle = _obstacle(version)
+    version, model = _ask(api, place, pinned, ref.field)
+    name, obstacle = _name(version.facts), _obstacle(version)
     if not version.files:
         reason = obstacle.reason if obstacle else Reason.SOURCE_NOT_FOUND
         words = obstacle.words if obstacle else "has no file that can be downloaded"
@@ -177,7 +158,7 @@ def _find(
             Reason.DIGEST_MISMATCH,
             f"{describe(file)} of {name} has sha256 {file.sha256} at Civitai, not {checks.sha256}",
         )
-    pin.write_text(_Pin(version_id=version_id, file_id=file.id).model_dump_json())
+    pin.write_text(_Pin(version_id=version.facts.version_id, file_id=file.id).model_dump_json())
     warnings: tuple[str, ...] = ()
     if chosen.others and place.choice == FileChoice():
         warnings = (
@@ -193,6 +174,28 @@ def _find(
     )
 
 
+def _ask(
+    api: CivitaiApi, place: CivitaiModel, pinned: _Pin | None, field: str
+) -> tuple[VersionAnswer, ModelAnswer | None]:
+    """Ask for the version that a link means, and for its model."""
+    model, version_id = None, place.version_id
+    if pinned is not None:
+        version_id = pinned.version_id
+    if version_id is None:
+        model = api.model(place.model_id or 0)  # A link without a version names the model.
+        version_id = _newest(place, model)
+    version = api.version(version_id)
+    owner = version.facts.model_id
+    if place.model_id is not None and owner not in (None, place.model_id):
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"{_name(version.facts)} belongs to model {owner}, not to model {place.model_id};"
+            " correct one of them",
+            field=field,
+        )
+    return version, model or _model(api, version)
+
+
 def _find_for_link(
     place: Link, meant: CivitaiModel, ref: SourceRef, checks: Checks, client: HttpClient
 ) -> Found:
@@ -202,13 +205,17 @@ def _find_for_link(
     endpoint = client.settings.civitai_endpoint
     try:
         client.check_url(endpoint, _ENDPOINT)
-        token = client.token(endpoint, ref.field, required=False)
+        token = _listing_token(ref, client, required=False)
         api = CivitaiApi(replace(client, retries=_ONE_TRY), endpoint, token)
         version = api.version(meant.version_id or 0)
     except LoaderError as error:
         words = snippet(error.message, 150)
         return Found(place, checks, warnings=(f"Civitai's API did not describe the file: {words}",))
-    has_account = client.has_token or carries_secret(place.url)
+    has_account = (
+        client.has_token
+        or client.token(place.url, ref.field, required=False) is not None
+        or carries_secret(place.url)
+    )
     file = _file_of_link(version, meant.choice, checks.sha256, has_account=has_account)
     return Found(
         place,
@@ -216,6 +223,13 @@ def _find_for_link(
         _facts(version, _model(api, version), file),
         _obstacle(version),
     )
+
+
+def _listing_token(ref: SourceRef, client: HttpClient, *, required: bool) -> str | None:
+    """Return the token for the API. None if the token that is kept is not for private models."""
+    endpoint = client.settings.civitai_endpoint
+    token = client.token(endpoint, ref.field, required=required)
+    return token if client.lists_private(endpoint) else None
 
 
 def _file_of_link(
@@ -294,6 +308,11 @@ def _facts(
     if model is None:
         return facts
     return facts.model_copy(update={"creator": model.creator, "licence": model.licence})
+
+
+def _name(facts: CivitaiFacts) -> str:
+    """Return how messages name the version."""
+    return f"version {facts.version_id}"
 
 
 def _version(facts: CivitaiFacts) -> str:

@@ -58,11 +58,17 @@ def choose(
 
 def describe(file: CivitaiFile) -> str:
     """Return a file's name and what Civitai says of its content."""
-    words = [snippet(word, 16) for word in (file.format, file.size, file.fp) if word is not None]
+    words = [_plain(word, 16) for word in (file.format, file.size, file.fp) if word is not None]
     if file.type.lower() != "model":
-        words.insert(0, snippet(file.type, 16))
-    name = snippet(file.name, 60)
+        words.insert(0, _plain(file.type, 16))
+    name = _plain(file.name, 60)
     return f"{name} ({', '.join(words)})" if words else name
+
+
+def _plain(text: str, limit: int) -> str:
+    """Return a creator's words without what makes a link or markup of them."""
+    kept = "".join(char if char.isalnum() or char in " ._()+-" else "_" for char in text)
+    return snippet(kept, limit)
 
 
 def _wanted(version: VersionAnswer, choice: FileChoice) -> list[CivitaiFile]:

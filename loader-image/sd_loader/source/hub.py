@@ -8,52 +8,46 @@ server's Retry-After demands, and does not stop at the stated size of a file.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from sd_api.choices import ModelType
 from sd_api.reasons import Reason
 from sd_api.sources import MAIN, HubFile, HubRepo
-from sd_api.wire import Progress, Source, Stage
 from sd_loader.diffusers_repo.component_files import (
-    RepoFile,
-    check_size,
     choose_configs,
-    choose_embedding_of_sdxl,
-    choose_file,
     component_folder,
     holds,
-    is_embedding_of_sdxl,
     require_pipeline,
 )
-from sd_loader.diffusers_repo.index import (
-    CONFIG_NAME,
-    INDEX_NAME,
-)
-from sd_loader.diffusers_repo.listed import read_pipeline
-from sd_loader.diffusers_repo.listed_files import choose_pipeline_files, choose_single
-from sd_loader.diffusers_repo.single_component import SINGLE, component_type, parse_component
+from sd_loader.diffusers_repo.index import INDEX_NAME
 from sd_loader.errors import LoaderError
-from sd_loader.formats.sniff import HEAD_BYTES
-from sd_loader.handover import Arrived, AtHand, Fetched, nothing_at_hand
+from sd_loader.handover import AtHand, Fetched
 from sd_loader.net.client import HttpClient
-from sd_loader.net.download import Downloader, Wanted
-from sd_loader.net.partial import Got, PartialDownload, ensure_space, file_of
+from sd_loader.net.download import Downloader
 from sd_loader.progress import Report
 from sd_loader.snippet import snippet
+from sd_loader.source.hub_copy import FOLDER_NAME, Judge, RepoCopy, refuse_digest
 from sd_loader.source.hub_errors import HubErrors
-from sd_loader.source.link import arrived
-from sd_loader.source.ref import Checks, SourceRef, inspector, refuse_unsuitable
-from sd_loader.source.single import FILE_NAME, file_format
+from sd_loader.source.peek import Peek, no_peek
+from sd_loader.source.ref import Checks, SourceRef, refuse_unsuitable
+from sd_loader.source.single import FILE_NAME
 
 if TYPE_CHECKING:
     from sd_loader.source.hub_api import Repo
 
-FOLDER_NAME = "repo"
 _ENDPOINT = "the loader's setting HF_ENDPOINT"
+
+
+class FromRepo(NamedTuple):
+    """What a repo gave to the model of another source."""
+
+    pinned: str
+    """The repo at its commit: ORG/NAME@COMMIT."""
+
+    fetched: Fetched
 
 
 def fetch_repo(
@@ -64,13 +58,18 @@ def fetch_repo(
     into: Path,
     report: Report,
     at_hand: AtHand,
+    peek: Peek = no_peek,
 ) -> Fetched:
     """Download the needed files of the repo, or resume their download."""
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
     if ref.model_type is ModelType.HUGGINGFACE:
-        _refuse_digest(checks)
+        refuse_digest(checks)
     with _open_repo(repo.repo_id, repo.revision or MAIN, ref, client) as (found, downloader):
-        copy = _Copy(found, into / FOLDER_NAME, downloader, report, at_hand)
+        copy = RepoCopy(found, into / FOLDER_NAME, downloader, report, at_hand, peek)
+        if ref.component is not None:
+            folder = component_folder(found.files, ref.component)
+            if folder is not None:
+                return copy.fetch_replacement(folder, ref, checks)
         model_type = ref.model_type or copy.find_type()
         fetched = copy.fetch_model(replace(ref, model_type=model_type), checks, into / FILE_NAME)
         # A single file shows its type itself.
@@ -80,19 +79,64 @@ def fetch_repo(
 
 def fetch_components(
     components: Sequence[str],
+    repo: HubRepo,
     ref: SourceRef,
     checks: Checks,
     client: HttpClient,
     into: Path,
     report: Report,
     at_hand: AtHand,
-) -> Fetched:
+) -> FromRepo:
     """Download some components of a pipeline's repo, or resume their download."""
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
-    with _open_repo(ref.url, MAIN, ref, client) as (found, downloader):
+    with _open_repo(repo.repo_id, repo.revision or MAIN, ref, client) as (found, downloader):
         require_pipeline(list(found.files))
-        copy = _Copy(found, into / FOLDER_NAME, downloader, report, at_hand)
-        return copy.fetch_pipeline(ref, checks, components)
+        copy = RepoCopy(found, into / FOLDER_NAME, downloader, report, at_hand)
+        return FromRepo(found.pinned, copy.fetch_pipeline(ref, checks, components))
+
+
+def check_pipeline(
+    repo: HubRepo,
+    ref: SourceRef,
+    client: HttpClient,
+    into: Path,
+    report: Report,
+    *,
+    required: bool,
+) -> str:
+    """Refuse a repo whose index shows that it cannot be used. Return the commit.
+
+    required: whether a repo without an index is refused as well.
+    """
+    client.check_url(client.settings.hub_endpoint, _ENDPOINT)
+    with _open_repo(repo.repo_id, repo.revision or MAIN, ref, client) as (found, downloader):
+        if required:
+            require_pipeline(list(found.files))
+        if INDEX_NAME in found.files:
+            copy = RepoCopy(found, into / FOLDER_NAME, downloader, report)
+            refuse_unsuitable(copy.fetch_index(), ref)
+        return found.commit
+
+
+def fetch_skeleton(
+    repo: HubRepo,
+    judge: Judge,
+    ref: SourceRef,
+    checks: Checks,
+    client: HttpClient,
+    into: Path,
+    report: Report,
+    at_hand: AtHand,
+) -> FromRepo:
+    """Download the pipeline of a repo for the file of another, or resume the download.
+
+    judge: decides from the small files which components' weights are not needed.
+    """
+    client.check_url(client.settings.hub_endpoint, _ENDPOINT)
+    with _open_repo(repo.repo_id, repo.revision or MAIN, ref, client) as (found, downloader):
+        require_pipeline(list(found.files))
+        copy = RepoCopy(found, into / FOLDER_NAME, downloader, report, at_hand)
+        return FromRepo(found.pinned, copy.fetch_skeleton(judge, ref, checks))
 
 
 def fetch_configs(
@@ -104,7 +148,7 @@ def fetch_configs(
     """
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
     with _open_repo(ref.url, MAIN, ref, client) as (found, downloader):
-        _Copy(found, folder, downloader, report).fetch_all(choose_configs(found.files))
+        RepoCopy(found, folder, downloader, report).fetch_all(choose_configs(found.files))
     if not (folder / INDEX_NAME).is_file():
         raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{ref.url} has no {INDEX_NAME}")
     return found.warnings()
@@ -118,6 +162,7 @@ def fetch_file(
     into: Path,
     report: Report,
     at_hand: AtHand,
+    peek: Peek = no_peek,
 ) -> Fetched:
     """Download one file of a repo, or resume its download."""
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
@@ -129,16 +174,8 @@ def fetch_file(
                 f"{repo.repo_id} has no file {snippet(file.path)} at {snippet(file.revision)};"
                 f" {holds(list(repo.files))}",
             )
-        copy = _Copy(repo, into / FOLDER_NAME, downloader, report, at_hand)
+        copy = RepoCopy(repo, into / FOLDER_NAME, downloader, report, at_hand, peek)
         return copy.fetch_one(found, ref, checks, into / FILE_NAME)
-
-
-def _refuse_digest(checks: Checks) -> None:
-    if checks.sha256 is not None:
-        raise LoaderError(
-            Reason.INVALID_SPEC,
-            "spec.sha256 is only for single files; use spec.gitRevision to pin a repo",
-        )
 
 
 @contextlib.contextmanager
@@ -161,216 +198,3 @@ def _open_repo(
                 session, client.settings.max_bytes, token, client.retries, refuse=errors.refused
             ),
         )
-
-
-@dataclass(frozen=True)
-class _Copy:
-    """The local copy of a repo's files, which may be incomplete."""
-
-    repo: Repo
-    path: Path
-    downloader: Downloader
-    report: Report
-    at_hand: AtHand = nothing_at_hand
-
-    def find_type(self) -> ModelType | None:
-        """Find the model type that the repo shows. None if its only weights file shows it."""
-        if INDEX_NAME in self.repo.files:
-            return ModelType.HUGGINGFACE
-        if CONFIG_NAME in self.repo.files:
-            self._fetch_small(self.repo.files[CONFIG_NAME])
-            shown = component_type((self.path / CONFIG_NAME).read_bytes())
-            if shown is not None:
-                return shown
-        return ModelType.EMBEDDINGS if is_embedding_of_sdxl(self.repo.files) else None
-
-    def fetch_model(self, ref: SourceRef, checks: Checks, path: Path) -> Fetched:
-        """Download what the model type needs. path: where to put the model if it is one file."""
-        files = self.repo.files
-        if ref.model_type in SINGLE:
-            folder = component_folder(files, SINGLE[ref.model_type][0])
-            if folder is not None:
-                return self.fetch_component(folder, ref.model_type, ref, checks)
-        if ref.model_type is ModelType.HUGGINGFACE and INDEX_NAME in files:
-            _refuse_digest(checks)
-            return self.fetch_pipeline(ref, checks)
-        if ref.model_type is ModelType.EMBEDDINGS:
-            pair = choose_embedding_of_sdxl(files, safetensors_only=checks.safetensors_only)
-            if pair:
-                _refuse_digest(checks)
-                return self.fetch_files(pair)
-        file = choose_file(
-            files, ref.model_type, ref.precision, safetensors_only=checks.safetensors_only
-        )
-        return self.fetch_one(file, ref, checks, path)
-
-    def fetch_one(self, file: RepoFile, ref: SourceRef, checks: Checks, path: Path) -> Fetched:
-        """Download the one file of the repo that is needed."""
-        if file.sha256 and checks.sha256 not in (None, file.sha256):
-            raise LoaderError(
-                Reason.DIGEST_MISMATCH,
-                f"{snippet(file.path)} of {self.repo.repo_id} has sha256 {file.sha256}, not"
-                f" {checks.sha256}",
-            )
-        wanted = replace(
-            self._wanted(file, path),
-            sha256=file.sha256 or checks.sha256,
-            inspect=inspector(ref, checks),
-        )
-        one = self._at_hand(file, wanted)
-        if one is None:
-            one = arrived(path, self._fetch(file, wanted, 0, file.size))
-        return Fetched(
-            kind="file",
-            path=FILE_NAME,
-            files={FILE_NAME: one},
-            source=Source(
-                commit=self.repo.commit,
-                sha256=one.sha256,
-                size_bytes=one.size,
-                format=file_format(path),
-            ),
-            warnings=self.repo.warnings(),
-            card=self.repo.card,
-        )
-
-    def fetch_pipeline(self, ref: SourceRef, checks: Checks, only: Sequence[str] = ()) -> Fetched:
-        """Download the needed files of a diffusers pipeline.
-
-        only: the components to download. Empty for all that are not replaced.
-        """
-        self._fetch_small(self.repo.files[INDEX_NAME])
-        pipeline = read_pipeline((self.path / INDEX_NAME).read_bytes())
-        refuse_unsuitable(pipeline, ref)
-        if only:
-            pipeline = pipeline.only(only)
-        chosen = choose_pipeline_files(
-            self.repo.files,
-            pipeline.without(ref.replaced),
-            ref.precision,
-            safetensors_only=checks.safetensors_only,
-        )
-        return self.fetch_files(chosen)
-
-    def fetch_component(
-        self, folder: PurePosixPath, model_type: ModelType, ref: SourceRef, checks: Checks
-    ) -> Fetched:
-        """Download the repo's component that belongs to the model type."""
-        _refuse_digest(checks)
-        name = str(folder / CONFIG_NAME)
-        self._fetch_small(self.repo.files[name])
-        component = parse_component((self.path / name).read_bytes(), model_type)
-        chosen = choose_single(
-            self.repo.files,
-            folder,
-            component,
-            ref.precision,
-            safetensors_only=checks.safetensors_only,
-        )
-        return self.fetch_files(chosen)
-
-    def fetch_files(self, chosen: list[RepoFile]) -> Fetched:
-        """Download the files that the model consists of."""
-        files = self.fetch_all(chosen)
-        size = sum(file.size for file in files.values())
-        return Fetched(
-            kind="repo",
-            path=FOLDER_NAME,
-            files=files,
-            source=Source(commit=self.repo.commit, size_bytes=size, format="diffusers"),
-            warnings=self.repo.warnings(),
-            card=self.repo.card,
-        )
-
-    def fetch_all(self, files: list[RepoFile]) -> dict[str, Arrived]:
-        """Download the missing files, and remove all other files. Return the files by path."""
-        self.path.mkdir(exist_ok=True)
-        self._prune({file.path for file in files})
-        for file in files:
-            check_size(file)
-        total = sum(file.size for file in files)
-        limit = self.downloader.max_bytes
-        if total > limit:
-            raise LoaderError(
-                Reason.TOO_LARGE, f"the repo's files are {total} bytes; the limit is {limit} bytes"
-            )
-        found = {}
-        for file in files:
-            at_hand = self._at_hand(file, self._wanted(file, self.path / file.path))
-            if at_hand is not None:
-                found[file.path] = at_hand
-        present = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
-        ensure_space(self.path, total - present)
-        done = 0
-        for file in files:
-            path = self.path / file.path
-            if file.path not in found:
-                got = self._fetch(file, self._wanted(file, path), done, total)
-                found[file.path] = arrived(path, got)
-            done += file.size
-        return {f"{FOLDER_NAME}/{path}": one for path, one in sorted(found.items())}
-
-    def _at_hand(self, file: RepoFile, wanted: Wanted) -> Arrived | None:
-        """Take a file from the volume instead of downloading it. None if it must be downloaded.
-
-        The Hub must let this load download it: the digests of a gated repo are public.
-        """
-        if file.sha256 is None or PartialDownload.is_begun(wanted.path, wanted.url):
-            return None
-        # A note of another version would state the wrong digests of the file that is put there.
-        PartialDownload.forget(wanted.path)
-        found = self.at_hand(file.sha256, file.size, wanted.path)
-        if found is not None:
-            self.downloader.require_access(wanted)
-            with wanted.path.open("rb") as opened:
-                wanted.inspect(opened.read(HEAD_BYTES), file.size)
-        return found
-
-    def _fetch_small(self, file: RepoFile) -> None:
-        """Download a config that decides which other files are needed."""
-        check_size(file)
-        self._fetch(file, self._wanted(file, self.path / file.path), 0, None)
-
-    def _wanted(self, file: RepoFile, path: Path) -> Wanted:
-        return Wanted(self.repo.url(file), path, file.size, file.sha256, own_digest=True)
-
-    def _fetch(self, file: RepoFile, wanted: Wanted, before: int, total: int | None) -> Got:
-        """Download a file if it is missing, and check it against the Hub's listing.
-
-        before, total: bytes, for the progress of all files.
-        """
-        path = wanted.path
-        got = self._get(wanted, before, total)
-        if file.sha256 is None and file.blob_id is not None:
-            if _blob_id(path) != file.blob_id:
-                path.unlink()
-                got = self._get(wanted, before, total)  # Retry once, as after a wrong digest.
-            if (blob_id := _blob_id(path)) != file.blob_id:
-                path.unlink()
-                raise LoaderError(
-                    Reason.DIGEST_MISMATCH, f"{file.path} has blob id {blob_id}, not {file.blob_id}"
-                )
-        return got
-
-    def _get(self, wanted: Wanted, before: int, total: int | None) -> Got:
-        return self.downloader.get(wanted, lambda done, _total: self._report(before + done, total))
-
-    def _prune(self, names: set[str]) -> None:
-        """Remove all other files, such as those of another commit."""
-        for path in [path for path in self.path.rglob("*") if path.is_file()]:
-            name = path.relative_to(self.path).as_posix()
-            if name not in names and file_of(name) not in names:
-                path.unlink()
-
-    def _report(self, done: int, total: int | None) -> None:
-        if total is not None:  # It is not known before model_index.json has been downloaded.
-            self.report(Progress(stage=Stage.DOWNLOADING, bytes_done=done, bytes_total=total))
-
-
-def _blob_id(path: Path) -> str:
-    """Compute a file's git blob id, the only digest that the Hub states for a small file."""
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

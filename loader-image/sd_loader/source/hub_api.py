@@ -68,6 +68,11 @@ class Repo:
     card: Card = NO_CARD
     """What its README.md says in the front matter."""
 
+    @property
+    def pinned(self) -> str:
+        """The repo at this commit, as the status states it."""
+        return f"{self.repo_id}@{self.commit}"
+
     def url(self, file: RepoFile) -> str:
         """Return the link to a file of this commit."""
         return hf_hub_url(self.repo_id, file.path, revision=self.commit, endpoint=self.endpoint)

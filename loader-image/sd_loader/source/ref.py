@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from sd_api.choices import BaseModelName, ModelType, Revision
 from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
-from sd_loader.diffusers_repo.listed import AnyPipeline, ListedPipeline
+from sd_loader.diffusers_repo.index import Pipeline, refuse_replaced
+from sd_loader.diffusers_repo.listed import AnyPipeline, title
 from sd_loader.errors import LoaderError, prefixing
 from sd_loader.formats.sniff import HEAD_BYTES, Container, identify
 
@@ -35,6 +36,12 @@ class SourceRef:
 
     replaced: frozenset[str] = frozenset()
     """Components of a pipeline that are not downloaded, because others replace them."""
+
+    component: str | None = None
+    """The component of a pipeline that is wanted of the source. None if all of it is wanted."""
+
+    only_for_files: tuple[str, ...] = ()
+    """Fields of the spec that are set, and that only single files have a use for."""
 
     base_model: BaseModelName | None = None
     """The family that the pipeline must be of. None if any will do."""
@@ -69,13 +76,21 @@ class Checks:
 
 def refuse_unsuitable(pipeline: AnyPipeline, ref: SourceRef) -> None:
     """Refuse fields of the spec that do not fit the pipeline, before it is downloaded."""
-    if not isinstance(pipeline, ListedPipeline):
+    if ref.only_for_files:
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"{', '.join(ref.only_for_files)} is for single files, which lack components, but the"
+            f" repo is {title(pipeline.class_name)}; remove it from the spec",
+        )
+    if isinstance(pipeline, Pipeline):
+        refuse_replaced(ref.replaced)
         return
     if ref.base_model not in (None, pipeline.base_model):
         raise LoaderError(
             Reason.INVALID_SPEC,
             f"spec.baseModel is {ref.base_model.value}, but the repo is {pipeline.title}",
         )
+    pipeline.without(ref.replaced)
     if ref.only_for_sd:
         raise LoaderError(
             Reason.INVALID_SPEC,

@@ -71,8 +71,8 @@ class LoaderSettings:
     remove_ttl_seconds: int = 600
     """How long the Job of a finished clean-up is kept."""
     default_parts: Mapping[str, str] = field(default_factory=dict)
-    """For each base model, the Hub repo of components that a checkpoint lacks:
-    sd-1=ORG/NAME,sdxl=ORG/NAME."""
+    """For each family, the Hub repo of components that a file lacks:
+    sdxl=ORG/NAME,flux=ORG/NAME@REVISION."""
     allow_overrides: bool = True
     """Whether spec.job has an effect: true or false."""
     priority_classes: frozenset[str] = frozenset()

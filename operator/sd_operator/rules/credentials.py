@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 
 from sd_api.choices import ModelType
 from sd_api.default_credentials import DefaultSecret, hosts_of
-from sd_api.defaults import HUB_ENDPOINT
+from sd_api.defaults import CIVITAI_ENDPOINT, HUB_ENDPOINT
 from sd_api.load import LoadRequest
-from sd_api.sources import HubFile, HubRepo, Link, read_source
+from sd_api.sources import CivitaiModel, HubFile, HubRepo, Link, read_source
 from sd_api.spec import Spec
+from sd_operator.base.settings import Settings
 
 
 def own_secret(spec: Spec, entries: Mapping[str, DefaultSecret]) -> str | None:
@@ -25,34 +26,37 @@ def own_secret(spec: Spec, entries: Mapping[str, DefaultSecret]) -> str | None:
 
 def default_secrets(
     request: LoadRequest,
-    entries: Mapping[str, DefaultSecret],
-    hub_endpoint: str | None,
+    settings: Settings,
     *,
     by_gateway: bool = False,
 ) -> dict[str, DefaultSecret]:
-    """Return the entries for the hosts that a request names.
+    """Return the administrator's Secrets for the hosts that a request names.
 
-    A repo of the Hub names the host of the configured endpoint, which may be a mirror. A request
-    with credentials of its own needs no others. by_gateway: whether a caller of the gateway chose
-    the source, who may use only the entries that say so.
+    A repo of the Hub names the host of the configured endpoint, which may be a mirror; so does a
+    page of Civitai. A request with credentials of its own needs no others. by_gateway: whether a
+    caller of the gateway chose the source, who may use only the entries that say so.
     """
     if request.credentials:
         return {}
-    named = {
-        host for url in _links(request, hub_endpoint or HUB_ENDPOINT) for host in hosts_of(url)
-    }
+    named = {host for url in _links(request, settings) for host in hosts_of(url)}
+    entries = settings.loader.default_credentials
     allowed = {host: it for host, it in entries.items() if it.for_gateway or not by_gateway}
     return {host: secret for host, secret in allowed.items() if host in named}
 
 
-def _links(request: LoadRequest, hub: str) -> Iterator[str]:
+def _links(request: LoadRequest, settings: Settings) -> Iterator[str]:
+    hub = settings.hub_endpoint or HUB_ENDPOINT
     sources: list[tuple[str, ModelType | None]] = [(request.url, request.model_type)]
-    if request.vae is not None:
-        sources.append((request.vae.url, ModelType.VAE))
+    sources += [(one.url, ModelType.VAE) for one in request.replacements().values()]
+    # A file may lack components, which then come from the administrator's repo for its family.
+    if request.components.from_ is not None or settings.loader.default_parts:
+        yield hub
     for url, model_type in sources:
         match read_source(url, model_type, hub_endpoint=hub):
             case HubRepo() | HubFile():
                 yield hub
+            case CivitaiModel():
+                yield settings.civitai_endpoint or CIVITAI_ENDPOINT
             case Link(link):
                 yield link
     if request.original_config is not None:

@@ -77,12 +77,7 @@ def plan_load(model: Model, settings: Settings, claim: ClaimView, attempt: int) 
         generation=model.generation,
         overrides=overrides,
         credentials_secret=credentials,
-        default_secrets=default_secrets(
-            request,
-            settings.loader.default_credentials,
-            settings.hub_endpoint,
-            by_gateway=model.is_by_gateway,
-        ),
+        default_secrets=default_secrets(request, settings, by_gateway=model.is_by_gateway),
     )
 
 

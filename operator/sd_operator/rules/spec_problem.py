@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from sd_api.choices import ModelType, contradiction
 from sd_api.defaults import HUB_ENDPOINT
 from sd_api.sources import TrainedId, Unreadable, read_source
-from sd_api.spec import Spec
+from sd_api.spec import TWO_VAES, Spec
+from sd_api.url_forms import NOT_A_SKELETON, WHOLE_REPO
 from sd_operator.base.settings import Settings
 from sd_operator.resources.model import Model
 
@@ -16,7 +19,7 @@ def spec_problem(model: Model, settings: Settings) -> str | None:
         return model.problem
     return (
         _url_problem(model, model.spec, settings)
-        or _vae_problem(model.spec, settings)
+        or _components_problem(model.spec, settings)
         or _type_problem(model, model.spec)
     )
 
@@ -35,12 +38,18 @@ def _url_problem(model: Model, spec: Spec, settings: Settings) -> str | None:
             return None
 
 
-def _vae_problem(spec: Spec, settings: Settings) -> str | None:
-    if spec.vae is None:
-        return None
+def _components_problem(spec: Spec, settings: Settings) -> str | None:
     hub = settings.hub_endpoint or HUB_ENDPOINT
-    meaning = read_source(spec.vae.url, ModelType.VAE, hub_endpoint=hub)
-    return f"spec.vae.url {meaning.words}" if isinstance(meaning, Unreadable) else None
+    repo = spec.components.from_
+    if repo is not None and re.search(WHOLE_REPO, repo) is None:
+        return f"spec.components.from {NOT_A_SKELETON}"
+    if spec.vae is not None and spec.components.vae is not None:
+        return TWO_VAES
+    for field, url in spec.replacements().values():
+        meaning = read_source(url, ModelType.CUSTOM_CKPT, hub_endpoint=hub)
+        if isinstance(meaning, Unreadable):
+            return f"{field} {meaning.words}"
+    return None
 
 
 def _type_problem(model: Model, spec: Spec) -> str | None:

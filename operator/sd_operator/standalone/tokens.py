@@ -13,6 +13,7 @@ from sd_operator.standalone.errors import Json
 
 NAMESPACE = "default"
 _HUB, _CIVITAI = LoaderEnv.name_of("hub_token"), LoaderEnv.name_of("civitai_token")
+_CIVITAI_ENDPOINT = "SD_OPERATOR_CIVITAI_ENDPOINT"
 VARIABLES = frozenset({_HUB, _CIVITAI})
 """Variables with tokens. The operator and the gateway do not get them."""
 
@@ -28,12 +29,16 @@ class Token:
 
 
 def own_tokens(env: Mapping[str, str], hub_endpoint: str) -> tuple[Token, ...]:
-    """Read the person's tokens. As other programs do, HF_TOKEN is for the configured Hub."""
-    return tuple(_read(env, hub_endpoint or env.get("HF_ENDPOINT") or HUB_ENDPOINT))
+    """Read the person's tokens. As other programs do, HF_TOKEN is for the configured Hub.
+
+    CIVITAI_TOKEN is for the endpoint that the operator asks about models of Civitai.
+    """
+    hub = hub_endpoint or env.get("HF_ENDPOINT") or HUB_ENDPOINT
+    return tuple(_read(env, hub, env.get(_CIVITAI_ENDPOINT) or CIVITAI_ENDPOINT))
 
 
-def _read(env: Mapping[str, str], hub: str) -> Iterator[Token]:
-    for variable, url, name in ((_HUB, hub, "hub"), (_CIVITAI, CIVITAI_ENDPOINT, "civitai")):
+def _read(env: Mapping[str, str], hub: str, civitai: str) -> Iterator[Token]:
+    for variable, url, name in ((_HUB, hub, "hub"), (_CIVITAI, civitai, "civitai")):
         token = env.get(variable, "").strip()
         if token and (hosts := hosts_of(url)):
             yield Token(hosts[0], f"standalone-{name}-token", token)

@@ -46,7 +46,7 @@ RECEIPT = {
 }
 
 
-def page(model: dict, *, previewed: bool = False, others: tuple[dict, ...] = ()) -> str:
+def page(model: dict, *, images: tuple[str, ...] = (), others: tuple[dict, ...] = ()) -> str:
     """Return the text of a model's page."""
     detail = details.detail(model, NOW)
     return unescape(
@@ -56,7 +56,7 @@ def page(model: dict, *, previewed: bool = False, others: tuple[dict, ...] = ())
             model=detail,
             events=words.events([], NOW),
             related=related(detail.card, map(views.card, others)),
-            previewed=previewed,
+            images=images,
             digest="",
         )
     )
@@ -66,7 +66,7 @@ def test_page_begins_with_what_people_look_for():
     """Preview, name, state, opening, card, files, source and conditions come in this order."""
     status = ready(UID, "sketch", card=CARD)
     lora = body(ready(UID, "ink"), name="ink", modelType="lora")
-    text = page(body(status), previewed=True, others=(lora,))
+    text = page(body(status), images=("preview.png", "picture.jpg"), others=(lora,))
     places = [
         text.index(part)
         for part in (
@@ -139,7 +139,7 @@ def test_preview_names_its_prompt_if_the_spec_still_has_it():
     wanted = Model.from_body(model).wanted
     model["status"] = ready(UID, "sketch", immutablePath=f".store/{UID}/{wanted}")
     assert details.detail(model, NOW).painted == "“a fox”, seed 0, 4 steps"
-    assert "Rendered with the prompt “a fox”" in page(model, previewed=True)
+    assert "Rendered with the prompt “a fox”" in page(model, images=("preview.png",))
     assert "Rendered with the prompt" not in page(model)
     model["spec"]["verify"]["prompt"] = "a bear"
     assert details.detail(model, NOW).painted == ""

@@ -21,8 +21,9 @@ from tests.support.models.transformershapes import original_shapes
 FAMILIES = sorted(path.stem for path in TABLES.glob("*.json"))
 SAME_NAMES = {"hidream", "qwen-image"}
 INSTEAD = (
-    ": use the model's repo in diffusers' layout, which has all components, with spec.modelType:"
-    " huggingface"
+    ": name a diffusers repo that gives the other components in spec.components.from, or have the"
+    " administrator set one for the family in SD_OPERATOR_LOADER_DEFAULT_PARTS"
+    " (SD_LOADER_DEFAULT_PARTS by hand)"
 )
 
 
@@ -141,12 +142,14 @@ def test_file_is_named_by_its_family_and_what_it_lacks(names: tuple[str, ...], w
 
 
 def test_transformer_as_a_checkpoint_is_refused_with_the_remedy() -> None:
-    """The message says what the file is, what it lacks and where all components are."""
+    """The message says what the file is, what it lacks and how to give it."""
     with pytest.raises(LoaderError) as caught:
         family_of(tensors("head.modulation"))
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
     what = "the file is the transformer of Wan, without its text encoder and VAE"
     assert caught.value.message == what + INSTEAD
+    with pytest.raises(LoaderError, match="VAE: use the model's repo in diffusers' layout"):
+        family_of(tensors("head.modulation", "vace_blocks.0.after_proj.bias"))
 
 
 @pytest.mark.parametrize("name", ["x", "blocks.0.attn.qkv.weight", "model.head.modulation", ""])

@@ -8,12 +8,15 @@ import pytest
 
 from devkit.ldm_layouts import TINY_SD2, TINY_SD15, TINY_SDXL, sd2_shapes, sd15_shapes, sdxl_shapes
 from sd_api.choices import BaseModelName
+from sd_loader.convert.detect.transformers import transformer_of
 from sd_loader.convert.plan.needs import Needs, needs
 from sd_loader.tensors import Dtype, Tensor, TensorFile
 from tests.support.models.conversions import conversion
 
 SD1, SD2, SDXL = sd15_shapes(TINY_SD15), sd2_shapes(TINY_SD2), sdxl_shapes(TINY_SDXL)
 NO_VAE = "first_stage_model."
+WAN = {"head.modulation": (1,)}
+HUNYUAN = {"txt_in.individual_token_refiner.blocks.0.x": (1,)}
 SD35_LARGE = {f"joint_blocks.{block}.x_block.mlp.fc1.weight": (9728, 2432) for block in (0, 37)}
 
 
@@ -21,6 +24,12 @@ def file_of(shapes):
     """Return a file whose tensors have shapes but no data."""
     tensors = {name: Tensor(-1, Dtype.F16, shape, 0) for name, shape in shapes.items()}
     return TensorFile(Path("model"), -1, "safetensors", tensors)
+
+
+def alone(family, shapes):
+    """The needs of a file with a transformer only: a repo must give the rest of the pipeline."""
+    found = transformer_of(file_of(shapes).tensors)
+    return Needs(family=family, transformer=found, whole_file=True)
 
 
 def without(shapes, *prefixes):
@@ -59,12 +68,11 @@ def without(shapes, *prefixes):
         pytest.param(
             SD35_LARGE,
             {},
-            Needs(family="sd-3", components=("text_encoder", "text_encoder_2", "vae")),
+            alone("sd-3", SD35_LARGE),
             id="a transformer alone",
         ),
-        pytest.param(
-            {"head.modulation": (1,)}, {}, Needs(family="wan"), id="a transformer of Wan alone"
-        ),
+        pytest.param(WAN, {}, alone("wan", WAN), id="a transformer of Wan alone"),
+        pytest.param(HUNYUAN, {}, Needs(), id="a transformer without a table"),
         pytest.param({"x": (1,)}, {}, Needs(), id="not a model"),
         pytest.param(SD1, {"base_model": "sdxl"}, Needs(), id="the spec contradicts the file"),
     ],

@@ -183,7 +183,7 @@ def test_failed_link_without_a_scheme_names_the_missing_file(url, allow_local, r
         ("x.ckpt", CKPT, "must be a Hugging Face repo id with its owner (ORG/NAME)"),
         ("name", LORA, "must be a Hugging Face repo id with its owner (ORG/NAME)"),
         ("name", REPO, "must be a Hugging Face repo id with its owner (ORG/NAME)"),
-        (f"{HUB}/org/name/tree/main/x", REPO, "is on the Hugging Face Hub, but neither"),
+        (f"{HUB}/org/name/tree/main/x", REPO, "is a folder of a repo, or a branch with a slash"),
         ("https://elsewhere.example/x", REPO, "must be a Hugging Face repo id (ORG/NAME), a repo"),
         ("org/name", TRAINED_TYPE, "must be a trained model's id"),
         ("../x", TRAINED_TYPE, "must be a trained model's id"),

@@ -69,7 +69,9 @@ def test_a_load_lists_the_model_and_a_removal_ends_that(tmp_path: Path) -> None:
         "digest": result.artifact.digest,
         "sizeBytes": result.artifact.size_bytes,
         "files": result.artifact.files,
+        "modelType": "custom_ckpt",
         "baseModel": "sd-1",
+        "format": "diffusers",
         "card": {"title": "Pony"},
     }
     assert "://" not in (tmp_path / ".index/ns.json").read_text()

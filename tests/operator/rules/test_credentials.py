@@ -19,16 +19,27 @@ SECRETS = {
     "mirror.example": DefaultSecret("mirror-token"),
     "site.example": DefaultSecret("site-token"),
     "site.example:8443": DefaultSecret("port-token"),
+    "civitai.com": DefaultSecret("civitai-token"),
     "open.example": DefaultSecret("open-token", for_gateway=True),
 }
 LINK = "https://other.example/x"
 
 
-def load(hub: str | None = None, **spec: Any) -> dict[str, Any]:
+def load(hub: str | None = None, civitai: str | None = None, **spec: Any) -> dict[str, Any]:
     """Return the manifest of a load with default credentials for several hosts."""
     loader = LoaderSettings(gpu_count=0, default_credentials=SECRETS)
-    settings = Settings(hub_endpoint=hub, loader=loader)
+    settings = Settings(hub_endpoint=hub, civitai_endpoint=civitai, loader=loader)
     return manifests.build(manifests.plan_load(model(**spec), settings, claim(), 0), settings)
+
+
+def test_repos_of_missing_components_mount_the_secret_of_the_hub() -> None:
+    """The repo that the administrator names for a family may be gated."""
+    loader = LoaderSettings(
+        gpu_count=0, default_credentials=SECRETS, default_parts={"flux": "org/flux"}
+    )
+    settings = Settings(loader=loader)
+    plan = manifests.plan_load(model(url=LINK), settings, claim(), 0)
+    assert mounted(manifests.build(plan, settings)) == {"hub-token"}
 
 
 def mounted(manifest: dict[str, Any]) -> set[str]:
@@ -50,7 +61,17 @@ def mounted(manifest: dict[str, Any]) -> set[str]:
         pytest.param({"url": "https://u:p@site.example/x"}, {"site-token"}, id="with userinfo"),
         pytest.param({"url": "https://a.site.example/x"}, set(), id="a subdomain"),
         pytest.param({"url": "https://other.example/site.example"}, set(), id="in the path"),
+        pytest.param({"url": "https://civitai.com/models/1"}, {"civitai-token"}, id="a page"),
+        pytest.param({"url": "urn:air:sd1:lora:civitai:1@2"}, {"civitai-token"}, id="an AIR"),
         pytest.param({"url": LINK, "vae": {"url": "a/b"}}, {"hub-token"}, id="the VAE"),
+        pytest.param(
+            {"url": LINK, "components": {"text_encoder": {"url": "https://site.example/x"}}},
+            {"site-token"},
+            id="a component",
+        ),
+        pytest.param(
+            {"url": LINK, "components": {"from": "org/name"}}, {"hub-token"}, id="other components"
+        ),
         pytest.param(
             {"url": LINK, "originalConfig": "https://site.example/c.yaml"},
             {"site-token"},
@@ -95,6 +116,8 @@ def test_caller_of_the_gateway_uses_only_the_tokens_that_are_for_it() -> None:
 def test_repo_on_a_mirror_mounts_the_secret_of_the_mirror() -> None:
     """The entry for the Hub itself does not count for a mirror."""
     assert mounted(load("https://mirror.example/hf", url="org/name")) == {"mirror-token"}
+    page = "https://civitai.com/models/1"
+    assert mounted(load(civitai="https://site.example/c", url=page)) == {"site-token"}
 
 
 def test_only_the_container_that_downloads_has_the_secrets() -> None:

@@ -53,6 +53,21 @@ def test_link_with_model_type_huggingface_must_be_on_the_hub_or_its_mirror() -> 
     assert problem(mirror, url="https://mirror.example/hub/org/name", modelType=whole) is None
 
 
+def test_components_are_read_like_the_url() -> None:
+    """Only a whole repo can give the components that a file lacks."""
+    link = "https://example.com/flux.safetensors"
+    assert (
+        problem(url=link, components={"from": "org/flux", "transformer_2": {"url": link}}) is None
+    )
+    assert problem(url=link, components={"from": link}) == (
+        "spec.components.from must be a diffusers repo of the Hub: ORG/NAME, or ORG/NAME@REVISION"
+    )
+    found = problem(url=link, components={"transformer_2": {"url": "s3://bucket/low"}})
+    assert (found or "").startswith("spec.components.transformer_2.url is in an object store")
+    both = problem(url=link, vae={"url": "a/b"}, components={"vae": {"url": "a/b"}})
+    assert both == "spec.components.vae: spec.vae gives a VAE as well; remove one of them"
+
+
 def test_url_and_git_revision_must_agree() -> None:
     """The message names both revisions."""
     assert problem(url="org/name@v1", gitRevision="v1") is None

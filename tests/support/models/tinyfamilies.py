@@ -66,7 +66,7 @@ def sd3() -> Pipeline:
 def _wan_transformer() -> Any:
     return diffusers.WanTransformer3DModel(
         patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=8, in_channels=4,
-        out_channels=4, text_dim=8, freq_dim=8, ffn_dim=8, num_layers=1,
+        out_channels=4, text_dim=8, freq_dim=256, ffn_dim=8, num_layers=1,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from sd_api.choices import BaseModelName
+from sd_api.loader_env import LoaderEnv
 from sd_api.reasons import Reason
 from sd_loader.convert.detect.kinds import (
     CONTROLNET,
@@ -18,6 +19,7 @@ from sd_loader.convert.detect.kinds import (
     transformer_file,
     unsupported,
 )
+from sd_loader.convert.detect.transformers import TransformerFile
 from sd_loader.convert.tables.architecture import load_architecture
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Tensor
@@ -41,6 +43,11 @@ REPO_INSTEAD = (
     "use the model's repo in diffusers' layout, which has all components, with spec.modelType:"
     " huggingface"
 )
+_SKELETON_INSTEAD = (
+    "name a diffusers repo that gives the other components in spec.components.from, or have the"
+    " administrator set one for the family in SD_OPERATOR_LOADER_DEFAULT_PARTS"
+    f" ({LoaderEnv.name_of('default_parts')} by hand)"
+)
 _COSXL_MARK = "edm_vpred.sigma_max"
 
 
@@ -56,7 +63,7 @@ def family_of(
         raise unsupported(f"{foreign}: {REPO_INSTEAD}")
     transformer = transformer_file(tensors)
     if transformer is not None:
-        raise unsupported(f"{transformer}: {REPO_INSTEAD}")
+        raise unsupported(f"{transformer}: {remedy_of(transformer)}")
     if FIRST_CONVOLUTION not in tensors:
         raise unsupported(_description(tensors))
     if CONTROLNET.fits(tensors):
@@ -73,6 +80,11 @@ def family_of(
     if task is not None and task not in load_architecture(family.value).variants:
         raise unsupported(f"an {task} model of {family.value}, which no pipeline of diffusers runs")
     return family
+
+
+def remedy_of(found: TransformerFile) -> str:
+    """What a user can do about a file that has only a part of its pipeline."""
+    return REPO_INSTEAD if found.family.table is None else _SKELETON_INSTEAD
 
 
 def task_of(tensors: Mapping[str, Tensor]) -> str | None:

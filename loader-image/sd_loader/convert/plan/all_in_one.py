@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sd_api.reasons import Reason
 from sd_loader.convert.conversion import (
@@ -14,7 +14,7 @@ from sd_loader.convert.conversion import (
     refuse_contradiction,
     refuse_without_effect,
 )
-from sd_loader.convert.detect.checkpoint import REPO_INSTEAD
+from sd_loader.convert.detect.checkpoint import remedy_of
 from sd_loader.convert.detect.transformers import TransformerFile
 from sd_loader.convert.detect.variants import variant_of
 from sd_loader.convert.plan.config_rules import check_heads
@@ -151,7 +151,8 @@ def plan_all_in_one(
     configs: the folder with the tokenizer of T5. None leaves the tokenizer out, for a plan that is
     only shown.
     """
-    _refuse_incomplete(found, missing)
+    if missing:
+        refuse_incomplete(found, file.tensors)
     family = found.family.table or ""
     refuse_contradiction(conversion.base_model, [family], f"the file is {found}")
     refuse_without_effect(str(found), conversion)
@@ -195,13 +196,13 @@ def plan_all_in_one(
     )
 
 
-def _refuse_incomplete(found: TransformerFile, missing: tuple[str, ...]) -> None:
-    if not missing:
-        return
+def refuse_incomplete(found: TransformerFile, tensors: Mapping[str, Tensor]) -> NoReturn:
+    """Refuse a file that lacks components of its pipeline, with what a user can do."""
+    missing = missing_of(found, tensors)
     what = str(found)
-    if not found.is_alone:
+    if missing and not found.is_alone:
         what = f"a file of {found.name}, without its {' and '.join(missing)}"
-    raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"the file is {what}: {REPO_INSTEAD}")
+    raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"the file is {what}: {remedy_of(found)}")
 
 
 def _has_t5(names: Iterable[str]) -> bool:

@@ -22,6 +22,9 @@ class Companions:
     extras: Sequence[ExtraComponent] = ()
     """Components of the pipeline that do not come from its source."""
 
+    skeleton: str | None = None
+    """The folder of the repo that gives all components which the file lacks. None if none does."""
+
     @property
     def configs(self) -> Path:
         """The folder with configs and tokenizers that the source does not have."""

@@ -14,7 +14,7 @@ from sd_loader.diffusers_repo.config_keys import defaults
 from sd_loader.diffusers_repo.index import CONFIG_NAME
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
-from sd_loader.tensors import Tensor
+from sd_loader.tensors import Source
 
 _PER_LEVEL = (
     "block_out_channels",
@@ -88,7 +88,7 @@ def is_checked(class_name: str) -> bool:
 
 
 def check_opens(
-    component: str, class_name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    component: str, class_name: str, config: Mapping[str, Any], tensors: Mapping[str, Source]
 ) -> None:
     """Refuse a config that its class cannot be made from, or that needs tensors the file lacks.
 
@@ -118,7 +118,7 @@ def check_opens(
             contradiction(component, error.key, complete[error.key], "of one item for each layer")
 
 
-def _check_tensor(component: str, name: str, shape: tuple[int, ...], tensor: Tensor | None) -> None:
+def _check_tensor(component: str, name: str, shape: tuple[int, ...], tensor: Source | None) -> None:
     if tensor is None:
         raise LoaderError(
             Reason.CONVERSION_FAILED,

@@ -26,7 +26,12 @@ from sd_loader.convert.tables.architecture import load_architecture
 from sd_loader.convert.tables.dimensions import Dimensions
 from sd_loader.convert.tables.families import LATENT_CHANNELS, SDXL_FAMILIES
 from sd_loader.diffusers_repo.component_files import choose_files
-from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME, parse_pipeline
+from sd_loader.diffusers_repo.index import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    parse_pipeline,
+    refuse_replaced,
+)
 from sd_loader.errors import LoaderError
 from sd_loader.formats import SAFETENSORS
 
@@ -35,6 +40,7 @@ def plan_extras(
     companions: Companions, base_model: BaseModelName, conversion: Conversion, opened: OpenFiles
 ) -> PlannedExtras:
     """Plan the downloaded extra components for a pipeline of this base model."""
+    refuse_replaced(conversion.replaced)
     components: dict[str, PlannedComponent] = {}
     warnings: list[str] = []
     for extra in companions.extras:

@@ -77,6 +77,13 @@ def plan_download(
     opened: where the files of extra components are opened.
     """
     refuse_pickle(file, conversion)
+    if companions.skeleton is not None:
+        from sd_loader.convert.plan.skeleton import plan_on_skeleton  # for the same reason
+
+        file = scaled(file)
+        found = transformer_file(file.tensors)
+        if found is not None:
+            return plan_on_skeleton(file, found, companions, conversion, opened)
     original = NO_ORIGINAL
     if companions.original_config is not None:
         original = read_original(companions.folder / companions.original_config)

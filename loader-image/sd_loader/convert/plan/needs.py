@@ -15,7 +15,6 @@ from sd_loader.convert.detect.transformers import TransformerFile
 from sd_loader.convert.plan.all_in_one import missing_of, tokenizer_repo
 from sd_loader.convert.plan.checkpoint import missing_components
 from sd_loader.convert.plan.scaled_fp8 import has_scales, without_scales
-from sd_loader.convert.plan.vae import VAE
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Tensor, TensorFile
 
@@ -36,11 +35,15 @@ class Needs:
     family: str | None = None
     """Family of the file's transformer. None if the file has none of a known family."""
 
+    transformer: TransformerFile | None = None
+    """The file's transformer, if a diffusers repo must give the other components."""
+
     config_repo: str | None = None
     """Hub repo with configs and tokenizers that the pipeline needs. None if it needs none."""
 
     whole_file: bool = False
-    """True if the plan needs values of tensors, so that the whole file must be there first."""
+    """True if the whole file must be there first: the plan needs values of tensors, or the folder
+    has files that are linked."""
 
 
 def needs(file: TensorFile, conversion: Conversion) -> Needs:
@@ -55,7 +58,8 @@ def needs(file: TensorFile, conversion: Conversion) -> Needs:
     whole_file = has_scales(file.tensors)
     tensors = without_scales(file.tensors) if whole_file else file.tensors
     refuse_quantized(tensors)
-    return replace(_needs(tensors, conversion), whole_file=whole_file)
+    found = _needs(tensors, conversion)
+    return replace(found, whole_file=whole_file or found.transformer is not None)
 
 
 def _needs(tensors: Mapping[str, Tensor], conversion: Conversion) -> Needs:
@@ -67,8 +71,7 @@ def _needs(tensors: Mapping[str, Tensor], conversion: Conversion) -> Needs:
         missing = missing_components(tensors, conversion.base_model)
     except LoaderError:
         return Needs()
-    replaced = {VAE} if conversion.replacement_vae else set()
-    return Needs(base_model, tuple(name for name in missing if name not in replaced))
+    return Needs(base_model, tuple(name for name in missing if name not in conversion.replaced))
 
 
 def _needs_of_transformer(found: TransformerFile, tensors: Mapping[str, Tensor]) -> Needs:
@@ -76,4 +79,4 @@ def _needs_of_transformer(found: TransformerFile, tensors: Mapping[str, Tensor])
     missing = missing_of(found, tensors)
     if missing == ():
         return Needs(family=family, config_repo=tokenizer_repo(found, tensors))
-    return Needs(family=family, components=missing or ())
+    return Needs(family=family, transformer=None if family is None else found)

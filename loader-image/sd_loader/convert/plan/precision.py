@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from sd_api.choices import Revision
 from sd_loader.convert.write.files import Item
+from sd_loader.diffusers_repo.classes import kept_in_fp32
 from sd_loader.tensors import Dtype, Source
 
 TORCH_NAMES = {Dtype.F32: "float32", Dtype.F16: "float16", Dtype.BF16: "bfloat16"}
@@ -26,6 +27,19 @@ def published_dtype(source: Dtype, precision: Revision | None) -> Dtype:
     if precision is not None:
         return _ASKED[precision]
     return _WIDENED.get(source, source)
+
+
+def dtype_in(class_name: str, name: str, own: Dtype, precision: Revision | None) -> Dtype:
+    """The type in which a tensor of a listed class is published.
+
+    It is its own, unless another precision is asked for. diffusers and transformers keep some
+    modules in fp32 when they narrow a model.
+    """
+    if precision is None:
+        return own
+    asked = published_dtype(own, precision)
+    is_kept = not kept_in_fp32(class_name, precision.value).isdisjoint(name.split("."))
+    return Dtype.F32 if is_kept and asked is not own else asked
 
 
 def published_items(tensors: Mapping[str, Source], precision: Revision | None) -> list[Item]:

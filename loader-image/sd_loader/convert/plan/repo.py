@@ -17,6 +17,7 @@ from sd_loader.convert.detect.variants import variant_of
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.extras import plan_extras
 from sd_loader.convert.plan.open_files import OpenFiles
+from sd_loader.convert.plan.replaced import given_by_spec
 from sd_loader.convert.plan.repo_check import checked_config
 from sd_loader.convert.plan.repo_component import (
     component_tensors,
@@ -60,7 +61,8 @@ def plan_repo(
     require_pipeline(list(names))
     pipeline = read_pipeline(read_small(repo / INDEX_NAME))
     if isinstance(pipeline, ListedPipeline):
-        return plan_listed_repo(repo, pipeline, conversion, opened)
+        given = given_by_spec(companions, opened)
+        return plan_listed_repo(repo, pipeline, conversion, opened, given)
     family = BaseModelName.SDXL if pipeline.is_sdxl else BaseModelName.SD1
     extras = plan_extras(companions, family, conversion, opened)
     chosen = choose_files(

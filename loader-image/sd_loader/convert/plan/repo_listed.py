@@ -6,6 +6,7 @@ Tokenizers and processors are published as they are; other configs are parsed an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,6 +14,7 @@ from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.variants import variant_of
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.quantized_repo import precision_of
+from sd_loader.convert.plan.replaced import Given, replaced_model
 from sd_loader.convert.plan.repo_component import files_of
 from sd_loader.convert.plan.repo_configs import read_json, read_small
 from sd_loader.convert.plan.repo_model import model_config, plan_model
@@ -39,17 +41,26 @@ _FILE_KEYS = ("_file", "_files")
 
 
 def plan_listed_repo(
-    repo: Path, pipeline: ListedPipeline, conversion: Conversion, opened: OpenFiles
+    repo: Path,
+    pipeline: ListedPipeline,
+    conversion: Conversion,
+    opened: OpenFiles,
+    given: Mapping[str, Given] | None = None,
 ) -> FolderPlan:
-    """Plan the folder of a downloaded pipeline. Reads no weights and writes nothing."""
+    """Plan the folder of a downloaded pipeline. Reads no weights and writes nothing.
+
+    given: the components that come from elsewhere, by name.
+    """
+    given = given or {}
     chosen = choose_pipeline_files(
         files_of(repo),
-        pipeline,
+        pipeline.without(given),
         conversion.precision,
         safetensors_only=conversion.safetensors_only,
     )
     files: list[PlannedFile] = []
     formats: set[str] = set()
+    warnings: list[str] = []
     main: dict[str, Any] = {}
     with prefixing(pipeline.title):
         for name, component in sorted(pipeline.components.items()):
@@ -57,9 +68,13 @@ def plan_listed_repo(
             if component.role is Role.PROCESSOR:
                 files += _parsed_files(repo, own)
             elif component.role in STEMS:
-                model = plan_model(repo, name, name, component, own, conversion, opened)
+                if name in given:
+                    model = replaced_model(repo, name, component, given[name], conversion, opened)
+                else:
+                    model = plan_model(repo, name, name, component, own, conversion, opened)
                 files += model.files
                 formats |= model.formats
+                warnings += model.warnings
                 main = model.config if name == TRANSFORMER else main
             else:
                 files.append(_settings(repo, name, component))
@@ -79,6 +94,7 @@ def plan_listed_repo(
         pipeline_class=pipeline.class_name,
         quantized=precision_of(formats) if formats else None,
         checked=CHECKED_NAMES,
+        warnings=tuple(warnings),
     )
 
 

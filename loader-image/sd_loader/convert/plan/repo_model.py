@@ -42,6 +42,9 @@ class PlannedModel:
     formats: frozenset[str]
     """The format of its weights, if they are quantized."""
 
+    warnings: tuple[str, ...] = ()
+    """Warnings for the user about it."""
+
 
 def plan_model(
     repo: Path,

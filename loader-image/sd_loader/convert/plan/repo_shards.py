@@ -8,7 +8,7 @@ from typing import Any
 
 from sd_api.choices import Revision
 from sd_api.reasons import Reason
-from sd_loader.convert.plan.precision import published_dtype
+from sd_loader.convert.plan.precision import dtype_in
 from sd_loader.convert.tables.clip import with_prefix
 from sd_loader.convert.write.files import (
     Item,
@@ -17,14 +17,13 @@ from sd_loader.convert.write.files import (
     WeightsFile,
     weights_file,
 )
-from sd_loader.diffusers_repo.classes import kept_in_fp32
 from sd_loader.diffusers_repo.listed import Component
 from sd_loader.diffusers_repo.listed_files import STEMS
 from sd_loader.errors import LoaderError
 from sd_loader.formats import SAFETENSORS
 from sd_loader.formats.fileio import read_at
 from sd_loader.snippet import snippet
-from sd_loader.tensors import Dtype, TensorFile
+from sd_loader.tensors import TensorFile
 
 _PREFIXED = "CLIPTextModel"
 """The class whose tensors some versions of transformers save without their prefix."""
@@ -90,7 +89,7 @@ def _published(
         Item(
             with_prefix(name) if class_name == _PREFIXED else name,
             tensor,
-            _dtype(tensor.dtype, class_name, name, precision),
+            dtype_in(class_name, name, tensor.dtype, precision),
         )
         for name, tensor in file.tensors.items()
     ]
@@ -108,15 +107,3 @@ def _published(
 def _header(file: TensorFile) -> bytes:
     """The bytes before the tensors' own."""
     return read_at(file.fd, 0, min(tensor.offset for tensor in file.tensors.values()))
-
-
-def _dtype(own: Dtype, class_name: str, name: str, precision: Revision | None) -> Dtype:
-    """The type in which a tensor is published: its own, unless another precision is asked for.
-
-    diffusers and transformers keep some modules in fp32 when they narrow a model.
-    """
-    if precision is None:
-        return own
-    asked = published_dtype(own, precision)
-    is_kept = not kept_in_fp32(class_name, precision.value).isdisjoint(name.split("."))
-    return Dtype.F32 if is_kept and asked is not own else asked

@@ -37,7 +37,8 @@ from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor, TensorFile
 
-_CLASS = "AutoencoderKL"
+CLASS = "AutoencoderKL"
+"""The class of the VAEs that are read from single files."""
 VAE = "vae"
 """Name of the component in a pipeline."""
 
@@ -103,7 +104,7 @@ def plan_vae(file: TensorFile, conversion: Conversion) -> FolderPlan:
     return FolderPlan(
         files=vae.files,
         base_model=base_model.value,
-        pipeline_class=_CLASS,
+        pipeline_class=CLASS,
         warnings=tuple(warnings),
     )
 
@@ -119,7 +120,7 @@ def vae_files(
     channels = _latent_channels(file.tensors)
     if LATENT_CHANNELS[base_model] != channels:
         raise unsupported(f"{_described(channels)}, and not for {base_model}")
-    prefix = _prefix(file.tensors)
+    prefix = vae_prefix(file.tensors)
     tensors = current_names(file.tensors, prefix)
     component = _placed(_table(base_model), prefix, tensors)
     dimensions: Dimensions = {}
@@ -176,7 +177,7 @@ def _described(channels: int) -> str:
 def _latent_channels(tensors: Mapping[str, Tensor]) -> int:
     """The number of latent channels. Refuse a VAE with a number that no family here has."""
     refuse_patterns(tensors, _OTHERS)
-    first = tensors.get(_prefix(tensors) + _LATENTS)
+    first = tensors.get(vae_prefix(tensors) + _LATENTS)
     if first is not None and len(first.shape) == 5:
         raise unsupported(_OF_OTHERS)
     # Binding the rows refuses a shape that is not that of a convolution.
@@ -201,7 +202,8 @@ def _refuse_convolutions(extra: list[str], prefix: str) -> None:
             )
 
 
-def _prefix(tensors: Mapping[str, Tensor]) -> str:
+def vae_prefix(tensors: Mapping[str, Tensor]) -> str:
+    """The prefix of a VAE's names in a file. Refuses a file without a VAE."""
     for prefix in _PREFIXES:
         if prefix + _FIRST in tensors:
             return prefix

@@ -76,13 +76,16 @@ def t5_layers(names: Iterable[str]) -> int:
     return count
 
 
-def vae(prefix: str) -> Component:
-    """The VAE, which has more channels than SDXL's and no convolution before and after them."""
+def vae(prefix: str, *, quantizing: bool = False) -> Component:
+    """The VAE, which has more channels than SDXL's.
+
+    quantizing: whether it has the convolutions before and after the latents that SDXL's has.
+    """
     sdxl = load_architecture("sdxl").component("vae").under(prefix)
     channels = {"8": "2*latents", "4": "latents"}
     rows = tuple(
         replace(row, shape=" ".join(channels.get(size, size) for size in row.shape.split()))
         for row in sdxl.rows
-        if "quant_conv" not in row.source
+        if quantizing or "quant_conv" not in row.source
     )
     return replace(sdxl, rows=rows)

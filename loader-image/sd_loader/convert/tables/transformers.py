@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from sd_loader.convert.tables.architecture import DATA, Component, Row
@@ -57,6 +57,25 @@ class TransformerTable:
             prefix,
             tuple(_Rows(self.kinds, own, prefix)),
             frozenset(prefix + name for name in self.unused),
+        )
+
+    def in_diffusers_layout(self) -> TransformerTable:
+        """The table of a file that has diffusers' own names and needs no conversion."""
+        targets: dict[str, str] = {}
+        for kind in self.kinds:
+            targets.setdefault(kind.row.source, kind.row.target)
+
+        def where(text: str) -> str:
+            word, _, name = text.partition(" ")
+            return f"{word} {targets[name]}" if word in ("with", "without") else text
+
+        return replace(
+            self,
+            kinds=tuple(
+                Kind(Row(kind.row.target, kind.row.target, "", kind.row.shape), where(kind.where))
+                for kind in self.kinds
+            ),
+            unused=frozenset(),
         )
 
     def layers(self, names: Iterable[str], prefix: str = "") -> Mapping[str, int]:

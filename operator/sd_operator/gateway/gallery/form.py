@@ -17,7 +17,7 @@ from sd_api.choices import (
     Weights,
 )
 from sd_api.controlnets import CONTROLNET_REPOS
-from sd_api.spec import Spec, VaeSource
+from sd_api.spec import Components, Spec, VaeSource
 from sd_api.taxonomy import title_of
 from sd_api.wording import reword
 from sd_operator.gateway.errors import in_words
@@ -73,7 +73,7 @@ class Complaints:
         return bool(self.at or self.others)
 
 
-def _help(name: str, model: type[Spec] | type[VaeSource] = Spec) -> str:
+def _help(name: str, model: type[Components] | type[Spec] | type[VaeSource] = Spec) -> str:
     return (model.model_fields[name].description or "").replace("`", "")
 
 
@@ -143,6 +143,7 @@ FIELDS = (
     Field("spec.upcastAttention", "Upcast attention", _help("upcast_attention"), "choice", _YES_NO),
     Field("spec.weights", "Weights", _help("weights"), "choice", _words(Weights, "Default")),
     Field("spec.vae.url", "Replacement VAE", _help("url", VaeSource)),
+    Field("spec.components.from", "Components from", _help("from_", Components)),
     Field("spec.originalConfig", "Original config", _help("original_config")),
     Field("spec.fromSafetensors", "Safetensors only", _help("from_safetensors"), "choice", _YES_NO),
     Field("spec.webhook", "Webhook", _help("webhook"), example="https://hooks.example.com/models"),

@@ -227,6 +227,13 @@ def test_a_file_is_chosen_and_named(
             id="format",
         ),
         pytest.param(
+            [{"name": "模型 <a href='https://evil.example/'>[x](//y)", "format": "<b>"}],
+            "?fp=fp32",
+            Reason.INVALID_SPEC,
+            "it has 模型 _a href__https___evil.example____x_(__y) (_b_, pruned, fp16)",
+            id="markup",
+        ),
+        pytest.param(
             [], "", Reason.SOURCE_NOT_FOUND, "version 71 has no file that can be", id="empty"
         ),
     ],
@@ -265,6 +272,13 @@ def test_a_version_without_a_usable_file_is_refused_by_name(
             Reason.ACCESS_DENIED,
             "version 71 may only be used on Civitai: its creator does not allow downloads",
             id="generation_only",
+        ),
+        pytest.param(
+            {"mode": "TakenDown"},
+            {"needs_login": True},
+            Reason.SOURCE_NOT_FOUND,
+            "version 71 was taken down from Civitai: ",
+            id="taken_down",
         ),
         pytest.param(
             {},

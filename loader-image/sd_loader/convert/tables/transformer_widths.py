@@ -1,0 +1,241 @@
+"""What the config of a transformer says of the sizes that its key table names.
+
+A single file has no config: a diffusers repo gives it. Both must describe the same model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_INNER = "num_attention_heads*attention_head_dim"
+_OUTPUTS = "patch_size*patch_size*out_channels|in_channels"
+_PATCHES = "patch_size*patch_size*in_channels"
+_FLUX = {
+    "transformer_blocks": "num_layers",
+    "single_transformer_blocks": "num_single_layers",
+    "inner": _INNER,
+    "head": "attention_head_dim",
+    "context": "joint_attention_dim",
+    "inputs": "in_channels",
+    "outputs": _OUTPUTS,
+}
+_EXPRESSIONS: Mapping[str, Mapping[str, str]] = {
+    "auraflow": {
+        "joint_transformer_blocks": "num_mmdit_layers",
+        "single_transformer_blocks": "num_single_dit_layers",
+        "inner": _INNER,
+        "context": "joint_attention_dim",
+        "positions": "pos_embed_max_size",
+        "inputs": _PATCHES,
+        "outputs": "patch_size*patch_size*out_channels",
+    },
+    "chroma": {
+        **_FLUX,
+        "distilled_guidance_layer.layers": "approximator_layers",
+        "approximator": "approximator_hidden_dim",
+        "approximator_inputs": "approximator_num_channels",
+    },
+    "flux": {**_FLUX, "pooled": "pooled_projection_dim"},
+    "flux2": _FLUX,
+    "hidream": {
+        "double_stream_blocks": "num_layers",
+        "single_stream_blocks": "num_single_layers",
+        "inner": _INNER,
+        "pooled": "text_emb_dim",
+        "context": "caption_channels.0",
+        "context_2": "caption_channels.1",
+        "inputs": _PATCHES,
+        "outputs": _OUTPUTS,
+    },
+    "krea-2": {
+        "transformer_blocks": "num_layers",
+        "text_fusion.layerwise_blocks": "num_layerwise_text_blocks",
+        "text_fusion.refiner_blocks": "num_refiner_text_blocks",
+        "inner": _INNER,
+        "head": "attention_head_dim",
+        "keys": "num_key_value_heads*attention_head_dim",
+        "mlp": "intermediate_size",
+        "context": "text_hidden_dim",
+        "text_layers": "num_text_layers",
+        "text_mlp": "text_intermediate_size",
+        "inputs": "in_channels",
+    },
+    "ltx": {
+        "transformer_blocks": "num_layers",
+        "inner": _INNER,
+        "context": "caption_channels",
+        "inputs": "in_channels",
+        "outputs": "out_channels",
+    },
+    "lumina2": {
+        "layers": "num_layers",
+        "noise_refiner": "num_refiner_layers",
+        "context_refiner": "num_refiner_layers",
+        "inner": "hidden_size",
+        "head": "hidden_size/num_attention_heads",
+        "keys": "num_kv_heads*hidden_size/num_attention_heads",
+        "context": "cap_feat_dim",
+        "inputs": _PATCHES,
+    },
+    "qwen-image": {
+        "transformer_blocks": "num_layers",
+        "inner": _INNER,
+        "head": "attention_head_dim",
+        "context": "joint_attention_dim",
+        "inputs": "in_channels",
+        "outputs": _OUTPUTS,
+    },
+    "sana": {
+        "transformer_blocks": "num_layers",
+        "inner": _INNER,
+        "context": "caption_channels",
+        "inputs": "in_channels",
+        "outputs": _OUTPUTS,
+    },
+    "sd-3": {
+        "transformer_blocks": "num_layers",
+        "inner": _INNER,
+        "head": "attention_head_dim",
+        "context": "joint_attention_dim",
+        "pooled": "pooled_projection_dim",
+        "positions": "pos_embed_max_size*pos_embed_max_size",
+        "inputs": "in_channels",
+        "outputs": "patch_size*patch_size*out_channels",
+    },
+    "wan": {
+        "blocks": "num_layers",
+        "inner": _INNER,
+        "context": "text_dim",
+        "image": "image_dim",
+        "mlp": "ffn_dim",
+        "inputs": "in_channels",
+        "outputs": "patch_size.0*patch_size.1*patch_size.2*out_channels",
+    },
+    "z-image": {
+        "layers": "n_layers",
+        "noise_refiner": "n_refiner_layers",
+        "context_refiner": "n_refiner_layers",
+        "inner": "dim",
+        "head": "dim/n_heads",
+        "context": "cap_feat_dim",
+        "inputs": "all_patch_size.0*all_patch_size.0*in_channels",
+    },
+}
+"""By family: sizes by the names of the key table, and numbers of layers by the beginning of their
+published names, as keys of the config.
+
+`a|b` is b where a is null, and `a.0` the first item of a list. Sizes that follow from others in
+diffusers' code are left out.
+"""
+
+
+@dataclass(frozen=True)
+class _Switch:
+    """A key of the config that adds tensors."""
+
+    key: str
+
+    mark: re.Pattern[str]
+    """Matches the published name of a tensor that it adds, up to the number of its layer if the key
+    lists layers."""
+
+    default: bool = False
+    """What diffusers assumes if the config lacks the key."""
+
+    def found(self, names: Iterable[str]) -> bool | list[int]:
+        """What a file shows: whether it has such a tensor, or which layers have one."""
+        matches = [match for name in names if (match := self.mark.match(name)) is not None]
+        if self.mark.groups:
+            return sorted({int(match[1]) for match in matches})
+        return bool(matches)
+
+    def expected(self, config: Mapping[str, Any]) -> bool | list[int]:
+        """What a config says."""
+        value = config.get(self.key, self.default)
+        if self.mark.groups:
+            return sorted(value) if isinstance(value, list) else []
+        return bool(value)
+
+
+_SWITCHES: Mapping[str, tuple[_Switch, ...]] = {
+    "flux": (_Switch("guidance_embeds", re.compile(r"time_text_embed\.guidance_embedder\.")),),
+    "flux2": (
+        _Switch("guidance_embeds", re.compile(r"time_guidance_embed\.guidance_embedder\."), True),
+    ),
+    "sd-3": (
+        _Switch("qk_norm", re.compile(r"transformer_blocks\.0\.attn\.norm_q\.")),
+        _Switch("dual_attention_layers", re.compile(r"transformer_blocks\.(\d{1,4})\.attn2\.")),
+    ),
+    "wan": (
+        _Switch("image_dim", re.compile(r"condition_embedder\.image_embedder\.")),
+        _Switch("added_kv_proj_dim", re.compile(r"blocks\.0\.attn2\.add_k_proj\.")),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A contradiction between a file and a config."""
+
+    key: str
+    """The key or keys of the config."""
+
+    config: str
+    """What the config says."""
+
+    file: str
+    """What the file shows."""
+
+
+def differences(
+    family: str, config: Mapping[str, Any], dimensions: Mapping[str, int], names: Iterable[str]
+) -> Iterator[Difference]:
+    """Yield what a config and a file of a family do not agree on.
+
+    dimensions: what the file's shapes show, and its numbers of layers. names: the published ones of
+    its tensors.
+    """
+    for dimension, expression in _EXPRESSIONS[family].items():
+        found = dimensions.get(dimension)
+        expected = _value(expression, config)
+        if found is not None and expected != found:
+            shown = "missing" if expected is None else str(expected)
+            yield Difference(expression, shown, str(found))
+    names = list(names)
+    for switch in _SWITCHES.get(family, ()):
+        told, shows = switch.expected(config), switch.found(names)
+        if told != shows:
+            yield Difference(switch.key, _shown(told), _shown(shows))
+
+
+def _shown(value: bool | list[int]) -> str:
+    return ("set" if value else "not set") if isinstance(value, bool) else str(value)
+
+
+def _value(expression: str, config: Mapping[str, Any]) -> int | None:
+    """The value of an expression. None if the config lacks a number that it needs."""
+    product: int | None = None
+    for operator, term in re.findall(r"([*/]?)([^*/]+)", expression):
+        value = _term(term, config)
+        if value is None or (operator == "/" and value == 0):
+            return None
+        if product is None:
+            product = value
+        else:
+            product = product * value if operator == "*" else product // value
+    return product
+
+
+def _term(term: str, config: Mapping[str, Any]) -> int | None:
+    for alternative in term.split("|"):
+        key, _, number = alternative.partition(".")
+        value = config.get(key)
+        if number:
+            items = value if isinstance(value, list) else []
+            value = items[int(number)] if int(number) < len(items) else None
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return None

@@ -1,0 +1,234 @@
+"""A transformer's file, the components of the spec and the rest of a repo become one folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devkit.ldm_layouts import TINY_SD15, vae_shapes
+from sd_api.choices import ModelType
+from sd_api.reasons import Reason
+from sd_api.wire import Source
+from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.run import convert
+from sd_loader.errors import LoaderError
+from sd_loader.formats import open_tensor_file
+from sd_loader.handover import Converted, ExtraComponent, Fetched
+from tests.support.loader.arrivals import arrived_in
+from tests.support.models import familyrepos, skeletons
+from tests.support.models.familyrepos import DIFFUSION, Files, encoded, lay
+from tests.support.models.skeletons import file_of, packed
+from tests.support.models.transformershapes import original_shapes
+
+LEVELS = TINY_SD15.vae_levels
+VAE = f"vae/{DIFFUSION}.safetensors"
+VAE_CONFIG = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": list(LEVELS),
+    "down_block_types": ["DownEncoderBlock2D"] * len(LEVELS),
+    "latent_channels": 16,
+    "layers_per_block": 2,
+    "scaling_factor": 0.3611,
+    "up_block_types": ["UpDecoderBlock2D"] * len(LEVELS),
+    "use_post_quant_conv": False,
+    "use_quant_conv": False,
+}
+
+
+def vae_tensors(prefix: str = "", latents: int = 16) -> dict[str, Any]:
+    """Return a VAE in the original layout, without the convolutions around the latents."""
+    shapes = {name: it for name, it in vae_shapes(TINY_SD15).items() if "quant_conv" not in name}
+    shapes["encoder.conv_out.weight"] = (2 * latents, LEVELS[-1], 3, 3)
+    shapes["encoder.conv_out.bias"] = (2 * latents,)
+    shapes["decoder.conv_in.weight"] = (LEVELS[-1], latents, 3, 3)
+    return {prefix + name: ("BF16", shape) for name, shape in shapes.items()}
+
+
+def flux(**vae: object) -> Files:
+    """Return FLUX.1 with a VAE of the tiny sizes."""
+    return {**skeletons.flux(), "vae/config.json": encoded({**VAE_CONFIG, **vae})}
+
+
+def made(
+    tmp_path: Path,
+    file: bytes,
+    repo: Files,
+    given: Mapping[str, bytes | Files] | None = None,
+    **options: Any,
+) -> tuple[Path, Converted]:
+    """Convert a file that lies beside a repo and beside given components, as after a download."""
+    extras = []
+    tmp_path.mkdir(exist_ok=True)
+    (tmp_path / "download").write_bytes(file)
+    lay(repo, tmp_path / "skeleton/repo")
+    for name, content in (given or {}).items():
+        kind, path = ("file", "download") if isinstance(content, bytes) else ("repo", "repo")
+        lay({path: content} if isinstance(content, bytes) else content,
+            tmp_path / name / ("" if kind == "file" else path))  # fmt: skip
+        extras.append(ExtraComponent(components=(name,), kind=kind, path=f"{name}/{path}"))
+    fetched = Fetched(
+        kind="file",
+        path="download",
+        source=Source(),
+        files=arrived_in(tmp_path),
+        extras=tuple(extras),
+        skeleton="skeleton/repo",
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    conversion = Conversion(
+        ModelType.CUSTOM_CKPT, "model", replaced=frozenset(given or {}), **options
+    )
+    return out, convert(fetched, tmp_path, conversion, out, lambda _: None)
+
+
+def names(path: Path) -> set[str]:
+    """Return the names of a file's tensors."""
+    with open_tensor_file(path) as file:
+        return set(file.tensors)
+
+
+def config(out: Path, name: str) -> dict[str, Any]:
+    """Return a component's published config."""
+    value: dict[str, Any] = json.loads((out / name / "config.json").read_text())
+    return value
+
+
+def test_file_in_diffusers_layout_keeps_its_names(tmp_path: Path) -> None:
+    """The repo's files are linked."""
+    shapes = skeletons.published_shapes("flux")
+    file = packed({name: ("BF16", shape) for name, shape in shapes.items()})
+    out, result = made(tmp_path, file, flux())
+    assert names(out / f"transformer/{DIFFUSION}.safetensors") == shapes.keys()
+    assert (out / VAE).samefile(tmp_path / "skeleton/repo" / VAE)
+    assert (result.pipeline_class, result.checked) == ("FluxPipeline", "names")
+
+
+def test_vae_of_the_file_is_used(tmp_path: Path) -> None:
+    """The published files of Stable Diffusion 3.5 have one, too."""
+    tensors = {name: ("BF16", it) for name, it in original_shapes("flux").items()}
+    file = packed({**tensors, **vae_tensors("first_stage_model.")})
+    repo = flux()
+    del repo[VAE]
+    out, _result = made(tmp_path, file, repo)
+    assert "decoder.up_blocks.0.resnets.0.conv1.weight" in names(out / VAE)
+    assert config(out, "vae") == VAE_CONFIG
+
+
+def test_vae_that_no_table_describes_comes_from_the_repo(tmp_path: Path) -> None:
+    """The user is told that the file's own is not used."""
+    tensors = {name: ("BF16", it) for name, it in original_shapes("wan").items()}
+    file = packed({**tensors, "vae.encoder.conv1.weight": ("BF16", (4,))})
+    _out, result = made(tmp_path, file, skeletons.wan())
+    assert "the file's VAE are left out: the repo's are used" in result.warnings
+
+
+@pytest.mark.parametrize("layout", ["original", pytest.param("diffusers", marks=pytest.mark.slow)])
+def test_vae_of_the_spec_replaces_the_others(tmp_path: Path, layout: str) -> None:
+    """Either layout of a single file is read. The config is the repo's."""
+    vae = vae_tensors()
+    if layout == "diffusers":
+        _, result = made(tmp_path / "first", file_of("flux"), flux(), {"vae": packed(vae)})
+        with open_tensor_file(tmp_path / "first/out" / VAE) as file:
+            vae = {name: ("BF16", it.shape) for name, it in file.tensors.items()}
+        assert result.warnings == ()
+    out, _ = made(tmp_path / "second", file_of("flux"), flux(), {"vae": packed(vae)})
+    assert "decoder.up_blocks.0.resnets.0.conv1.weight" in names(out / VAE)
+    assert config(out, "vae") == VAE_CONFIG
+
+
+def test_text_encoder_of_another_repo_replaces_the_pipelines_own(tmp_path: Path) -> None:
+    """It keeps its own config and its shards."""
+    other = familyrepos.sharded("", "model", [{"x": ("BF16", (8,))}, {"y": ("BF16", (8,))}])
+    given = {name.removeprefix("/"): content for name, content in other.items()}
+    own = familyrepos.t5_config() | {"d_ff": 24}
+    out, result = made(
+        tmp_path,
+        file_of("flux"),
+        flux(),
+        {"text_encoder_2": {"config.json": encoded(own), **given}},
+    )
+    assert config(out, "text_encoder_2")["d_ff"] == 24
+    assert sorted(path.name for path in (out / "text_encoder_2").glob("*.safetensors")) == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ]
+    assert result.precision == "bf16"
+
+
+T5_CONFIG = familyrepos.t5_config()
+X = packed({"x": ("BF16", (8,))})
+BAD: list[Any] = [
+    pytest.param(
+        {"vae": packed(vae_tensors(latents=4))},
+        Reason.CONVERSION_FAILED,
+        "vae from elsewhere: vae: encoder.conv_out.weight has the shape [8, ",
+        id="a VAE of other latents",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        {"text_encoder_2": X},
+        Reason.UNSUPPORTED_FORMAT,
+        "text_encoder_2 from elsewhere: a T5EncoderModel is read from a repo only",
+        id="a text encoder's file",
+    ),
+    pytest.param(
+        {"text_encoder": {"config.json": encoded(T5_CONFIG), "model.safetensors": X}},
+        Reason.UNSUPPORTED_FORMAT,
+        "text_encoder from elsewhere: config.json has the model_type t5, and the pipeline needs"
+        " clip_text_model (a CLIPTextModel)",
+        id="an encoder of another class",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        {
+            "text_encoder_2": {
+                "config.json": encoded(T5_CONFIG | {"d_model": 16}),
+                "model.safetensors": X,
+            }
+        },
+        Reason.CONVERSION_FAILED,
+        "text_encoder_2 from elsewhere: d_model is 16, and the pipeline needs 8",
+        id="an encoder of another width",
+    ),
+    pytest.param(
+        {"transformer": file_of("flux")},
+        Reason.INVALID_SPEC,
+        "spec.components.transformer does not apply: the file of spec.url is the transformer of",
+        id="a second first transformer",
+        marks=pytest.mark.slow,
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "reason", "message"), BAD)
+def test_component_that_does_not_fit_is_refused(
+    tmp_path: Path, given: dict[str, bytes | Files], reason: Reason, message: str
+) -> None:
+    """The message names the component and the pipeline's need."""
+    with pytest.raises(LoaderError) as caught:
+        made(tmp_path, file_of("flux"), flux(), given)
+    assert caught.value.reason is reason
+    assert message in caught.value.message
+
+
+def test_second_transformer_must_be_of_the_same_family(tmp_path: Path) -> None:
+    """The two of Wan 2.2 have one config each."""
+    with pytest.raises(LoaderError, match="transformer_2 from elsewhere: the file is the transf"):
+        made(tmp_path, file_of("wan"), skeletons.wan(), {"transformer_2": file_of("flux")})
+
+
+def test_scaled_fp8_becomes_fp16(tmp_path: Path) -> None:
+    """Most files with only a transformer are in fp8."""
+    shapes = original_shapes("qwen-image")
+    tensors: dict[str, Any] = {name: ("F8_E4M3", shape) for name, shape in shapes.items()}
+    tensors["img_in.scale_weight"] = ("F32", (1,))
+    tensors["scaled_fp8"] = ("F8_E4M3", (2,))
+    out, _ = made(tmp_path, skeletons.zeros(tensors), skeletons.qwen())
+    with open_tensor_file(out / f"transformer/{DIFFUSION}.safetensors") as file:
+        assert {tensor.dtype.label for tensor in file.tensors.values()} == {"F16"}
+        assert file.tensors.keys() == shapes.keys()

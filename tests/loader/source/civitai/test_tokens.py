@@ -1,0 +1,63 @@
+"""The token that is kept for Civitai opens files, and no private models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from devkit.fakecivitai import FakeCivitai, File, Model, Version
+from devkit.tiny import write_checkpoint
+from sd_api.default_credentials import DefaultSecret, file_of
+from sd_loader.settings import Settings
+from tests.support.loader import fetches
+from tests.support.loader.loadercli import Containers, artifact_of
+from tests.support.models.conversions import load_request
+
+PAGE = "https://civitai.com/models/7"
+TOKEN = "s3cret"
+LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+LORA = {f"{LAYER}.lora_down.weight": (4, 768), f"{LAYER}.lora_up.weight": (1280, 4)}
+
+
+@pytest.fixture
+def lora(civitai: FakeCivitai, tmp_path: Path) -> None:
+    """A model of Civitai whose download needs a token."""
+    path = tmp_path / "lora"
+    write_checkpoint(path, LORA)
+    civitai.token = TOKEN
+    version = Version(71, [File(700, path)], early_access_ends="2099-01-02T00:00:00.000Z")
+    civitai.add(Model(7, "LORA", [version]))
+
+
+@pytest.mark.usefixtures("lora")
+@pytest.mark.parametrize("for_private", [False, True])
+def test_api_gets_the_token_only_if_private_models_are_allowed(
+    civitai: FakeCivitai, settings: Settings, into: Path, tmp_path: Path, for_private: bool
+) -> None:
+    """What the API shows to everybody is not private. The download gets the token."""
+    kept = {civitai.host: DefaultSecret("civitai-token", for_private)}
+    folder = tmp_path / "defaults"
+    folder.mkdir()
+    (folder / file_of(civitai.host, "token")).write_text(TOKEN)
+    settings = replace(settings, default_credentials=kept, default_credentials_dir=folder)
+    fetches.fetch(load_request(url=PAGE, model_type=None), settings, into)
+    sent = {one.path: one.headers.get("authorization") for one in civitai.requests}
+    assert sent["/api/download/models/71"] == f"Bearer {TOKEN}"
+    api = f"Bearer {TOKEN}" if for_private else None
+    assert {sent["/api/v1/models/7"], sent["/api/v1/model-versions/71"]} == {api}
+
+
+@pytest.mark.usefixtures("lora")
+def test_page_by_hand_needs_only_the_variable(civitai: FakeCivitai, tmp_path: Path) -> None:
+    """`sd-loader load --url PAGE` with CIVITAI_TOKEN finds type and token itself."""
+    store = tmp_path / "store"
+    store.mkdir()
+    hosts = f"{civitai.host},{civitai.cdn_host}"
+    env = {"SD_LOADER_ALLOWED_HOSTS": hosts, "SD_LOADER_CIVITAI_ENDPOINT": civitai.url}
+    containers = Containers(store, tmp_path / "container", env)
+    arguments = ("--url", PAGE, "--model-id", "style", "--store", store)
+    ended = containers.run("load", *arguments, CIVITAI_TOKEN=TOKEN)
+    assert artifact_of(ended).model_type == "lora"
+    assert TOKEN not in ended.stdout + ended.stderr
