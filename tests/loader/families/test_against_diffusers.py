@@ -42,7 +42,7 @@ def opened(folder: Path, revision: str | None) -> Any:
 def saved(folder: Path) -> dict[str, torch.Tensor]:
     """Return all tensors of a folder, by component and name."""
     return {
-        f"{path.parent.name}/{with_prefix(name)}": tensor
+        f"{path.parent.name}/{with_prefix(name.removeprefix('vision_model.'))}": tensor
         for path in folder.rglob("*.safetensors")
         for name, tensor in load_file(path).items()
     }

@@ -168,6 +168,26 @@ def test_a_clip_encoder_without_prefix_gets_it(tmp_path):
     }
 
 
+def test_an_image_encoder_without_prefix_gets_it(tmp_path):
+    """Newer versions of transformers save CLIP's image encoder without its prefix, too."""
+    repo = familyrepos.wan()
+    index = json.loads(repo["model_index.json"])
+    index |= {
+        "_class_name": "WanImageToVideoPipeline",
+        "image_encoder": ["transformers", "CLIPVisionModel"],
+    }
+    repo["model_index.json"] = familyrepos.encoded(index)
+    repo["image_encoder/config.json"] = familyrepos.encoded({"model_type": "clip_vision_model"})
+    repo["image_encoder/model.safetensors"] = familyrepos.weights(
+        {"embeddings.class_embedding": ("F32", (8,)), "vision_model.x.weight": ("F32", (4,))}
+    )
+    out, _result = publish(repo, tmp_path)
+    assert set(dtypes(out / "image_encoder/model.safetensors")) == {
+        "vision_model.embeddings.class_embedding",
+        "vision_model.x.weight",
+    }
+
+
 def test_a_file_that_transformers_would_refuse_is_written_again(tmp_path):
     """Without the metadata `format: pt`, transformers does not open a file."""
     repo = familyrepos.flux()

@@ -25,8 +25,11 @@ from sd_loader.formats.fileio import read_at
 from sd_loader.snippet import snippet
 from sd_loader.tensors import TensorFile
 
-_PREFIXED = "CLIPTextModel"
-"""The class whose tensors some versions of transformers save without their prefix."""
+_TEXT = "CLIPTextModel"
+_VISION = ("CLIPVisionModel", "Siglip2VisionModel", "SiglipVisionModel")
+"""The classes whose tensors transformers saves without their prefix since 5.6."""
+
+_VISION_PREFIX = "vision_model."
 
 
 def shard_files(
@@ -87,7 +90,7 @@ def _published(
 ) -> WeightsFile:
     items = [
         Item(
-            with_prefix(name) if class_name == _PREFIXED else name,
+            _name(class_name, name),
             tensor,
             dtype_in(class_name, name, tensor.dtype, precision),
         )
@@ -102,6 +105,15 @@ def _published(
         ordered = sorted(items, key=lambda item: (offsets[item.name], item.nbytes))
         return WeightsFile(path, _header(file), tuple(ordered))
     return weights_file(path, items)
+
+
+def _name(class_name: str, name: str) -> str:
+    """A tensor's name with the prefix that older versions of transformers need."""
+    if class_name == _TEXT:
+        return with_prefix(name)
+    if class_name in _VISION and not name.startswith(_VISION_PREFIX):
+        return _VISION_PREFIX + name
+    return name
 
 
 def _header(file: TensorFile) -> bytes:
