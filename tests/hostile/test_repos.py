@@ -113,7 +113,7 @@ REPOS = {
     ),
     "an index of 5 MB": Repo("bytes", Reason.TOO_LARGE, {"model_index.json": b" " * (5 << 20)}),
     "a config of 5 MB": Repo("bytes", Reason.TOO_LARGE, {"vae/config.json": b" " * (5 << 20)}),
-    "no index": Repo("neither model_index.json", UNKNOWN, {"model_index.json": None}),
+    "no index": Repo("neither a diffusers pipeline nor", UNKNOWN, {"model_index.json": None}),
     "one shard of two": Repo(
         "weights", UNKNOWN,
         {

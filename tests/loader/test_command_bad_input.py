@@ -83,7 +83,7 @@ def test_bad_source_fails_with_its_reason(
 ) -> None:
     """The message names the problem, and the volume stays empty."""
     link = hub.serve_file("/model.ckpt", body, **faults)
-    failed(containers.load(load_request(link)), reason, message)
+    failed(containers.load(load_request(link, model_type="custom_ckpt")), reason, message)
     assert list(containers.store.iterdir()) == []
 
 

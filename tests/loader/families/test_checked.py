@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from sd_api.card import Card
+from sd_api.card import NO_CARD
 from sd_api.choices import ModelType
 from sd_api.wire import Source
 from sd_loader import stages
@@ -19,6 +19,7 @@ from tests.support.loader.loadercli import load_request
 
 REQUEST = load_request("org/model", model_type="huggingface", verify={"render": True})
 CONVERTED = Converted(files={}, checked="names", warnings=("a warning",))
+TYPE = ModelType.HUGGINGFACE
 FETCHED = Fetched(kind="repo", path="repo", source=Source())
 NOTE = "checked: names (shapes were not compared with the architecture)"
 
@@ -47,7 +48,7 @@ def rendered(monkeypatch: pytest.MonkeyPatch, preview: bytes | None) -> Converte
 def test_the_message_says_that_only_names_were_checked(monkeypatch):
     """A model that was not rendered may have other shapes than its config asks for."""
     converted = rendered(monkeypatch, None)
-    receipt = stages._receipt(REQUEST, ModelType.HUGGINGFACE, FETCHED, converted, Card(), {})
+    receipt = stages._receipt(REQUEST, TYPE, FETCHED, converted, NO_CARD, {})
     assert receipt.message == f"a warning; {NOTE}"
     assert receipt.artifact.checked == "names"
 
@@ -55,6 +56,6 @@ def test_the_message_says_that_only_names_were_checked(monkeypatch):
 def test_a_rendered_model_needs_no_such_note(monkeypatch):
     """Its shapes are those of the architecture."""
     converted = rendered(monkeypatch, b"image")
-    receipt = stages._receipt(REQUEST, ModelType.HUGGINGFACE, FETCHED, converted, Card(), {})
+    receipt = stages._receipt(REQUEST, TYPE, FETCHED, converted, NO_CARD, {})
     assert receipt.message == "a warning"
     assert receipt.artifact.checked is None
