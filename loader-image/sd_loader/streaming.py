@@ -39,7 +39,7 @@ from sd_loader.tensors import TensorFile
 LEAST_BYTES = 16 << 20
 """A smaller file is downloaded as a whole: requests for its ranges would take longer."""
 UNNEEDED_BYTES = 10**9
-"""If the conversion does not need more bytes than this, `Checks.may_skip` leaves them out."""
+"""With `Checks.may_skip`, unneeded bytes are left out if there are more than this."""
 _OUTLINE = "download"
 """Has the same name as a finished download, because error messages begin with it."""
 _RECORD = ".streamed.json"
