@@ -134,8 +134,8 @@ class IncomingFile:
 def open_incoming(remote: RemoteFile, into: Path, checks: Checks) -> Iterator[IncomingFile | None]:
     """Download a remote file's outline into a folder. None if the file must be downloaded first.
 
-    checks: if they have the file's digest, an interrupted load is not continued, because the bytes
-    that it converted are gone: the file is downloaded first instead.
+    checks: if they have the file's digest, an interrupted load is not continued: the bytes that it
+    converted are gone. The whole file is then downloaded before it is converted.
     """
     path = into / _OUTLINE
     is_new = not path.exists()
