@@ -241,7 +241,7 @@ def _tidy(volume: Volume, request: LoadRequest, settings: Settings) -> None:
 
 
 def _refuse_other_type(request: LoadRequest, published: Receipt) -> None:
-    """Refuse a published version of another type. Two types may have the same load hash."""
+    """Refuse a published version of another type, which a load without a type may have found."""
     words = contradiction(request.model_type, published.artifact.model_type)
     if words is not None:
         raise LoaderError(Reason.INVALID_SPEC, words)
