@@ -55,7 +55,7 @@ class File:
     size: str | None = "pruned"
     fp: str | None = "fp16"
     sha256: str | None = None
-    """The SHA-256 that the API states. None: that of the file; empty: none."""
+    """The SHA-256 that the API states. None: the file's own. Empty: the API states none."""
     faults: Faults = field(default_factory=Faults)
 
     def metadata(self) -> dict[str, str | None]:
@@ -105,7 +105,7 @@ class Model:
     versions: Sequence[Version]
     name: str = "Tiny model"
     mode: str | None = None
-    """Archived or TakenDown, if it is one of them."""
+    """Archived or TakenDown. None: the model is neither."""
     creator: str | None = "someone"
     commercial_use: Any = ("Image", "RentCivit")
     more: Mapping[str, Any] = field(default_factory=dict)

@@ -180,7 +180,7 @@ class FileServer:
         left = faults.cut_at if cut else None
         for chunk in _chunks(body, faults):
             piece = chunk if left is None else chunk[:left]
-            # Counted before it is sent: the client may look as soon as it has the last byte.
+            # Count first: a test may read the count as soon as the client has the last byte.
             self.served[key] += len(piece)
             yield b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece
             if left is not None:

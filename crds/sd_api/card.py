@@ -1,7 +1,7 @@
 """The model card: what a model's source and file say about it, for people.
 
-All of it is untrusted text. The loader reads it (`sd_loader.card`) and bounds it; here each text
-loses the characters that could control a terminal or reorder a line, whoever wrote the card.
+A card is untrusted text. The loader makes it (`sd_loader.card`) and limits its size. This module
+removes the characters that could control a terminal or reorder a line, whoever wrote the card.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pydantic import BeforeValidator, Field, StringConstraints
 from sd_api.fields import Extensible
 
 CARD_MAX_BYTES = 900
-"""Bytes of a card, as JSON in UTF-8, in results and in the status."""
+"""Maximum size of a card in results and in the status: bytes of its JSON in UTF-8."""
 TEXT_MAX = 120
-"""Characters of a text of a card."""
+"""Maximum number of characters in a text of a card."""
 WORD_MAX = 64
-"""Characters of an embedding's word."""
+"""Maximum number of characters in an embedding's word."""
 TRIGGER_WORDS_MAX = 20
 PAGE_PATTERN = r"^https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9/._~:?#@!$&'()*+,;=%-]*)?$"
-"""No userinfo, and ASCII only, so that a page is what it looks like."""
+"""A page has no userinfo and is ASCII only, so that it leads where it seems to lead."""
 _SHOWN_WORDS = 8
-"""How many trigger words a line for people has."""
+"""Maximum number of trigger words in a line for people."""
 
 
 def plain(text: str) -> str:
@@ -72,7 +72,7 @@ class Card(Extensible):
     recommended: CardText | None = Field(default=None, description="Recommended settings.")
 
     def over(self, other: Card) -> Card:
-        """Return this card, with the fields of the other card where this one has none."""
+        """Return this card; fields that it lacks come from the other card."""
         own = self.model_dump(exclude_defaults=True)
         return Card.model_validate({**other.model_dump(exclude_defaults=True), **own})
 
@@ -94,7 +94,7 @@ class Card(Extensible):
         return kept.or_none()
 
     def _with_beginning(self, name: str, value: str | tuple[str, ...], limit: int) -> Card:
-        """Return this card with as much of a field's value as fits, if any of it does."""
+        """Return this card with as much of a field's value as fits. Add nothing if none fits."""
 
         def with_first(count: int) -> Card:
             first = f"{value[:count].rstrip()}…" if isinstance(value, str) else value[:count]
@@ -144,7 +144,7 @@ class Card(Extensible):
 
 
 _WHOLE = frozenset({"word", "resolution", "page"})
-"""Fields of which a part means something else."""
+"""Fields that are never shortened, because a part of their value means something else."""
 
 NO_CARD = Card()
-"""The card of a model of which nothing is known."""
+"""The card of a model about which nothing is known."""

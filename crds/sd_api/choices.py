@@ -24,13 +24,13 @@ class ModelType(StrEnum):
 PIPELINES = frozenset({ModelType.HUGGINGFACE, ModelType.API_TRAINED, ModelType.CUSTOM_CKPT})
 """Types of whole models. A model of another type is an adapter or a VAE."""
 UNKNOWN_TYPE = "unknown"
-"""Stands for the type of a model whose spec names none and whose source is not read yet."""
+"""Shown as the type of a model if its spec has no type and no load has read its source."""
 
 
 def contradiction(given: ModelType | None, found: str | None) -> str | None:
-    """Say why a source of the found type is not loaded as the given one. None if it may be.
+    """Return why a source of the found type cannot be loaded as the given type. None if it can.
 
-    A checkpoint and a repo may each be asked for as the other, since a repo may be one checkpoint.
+    The types of a checkpoint and of a repo do not contradict: a repo may hold one checkpoint.
     """
     fits = given == found or {given, found} <= PIPELINES
     if given is None or found is None or fits:
@@ -138,7 +138,7 @@ class DeletionPolicy(StrEnum):
 
 
 class VerifyDigest(StrEnum):
-    """When the SHA-256 is compared that a source states."""
+    """When a load compares the SHA-256 that the source states."""
 
     ALWAYS = "always"
     WHEN_WHOLE = "whenWhole"

@@ -70,7 +70,7 @@ def _url_rules() -> Iterator[tuple[str, str, str]]:
 
 _URL_RULES = tuple(_url_rules())
 
-# A revision in the url may be percent-encoded, which only the reader decodes.
+# Urls with percent-encoding are not compared: only the operator and the loader decode them.
 _REVISIONS_AGREE = (
     f"{_NO_URL}!has(self.spec.gitRevision) || self.spec.url.contains('%')"
     f" || !{_matches(url_forms.NAMES_REVISION)}"

@@ -1,7 +1,7 @@
-"""The setting that names, for each host, the Secret of loads that name no Secret of their own.
+"""The setting that names, for each host, the Secret for loads without a Secret of their own.
 
 Operator and loader read the same text: `huggingface.co=hub-token,civitai.com=site-token:private`.
-It has names only. The tokens are in Secrets, which are mounted as files.
+The setting has names only. The tokens are in Secrets, which are mounted as files.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class DefaultSecret:
     name: str
 
     for_private: bool = False
-    """Whether private repos of the token's owner may be loaded with it."""
+    """Whether the token may open private repos of its owner."""
 
     for_gateway: bool = False
-    """Whether models may use it whose source a caller of the gateway chose."""
+    """Whether models whose source a caller of the gateway chose may use the token."""
 
 
 def parse_default_credentials(text: str) -> dict[str, DefaultSecret]:
@@ -67,9 +67,9 @@ def file_of(host: str, key: str) -> str:
 
 
 def hosts_of(url: str) -> tuple[str, ...]:
-    """Return the spellings of a link's host: with its port and, if it is the usual one, without.
+    """Return the spellings of a link's host: with its port, and without it if it is the default.
 
-    Return none if the link has no host that can be read.
+    The result is empty if the link has no readable host.
     """
     try:
         parts = urlsplit(url)

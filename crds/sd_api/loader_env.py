@@ -57,7 +57,7 @@ class _Variable:
     is_path: bool = False
     """Whether the text names a file or folder of the container."""
     is_token: bool = False
-    """Whether the text is a token, which a container gets as a file and never as a variable."""
+    """Whether the value is a token. A container gets tokens as files, never as variables."""
 
 
 def _variable(

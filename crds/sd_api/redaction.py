@@ -39,7 +39,7 @@ def redact_url(url: str) -> str:
     if re.fullmatch(REPO_ID, url):
         return url  # What follows an @ is the revision, not a host.
     if re.fullmatch(CIVITAI_AIR, url):
-        return url.partition("?")[0].partition("#")[0]  # So is what follows this @.
+        return url.partition("?")[0].partition("#")[0]  # What follows this @ is the version.
     if "://" not in url:
         return url.partition("?")[0].partition("#")[0].rpartition("@")[2]
     try:

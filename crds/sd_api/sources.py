@@ -68,7 +68,7 @@ class CivitaiModel:
     """A model of Civitai, or one of its versions."""
 
     model_id: int | None
-    """None: it is the one that the version belongs to."""
+    """None: the model that the version belongs to."""
 
     version_id: int | None
     """None: the newest."""
@@ -187,7 +187,7 @@ def _on_mirror(text: str, endpoint: str, model_type: ModelType | None) -> _OnHub
 
 
 def _on_civitai(text: str) -> CivitaiModel | None:
-    """Return the meaning of a resource identifier, or of a page of Civitai."""
+    """Return the model that a resource identifier or a page of Civitai names."""
     if match := re.fullmatch(url_forms.CIVITAI_AIR, text):
         model, version, file, kind, query = match.groups()
         found = _version(model, version, query)

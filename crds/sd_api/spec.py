@@ -113,7 +113,7 @@ class Components(Extensible):
 
 
 TWO_VAES = "spec.components.vae: spec.vae gives a VAE as well; remove one of them"
-"""The words for a spec that replaces the VAE twice."""
+"""The message for a spec that replaces the VAE twice."""
 
 
 class Replacement(NamedTuple):
@@ -328,9 +328,9 @@ class Spec(LoadFields):
     )
 
     def effective_model_type(self) -> ModelType:
-        """The model type of the spec, or the one as which a load without a type is planned.
+        """The model type of the spec. If it has none, the type that its load is planned for.
 
-        The load hash has it, too, so it depends on nothing but the spec.
+        The load hash contains this type, so the type depends on the spec only.
         """
         if self.model_type is not None:
             return self.model_type

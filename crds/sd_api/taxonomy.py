@@ -182,10 +182,10 @@ _NOISE = re.compile(r"[^a-z0-9]+")
 
 
 def canonical(text: str) -> BaseModelName | None:
-    """Read a family's name as people write it, such as SD 1.5 or Flux.1 D. None if it is none.
+    """Read a family's name as people write it, such as SD 1.5 or Flux.1 D. None if it is not one.
 
-    Capitals, blanks and punctuation do not matter. Besides the slugs, it knows the names that
-    Civitai and InvokeAI show.
+    Capitals, blanks and punctuation do not matter. The slugs and the names that Civitai and
+    InvokeAI show are known.
     """
     plain = _NOISE.sub("", text.lower())
     for name, family in FAMILIES.items():
@@ -207,7 +207,7 @@ def listed(names: Iterable[BaseModelName]) -> str:
 
 
 def published_format(model_type: ModelType, lora: LoraFormat) -> ArtifactFormat:
-    """Return status.artifact.format. lora: the format that is asked for, if it is a LoRA."""
+    """Return status.artifact.format. lora: the requested format, if it is a LoRA."""
     if model_type is ModelType.EMBEDDINGS:
         return ArtifactFormat.EMBEDDING_FOLDER
     return ArtifactFormat.PEFT if lora is LoraFormat.PEFT else ArtifactFormat.DIFFUSERS

@@ -99,7 +99,7 @@ _BEFORE_REVISION = (
 NAMES_REVISION = f"^{_EDGE}{_BEFORE_REVISION}"
 """Urls of the Hub that name a revision."""
 NAMES_THIS_REVISION = (f"^{_EDGE}{_BEFORE_REVISION}(?:", f")(?:[/?#]|{_EDGE}$)")
-"""The same; the revision itself, as a pattern, goes between the two."""
+"""What precedes and what follows the revision in a pattern of urls that name this revision."""
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,7 @@ NEITHER = "must be a Hugging Face repo id (ORG/NAME) or an http(s) link"
 NOT_TRAINED = "must be a trained model's id or an http(s) link, as spec.modelType is api_trained"
 """The words for every other url that is not read with modelType api_trained."""
 NOT_A_SKELETON = "must be a diffusers repo of the Hub: ORG/NAME, or ORG/NAME@REVISION"
-"""The words for a url in spec.components.from that is not a whole repo."""
+"""The message for a url in spec.components.from that is not a whole repo."""
 NOT_ON_THE_HUB = (
     "must be a Hugging Face repo id (ORG/NAME), a repo's page or a link to one of its files, as"
     " spec.modelType is huggingface"

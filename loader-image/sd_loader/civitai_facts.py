@@ -1,6 +1,6 @@
-"""What Civitai says of one version of a model: typed, bounded, and nothing else of its answers.
+"""What Civitai says about one version of a model, in typed and bounded fields.
 
-`source.civitai_api` reads it. It travels in the handover, so that later steps need no request.
+`source.civitai_api` reads the facts. The handover has them, so later steps need no request.
 All texts are untrusted: a creator wrote them. They are short, but may contain any characters.
 """
 
@@ -31,7 +31,7 @@ class CivitaiFile(Contract):
     path: str
     """The path of its download, with its query, at Civitai's endpoint."""
     size_bytes: Count | None = None
-    """About: the API states kilobytes, which it may have rounded."""
+    """Approximate, because the API states kilobytes and may round them."""
     sha256: Sha256 | None = None
     """None while Civitai has not scanned the file."""
     format: CivitaiText | None = None
@@ -63,7 +63,7 @@ class CivitaiLicence(Contract):
     different_licence: bool | None = None
     """Merges under other permissions."""
     commercial_use: Annotated[tuple[CivitaiText, ...], Field(max_length=8)] | None = None
-    """None, Image, RentCivit, Rent and Sell. Empty: not any."""
+    """Image, RentCivit, Rent and Sell. Empty, or the word None: no commercial use."""
 
 
 class CivitaiFacts(Contract):

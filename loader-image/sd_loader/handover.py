@@ -108,7 +108,7 @@ class Fetched(Contract):
     picture: _Name | None = None
     """The file of a picture that the source shows, relative to the source folder."""
     civitai: CivitaiFacts | None = None
-    """What Civitai says of the source. None if it is not from there, or Civitai did not answer."""
+    """What Civitai says about the source. None if it is elsewhere, or Civitai did not answer."""
     original_config: _Name | None = None
     """The file of spec.originalConfig, relative to the source folder."""
     extras: tuple[ExtraComponent, ...] = ()

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 MAX_BYTES = 5 << 20
 """Largest picture that is downloaded."""
 MAX_WIDTH = 1024
-"""A wider picture is made smaller. Its height may be twice that."""
+"""A wider picture is made smaller. The height may be twice this."""
 MAX_PIXELS = 16 << 20
 """A picture with more pixels is not decoded."""
 
@@ -24,7 +24,7 @@ _QUALITY = 85
 _MEMORY = 1 << 30
 _SECONDS = 10
 _PATIENCE = 30
-"""Seconds, if the processor is busy."""
+"""Seconds until the process is killed, so that a busy processor does not end it early."""
 _LINE = 100
 
 

@@ -241,7 +241,7 @@ def _tidy(volume: Volume, request: LoadRequest, settings: Settings) -> None:
 
 
 def _refuse_other_type(request: LoadRequest, published: Receipt) -> None:
-    """Refuse a version that a request without a type published, if it is not of this one's type."""
+    """Refuse a published version of another type, which a load without a type may have found."""
     words = contradiction(request.model_type, published.artifact.model_type)
     if words is not None:
         raise LoaderError(Reason.INVALID_SPEC, words)
@@ -332,7 +332,7 @@ def _receipt(
     card: Card,
     added: Mapping[str, PublishedFile],
 ) -> Receipt:
-    # What was added is not part of the digest: the same weights have the same digest without it.
+    # The added files do not count in the digest: the same weights have the same digest.
     files = converted.files
     sha256 = {arrived.blake3: arrived.sha256 for arrived in fetched.files.values()}
     return Receipt(

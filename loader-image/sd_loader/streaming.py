@@ -39,7 +39,7 @@ from sd_loader.tensors import TensorFile
 LEAST_BYTES = 16 << 20
 """A smaller file is downloaded as a whole: requests for its ranges would take longer."""
 UNNEEDED_BYTES = 10**9
-"""If the conversion does not need more bytes than this, `Checks.may_skip` leaves them out."""
+"""With `Checks.may_skip`, unneeded bytes are left out if there are more than this."""
 _OUTLINE = "download"
 """Has the same name as a finished download, because error messages begin with it."""
 _RECORD = ".streamed.json"
@@ -134,8 +134,8 @@ class IncomingFile:
 def open_incoming(remote: RemoteFile, into: Path, checks: Checks) -> Iterator[IncomingFile | None]:
     """Download a remote file's outline into a folder. None if the file must be downloaded first.
 
-    checks: if they have the file's digest, an interrupted load is not continued, because the bytes
-    that it converted are gone: the file is downloaded first instead.
+    checks: if they have the file's digest, an interrupted load is not continued: the bytes that it
+    converted are gone. The whole file is then downloaded before it is converted.
     """
     path = into / _OUTLINE
     is_new = not path.exists()

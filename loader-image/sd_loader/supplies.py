@@ -64,7 +64,7 @@ _VAE = "vae"
 _DEFAULTS_FOLDER = "defaults"
 _SKELETON_FOLDER = "skeleton"
 _OUTLINE_FOLDER = "outline"
-"""For what is looked at before the source is downloaded."""
+"""For files that are read before the source is downloaded."""
 _ORIGINAL_CONFIG = "config"
 _PICTURE = "picture"
 _OF_PICTURES = Retries(delays=(1.0,), longest_wait=1.0)
@@ -83,7 +83,7 @@ class Supplies:
     report: Report
     at_hand: AtHand
     found: ModelType | None = None
-    """The type that the source shows. None as long as it is not known."""
+    """The type that the source shows. None while it is unknown."""
 
     skeleton: str | None = None
     """The repo of spec.components.from. None if the administrator's setting decides."""
@@ -341,7 +341,7 @@ class Supplies:
         return folder
 
     def _keep(self, folder: str, got: FromRepo) -> str:
-        """Record the files of a repo that gives what the source lacks. Return their folder."""
+        """Record the files of a repo that gives missing components. Return their folder."""
         self.components_from = got.pinned
         return self._record(folder, got.fetched)
 

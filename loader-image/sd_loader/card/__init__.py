@@ -1,5 +1,5 @@
-"""Makes a model's card of what its source and its file say. Pure; every input is hostile.
+"""Makes a model's card from what its source and its file say. Pure; every input is hostile.
 
-One module reads one kind of source: `metadata` the file, `hub` a repo of the Hub, `civitai` what
-Civitai's API says. `clean` bounds their texts.
+Each kind of source has a module: `metadata` reads the file, `hub` a repo of the Hub, `civitai` the
+facts from Civitai's API. `clean` limits their texts.
 """

@@ -1,4 +1,4 @@
-"""Makes a card of what Civitai's API says of a version of a model."""
+"""Makes a card from what Civitai's API says about a version of a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sd_loader.civitai_facts import CivitaiFacts, CivitaiLicence
 _SAFE = 1
 """Civitai's rating PG. Higher powers of two are for fewer people."""
 _NO_USE = "None"
-"""Civitai's word in a list of commercial uses that has no other."""
+"""The only item of a list of commercial uses if the creator allows none."""
 
 
 def card_of_civitai(facts: CivitaiFacts, endpoint: str) -> Card:
@@ -44,7 +44,7 @@ def _page(facts: CivitaiFacts, endpoint: str) -> str | None:
 
 
 def _terms(licence: CivitaiLicence) -> Iterator[str]:
-    """Yield what the creator demands or forbids, as Civitai's own switches say it."""
+    """Yield what the creator demands or forbids by Civitai's switches."""
     if licence.no_credit is False:
         yield "credit the creator"
     if licence.commercial_use is not None:

@@ -10,9 +10,9 @@ from sd_api.card import PAGE_PATTERN, TEXT_MAX, TRIGGER_WORDS_MAX, Card, plain
 from sd_api.redaction import hide, redact_text, redact_url
 
 _LOOKED_AT = 8 * TEXT_MAX
-"""How many characters of a text are looked at, printable or not."""
+"""How many characters of a text are read, printable or not."""
 _ITEMS_MAX = 1000
-"""How many entries of a list or dictionary are looked at."""
+"""How many entries of a list or dictionary are read."""
 _SIDE = re.compile(r"\d{2,5}", re.ASCII)
 _PAGE_MAX = 512
 
@@ -34,7 +34,7 @@ def first_text(value: object) -> str | None:
 
 
 def words(values: Iterable[object]) -> tuple[str, ...]:
-    """Return different texts, in their order, as many as a card may have."""
+    """Return the texts in their order, without repeated ones, as many as a card may have."""
     found = dict.fromkeys(filter(None, map(text, values)))
     return tuple(found)[:TRIGGER_WORDS_MAX]
 

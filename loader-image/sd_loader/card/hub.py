@@ -1,4 +1,4 @@
-"""Makes a card of the YAML front matter of a Hub repo's README.md, as the Hub's API parses it."""
+"""Makes a card from the YAML front matter of a Hub repo's README.md, as the Hub's API parses it."""
 
 from __future__ import annotations
 

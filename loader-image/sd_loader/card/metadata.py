@@ -1,4 +1,4 @@
-"""Makes a card of the metadata of a file.
+"""Makes a card from the metadata of a file.
 
 `modelspec.*` is what people wrote into the file. What a training program recorded (kohya's `ss_*`)
 counts only where they wrote nothing.
@@ -20,7 +20,7 @@ _TRADE_NAMES = {
     "noobai": "NoobAI",
     "animagine": "Animagine XL",
 }
-"""By a part of the file name of a base model."""
+"""Trade names by a part of the base model's file name."""
 
 _VERSIONS = {
     "sd_v1": "SD 1",
@@ -31,7 +31,7 @@ _VERSIONS = {
     "sd3": "SD 3",
     "flux1": "FLUX.1",
 }
-"""By `ss_base_model_version`."""
+"""Trade names by the value of `ss_base_model_version`."""
 
 
 def card_of_metadata(metadata: Mapping[str, str]) -> Card:

@@ -86,7 +86,7 @@ def _convert_file(
     if fetched.skeleton is None:
         files = write_folder(out, plan.files, report, opened.files.values())
     else:
-        from sd_loader.convert.write.folder import write_or_link  # for the same reason
+        from sd_loader.convert.write.folder import write_or_link  # only these loads need it
 
         arrived = fetched.arrived_in(companions.folder)
         files = write_or_link(plan, opened.files, arrived, out, report)

@@ -255,14 +255,14 @@ def is_embedding_of_sdxl(files: Mapping[str, RepoFile]) -> bool:
 
 
 def _pickled(model_type: ModelType | None) -> tuple[tuple[str, ...], ...]:
-    """Return the suffixes of a type's pickles, in groups of which the first is preferred."""
+    """Return the suffixes of a type's pickles in groups, the preferred group first."""
     if model_type is None:
         return _CHECKPOINTS, _OTHER_PICKLES
     return (_PICKLED.get(model_type, _CHECKPOINTS),)
 
 
 def _candidates(files: Mapping[str, RepoFile], groups: Iterable[tuple[str, ...]]) -> Sequence[str]:
-    """Return the names with the suffixes of the first group of which there are any."""
+    """Return the names that match the first group of suffixes that any name matches."""
     for suffixes in groups:
         if found := [name for name in files if _is_candidate(name, suffixes, files)]:
             return found

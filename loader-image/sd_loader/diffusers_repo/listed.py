@@ -110,7 +110,7 @@ class ListedPipeline:
         )
 
     def without(self, names: Iterable[str]) -> ListedPipeline:
-        """Return the pipeline without the weights of these components. Refuse one that it lacks."""
+        """Return the pipeline without the weights of these components, or refuse a missing one."""
         for name in sorted(names):
             component = self.components.get(name)
             if component is None or component.role not in _WEIGHTY:

@@ -97,7 +97,7 @@ def choose_model(
     *,
     safetensors_only: bool,
 ) -> list[RepoFile]:
-    """Return the files of a component with weights, its config first. stem: of the weights."""
+    """Return the files of a component with weights, config first. stem: of the weights' names."""
     config = needed(files, str(folder / CONFIG_NAME))
     weights = choose_weights(files, folder, stem, revision, safetensors_only=safetensors_only)
     chosen = [config, *weights, *_index_of(files, weights)]

@@ -1,7 +1,7 @@
-"""What the repo of one component is: a ControlNet or a VAE.
+"""Tells which component a repo of one component has: a ControlNet or a VAE.
 
-The classes of Stable Diffusion have key tables. Those of other families stand on the generated list
-of classes; their families are stated here, because no config states them.
+The classes of Stable Diffusion have key tables. Those of other families are in the generated
+list of classes; this module states their families, because no config states them.
 """
 
 from __future__ import annotations

@@ -99,17 +99,17 @@ class HttpClient:
         return None
 
     def lists_private(self, url: str) -> bool:
-        """Whether the API at this url may be asked with the token which repos there are.
+        """Whether requests that list repos at this url's API may carry the token.
 
-        What it lists without a token is public or gated, so that a default token that is not for
-        private repos cannot open one.
+        Without a token the API lists public and gated repos only, so a default token that is not
+        for private repos cannot open one.
         """
         if self.has_token:
             return True
         try:
             default = read_default(url, self.settings)
         except LoaderError:
-            return False  # It has no usable token; `token` says why if one is needed.
+            return False  # No token is usable; `token` says why if one is needed.
         return default is None or default.for_private
 
     @contextmanager
@@ -132,7 +132,7 @@ class HttpClient:
     def _default_token(self, url: str, *, required: bool, is_api: bool) -> str | None:
         """Return the token that is kept for the url's host. None if it must not be sent there.
 
-        A link into the Hub, such as that of a data set, may be private, which only the API tells.
+        A link into the Hub, such as that of a data set, may be private; only the API shows that.
         """
         try:
             default = read_default(url, self.settings)

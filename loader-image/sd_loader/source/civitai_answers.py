@@ -1,7 +1,7 @@
 """Reads the answers of Civitai's API, which a creator or a mirror may have filled with anything.
 
-Only the fields of `CivitaiFacts` are read, and those that say why a file cannot be had, each by
-itself: a field with a wrong type counts as absent, and a file or an image without a usable link is
+Only two groups of fields are read: those of `CivitaiFacts`, and those that say why a file cannot be
+downloaded. A field with a wrong type counts as absent. A file or an image without a usable link is
 left out.
 """
 
@@ -39,7 +39,7 @@ class VersionAnswer:
     """One published version, with what keeps its files from being loaded."""
 
     facts: CivitaiFacts
-    """Without a file. The creator and the licence are known only with the model's answer."""
+    """Without a file, creator and licence. The last two are in the model's answer."""
 
     files: tuple[CivitaiFile, ...]
     """The files that may be downloaded."""
@@ -48,7 +48,7 @@ class VersionAnswer:
     """Archived or TakenDown, if the whole model is one of them."""
 
     usage_control: str | None
-    """Download, or how the creator lets the version be used on Civitai only."""
+    """Download, or the only use on Civitai's site that the creator allows."""
 
     early_access: str | None
     """Until when the version is for buyers only. Empty: for good. None: it is for everyone."""
@@ -130,7 +130,7 @@ def _files(answer: Json) -> Iterator[CivitaiFile]:
 def _path(file: Json) -> str | None:
     """Return the path and query of a file's download. The endpoint goes before them.
 
-    The API states links at the host that it was asked by, so a mirror may state Civitai's.
+    A mirror may pass on links whose host is Civitai's.
     """
     try:
         parts = urlsplit(str(file.get("downloadUrl")))
@@ -182,7 +182,7 @@ def _text(answer: Json, name: str) -> str | None:
 
 
 def _texts(values: object) -> tuple[str, ...]:
-    """Return the texts of a list, without blanks around them, cut."""
+    """Return the texts of a list, each stripped and cut to its maximum length."""
     if not isinstance(values, list):
         return ()
     texts = [value.strip() for value in values if isinstance(value, str)]

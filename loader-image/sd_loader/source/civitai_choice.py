@@ -13,8 +13,8 @@ from sd_loader.snippet import snippet
 from sd_loader.source.civitai_answers import VersionAnswer
 
 _WEIGHTS = frozenset({"model", "pruned model", "diffusion model", "unet"})
-"""Roles of files that are the model itself. Others, such as a VAE, are only so in their own
-models, where they are the primary file."""
+"""Roles of files that are the model itself. A file with another role, such as VAE, is the model
+only if it is the primary file of its version."""
 _OTHER_ROLES = frozenset({"training data", "archive", "config", "workflow"})
 """Roles of files that are not weights."""
 _UNREADABLE = frozenset({"gguf", "diffuser", "coreml", "onnx"})
@@ -66,7 +66,7 @@ def describe(file: CivitaiFile) -> str:
 
 
 def _plain(text: str, limit: int) -> str:
-    """Return a creator's words without what makes a link or markup of them."""
+    """Return a creator's text without characters that make a link or markup."""
     kept = "".join(char if char.isalnum() or char in " ._()+-" else "_" for char in text)
     return snippet(kept, limit)
 
@@ -109,7 +109,7 @@ def _fits(file: CivitaiFile, choice: FileChoice) -> bool:
 
 
 def _folded(word: str | None) -> str:
-    """Return a word without differences of case, blanks and number."""
+    """Return a word in one spelling: lower case, no blanks, no plural."""
     letters = "".join(char for char in (word or "").lower() if char.isalnum())
     return _SPELLINGS.get(letters, letters.removesuffix("s"))
 

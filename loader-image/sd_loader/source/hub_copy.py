@@ -82,7 +82,7 @@ class RepoCopy:
     peek: Peek = no_peek
 
     def find_type(self) -> ModelType | None:
-        """Find the model type that the repo shows. None if its only weights file shows it."""
+        """Find the model type that the repo shows. None if only its weights file can."""
         if INDEX_NAME in self.repo.files:
             return ModelType.HUGGINGFACE
         if CONFIG_NAME in self.repo.files:
@@ -271,7 +271,7 @@ class RepoCopy:
         """
         if file.sha256 is None or PartialDownload.is_begun(wanted.path, wanted.url):
             return None
-        # A note of another version would state the wrong digests of the file that is put there.
+        # A record of another version would state wrong digests for the file from the volume.
         PartialDownload.forget(wanted.path)
         found = self.at_hand(file.sha256, file.size, wanted.path)
         if found is not None:
@@ -317,7 +317,7 @@ class RepoCopy:
                 path.unlink()
 
     def _report(self, done: int, total: int | None) -> None:
-        if total is not None:  # It is not known before model_index.json has been downloaded.
+        if total is not None:  # The total is unknown until model_index.json is there.
             self.report(Progress(stage=Stage.DOWNLOADING, bytes_done=done, bytes_total=total))
 
 

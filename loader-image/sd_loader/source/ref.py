@@ -38,10 +38,10 @@ class SourceRef:
     """Components of a pipeline that are not downloaded, because others replace them."""
 
     component: str | None = None
-    """The component of a pipeline that is wanted of the source. None if all of it is wanted."""
+    """The component of a pipeline that the source must give. None: the whole source."""
 
     only_for_files: tuple[str, ...] = ()
-    """Fields of the spec that are set, and that only single files have a use for."""
+    """The set fields of the spec that apply to single files only."""
 
     base_model: BaseModelName | None = None
     """The family that the pipeline must be of. None if any will do."""
@@ -68,7 +68,7 @@ class Checks:
     """Whether the source states the SHA-256, and not the spec."""
 
     may_skip: bool = False
-    """Whether the SHA-256 is not compared if that needs more than a gigabyte in addition."""
+    """Whether the SHA-256 is not compared if that needs more than another gigabyte."""
 
     safetensors_only: bool = False
     """Refuse pickles (spec.fromSafetensors)."""

@@ -5,7 +5,7 @@ from links and receipts, and the loader never reads it, so a wrong one harms nob
 It has no urls, which may be private to the namespace.
 
 Each change of a link is followed by a refresh. Two refreshes at once may each have seen only one of
-two changes, so a refresh looks again after it has written, and repeats if a link has changed.
+two changes, so a refresh reads the links again after it has written, and repeats if one changed.
 """
 
 from __future__ import annotations

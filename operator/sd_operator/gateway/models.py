@@ -27,7 +27,7 @@ SOURCE_FIELDS = ("sha256", "gitRevision", "baseModel", "predictionType", "origin
 HOST_FIELDS = ("credentialsSecretRef",)
 """Fields of the spec that are removed when the host of the url changes."""
 _BY_GATEWAY = {names.ANNOTATION_REQUESTED_BY: names.REQUESTED_BY_GATEWAY}
-"""Marks a model whose source a caller chose, who may not use every token of the administrator."""
+"""Marks a model whose source a caller chose: it may not use every default token."""
 
 
 class Models:

@@ -95,7 +95,7 @@ class Model:
     def type_with(self, artifact: StatusArtifact | None) -> str | None:
         """Return spec.modelType or, if it is absent, the type of the published version.
 
-        It is `unknown` until a version is published, and None if the spec was never readable.
+        The type is `unknown` until a version is published, None if the spec was never readable.
         """
         if self.spec is None:
             return self.status.model_type

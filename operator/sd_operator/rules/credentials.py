@@ -16,8 +16,8 @@ from sd_operator.base.settings import Settings
 def own_secret(spec: Spec, entries: Mapping[str, DefaultSecret]) -> str | None:
     """Return the Secret that a model names for itself. None if it names one of the entries.
 
-    Its host and its use are up to the administrator: without this rule, naming the Secret would
-    open private repos with it, or send the token of another host to the Hub.
+    The administrator decides the host and the use of an entry's Secret. Without this rule, a model
+    that names it would open private repos, or send the token of another host to the Hub.
     """
     ref = spec.credentials_secret_ref
     is_own = ref is not None and ref.name not in {secret.name for secret in entries.values()}

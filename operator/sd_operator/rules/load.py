@@ -196,10 +196,10 @@ def _starting(inp: Input, job: JobView) -> Step:
 
 
 def last_load_failed(inp: Input) -> Step | None:
-    """The last load of the wanted version failed, and it is not time to retry it.
+    """The last load of the wanted version failed, and its retry is not due.
 
-    An edit of the spec makes it time at once, although the loadHash may be the same: a spec without
-    modelType has the hash of one that names a wrong type.
+    After an edit of the spec the retry is due at once, even if the loadHash is the same: a spec
+    without modelType may have the hash of one that names a wrong type.
     """
     reason, status = inp.stalled, inp.status
     ended = times.parse(status.completion_time)

@@ -183,7 +183,7 @@ def _secret_volume(name: str, secret: str, keys: Sequence[str]) -> Manifest:
 
 
 def _default_secrets_volume(secrets: Mapping[str, DefaultSecret]) -> Manifest:
-    """Return a volume with the tokens for some hosts. Secrets and keys are optional here, too."""
+    """Return a volume with the tokens for some hosts. Secrets and keys are optional."""
     sources = [
         {
             "secret": {

@@ -53,7 +53,7 @@ def _components_problem(spec: Spec, settings: Settings) -> str | None:
 
 
 def _type_problem(model: Model, spec: Spec) -> str | None:
-    """Compare spec.modelType with the published version, which may be of a load without it."""
+    """Compare spec.modelType with the published type, which a load without it may have found."""
     artifact = model.status.artifact
     if artifact is None or artifact.load_hash != model.wanted:
         return None

@@ -39,8 +39,7 @@ class Report:
     """What delays the start of a Pod, before it has lasted so long that the model is stalled."""
 
     generation: int = 0
-    """The generation of the spec that a failed Job loaded. 0: the report is about the present one.
-    """
+    """The generation of the spec that a failed Job loaded. 0: the current generation."""
 
     @classmethod
     def of_failure(cls, failure: Failure, job_name: str = "", note: str = "") -> Report:

@@ -12,7 +12,7 @@ _FILE_NAME = re.compile(r"(?!\.\.|\.$)[A-Za-z0-9._-]+")
 
 
 def secrets_of(volume: Json) -> list[Json]:
-    """Return the Secrets that a volume shows, as the field `secret` names one; raise RefusedError.
+    """Return a volume's Secrets, each in the form of the field `secret`, or raise RefusedError.
 
     A projected volume shows several in one folder.
     """

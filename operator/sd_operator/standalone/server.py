@@ -28,7 +28,7 @@ from sd_operator.standalone.storage import Storage
 
 BODY_LIMIT = 3 * 1024 * 1024
 _UPDATED = {DEFINITIONS.kind: "spec", "Secret": "data"}
-"""The kinds of which the server renews an object at its start, each with the field that changes."""
+"""The kinds whose objects the server updates when it starts, each with the updated field."""
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 

@@ -118,7 +118,7 @@ _CONTROLNET_FAMILIES = {
     r"transformer_blocks\.0\.ff\.conv_inverted\.": "Sana",
     r"(controlnet_x_embedder|(single_)?transformer_blocks|double_blocks)\.": "FLUX.1",
 }
-"""By the beginning of a name that such a ControlNet has. The first that fits counts."""
+"""Families by the beginning of a tensor's name. The first pattern that matches counts."""
 _PLAYGROUND_MARK = "edm_mean"
 _UPSCALER_CHANNELS = 7
 _NAMES = {ModelType.CONTROLNET: "ControlNet", ModelType.VAE: "VAE"}
@@ -131,10 +131,10 @@ def model_type_of(tensors: Mapping[str, Tensor]) -> ModelType | None:
 
 
 def found_type(tensors: Mapping[str, Tensor]) -> ModelType:
-    """The type as which a file is loaded if the user names none.
+    """The type that a file is loaded as if the user names none.
 
-    A file that is not recognised counts as a checkpoint, which most users load: planning it says
-    why it cannot be loaded.
+    A file that is not recognised counts as a checkpoint, which most users load. The plan then
+    reports why it cannot be loaded.
     """
     if not LORA.fits(tensors):
         if CONTROLNET.fits(tensors):

@@ -54,7 +54,7 @@ def plan_listed_component(
 def _check(component: SingleComponent, model: PlannedModel) -> None:
     """Refuse tensors that are missing or do not fit the config."""
     path = f"{component.name}/{CONFIG_NAME}"
-    # This is stricter than the list of classes, which knows no bounds of this class.
+    # This is stricter than the list of classes, which has no limits for this class.
     allowed_config(model.config, component.class_name, path)
     tensors = {name: tensor for file in model.weights for name, tensor in file.tensors.items()}
     check_opens(component.name, component.class_name, model.config, tensors)

@@ -78,7 +78,7 @@ def plan_download(
     """
     refuse_pickle(file, conversion)
     if companions.skeleton is not None:
-        from sd_loader.convert.plan.skeleton import plan_on_skeleton  # for the same reason
+        from sd_loader.convert.plan.skeleton import plan_on_skeleton  # only these loads need it
 
         file = scaled(file)
         found = transformer_file(file.tensors)

@@ -133,7 +133,7 @@ def _planned(
 
 
 def _dtype(component: Component, name: str, source: Source, precision: Revision | None) -> Dtype:
-    # Files may have types in which no pipeline computes, unlike repos.
+    # Unlike repos, files may have types that no pipeline computes in.
     own = published_dtype(source.dtype, None)
     return dtype_in(component.class_name, name, own, precision)
 

@@ -190,7 +190,7 @@ def _peft(
 
 
 def _left_to_diffusers(layers: Sequence[Layer], name: str) -> tuple[str, ...]:
-    """The warning that the PEFT adapter has layers of one model only. name: of that model."""
+    """The warning that the PEFT adapter has layers of one model only. name: that model's."""
     others = sorted({layer.component for layer in layers} - {UNET, TRANSFORMER})
     if not others:
         return ()

@@ -232,7 +232,7 @@ def check(layers: Sequence[Layer], tensors: Mapping[str, Tensor], family: BaseMo
 def check_clip_l(layers: Sequence[Layer], tensors: Mapping[str, Tensor], name: str) -> None:
     """Refuse layers that CLIP-L lacks, and shapes that contradict it.
 
-    name: how messages name it.
+    name: how messages name CLIP-L.
     """
     table = modules(BaseModelName.SD1)  # its text encoder is CLIP-L
     dimensions = dict(PUBLISHED_SIZES[BaseModelName.SD1])

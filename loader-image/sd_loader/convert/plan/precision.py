@@ -32,8 +32,8 @@ def published_dtype(source: Dtype, precision: Revision | None) -> Dtype:
 def dtype_in(class_name: str, name: str, own: Dtype, precision: Revision | None) -> Dtype:
     """The type in which a tensor of a listed class is published.
 
-    It is its own, unless another precision is asked for. diffusers and transformers keep some
-    modules in fp32 when they narrow a model.
+    A tensor keeps its own type unless another precision is requested. diffusers and transformers
+    keep some modules in fp32 when they narrow a model.
     """
     if precision is None:
         return own

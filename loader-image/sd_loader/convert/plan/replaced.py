@@ -1,6 +1,6 @@
 """Plans a component of a listed pipeline that comes from elsewhere than the pipeline's repo.
 
-The repo still decides its class. A single file also has the repo's config, and must agree with it.
+The repo still decides its class. A single file gets the repo's config and must agree with it.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ _WIDTHS = frozenset(
         "z_dim",
     }
 )
-"""Keys of configs by which components fit each other."""
+"""Keys of configs that must be equal for components to fit each other."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """The downloaded source of a component: one of the two."""
+    """The downloaded source of a component: either a file or a folder."""
 
     file: TensorFile | None = None
     """An open file, which may have further components."""

@@ -1,4 +1,4 @@
-"""Plans the folder of a component that has weights and stands on the generated list of classes."""
+"""Plans the folder of a component that has weights and whose class is in the generated list."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def model_config(
 
 
 def _torch_dtype(config: dict[str, Any], precision: Revision | None) -> dict[str, str]:
-    """The precision in which transformers opens a model: the one asked for, or as it was stated."""
+    """The precision in which transformers opens a model: the requested or the stated one."""
     if precision is not None:
         return {"torch_dtype": TORCH_NAMES[published_dtype(Dtype.F32, precision)]}
     stated = {key: config[key] for key in _DTYPE_KEYS if config.get(key) in TORCH_NAMES.values()}

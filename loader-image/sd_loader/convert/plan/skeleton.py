@@ -106,7 +106,7 @@ def _given_by(found: TransformerFile, pipeline: ListedPipeline) -> tuple[str, ..
 
 
 def _warnings(found: TransformerFile, given: Container[str]) -> tuple[str, ...]:
-    """Tell which components of the file are not used."""
+    """Return a warning that names the components of the file that are not used."""
     left_out = [found.family.encoders] if found.has_encoders else []
     left_out += ["VAE"] if found.has_vae and VAE not in given else []
     if not left_out:

@@ -62,7 +62,7 @@ _ASSUMED = {
     _SD_CHANNELS: BaseModelName.SD1,
     LATENT_CHANNELS[BaseModelName.FLUX]: BaseModelName.FLUX,
 }
-"""By the number of latent channels: the family of a VAE that does not show it."""
+"""Families by number of latent channels, for a VAE that does not show its family."""
 
 _INSTEAD = "use its repo in diffusers' layout, with spec.modelType: vae"
 _OF_OTHERS = (

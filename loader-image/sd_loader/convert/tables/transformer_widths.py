@@ -1,4 +1,4 @@
-"""What the config of a transformer says of the sizes that its key table names.
+"""What the config of a transformer says about the sizes that its key table names.
 
 A single file has no config: a diffusers repo gives it. Both must describe the same model.
 """
@@ -195,8 +195,8 @@ def differences(
 ) -> Iterator[Difference]:
     """Yield what a config and a file of a family do not agree on.
 
-    dimensions: what the file's shapes show, and its numbers of layers. names: the published ones of
-    its tensors.
+    dimensions: what the file's shapes show, and its numbers of layers. names: the published
+    names of its tensors.
     """
     for dimension, expression in _EXPRESSIONS[family].items():
         found = dimensions.get(dimension)

@@ -21,7 +21,7 @@ Facts = tuple[tuple[str, str], ...]
 """Titles and values."""
 
 _OF_THE_TYPE = frozenset({Reason.UNSUPPORTED_FORMAT, Reason.CONVERSION_FAILED})
-"""Reasons of a failure that another type may help."""
+"""Reasons of failures that another model type may fix."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Doomed:
 
 
 def doomed(body: Json) -> Doomed:
-    """Return a model as the question shows it whether to delete it."""
+    """Return a model as the page that asks whether to delete it shows it."""
     model = Model.from_body(body)
     return Doomed(views.card(body), model.uid, model.retain)
 

@@ -9,7 +9,7 @@ from sd_operator.gateway.errors import FieldRefusedError, map_api_error
 from sd_operator.gateway.gallery import form
 
 FIELDS_MAX = 512
-"""More than the check boxes of a long list."""
+"""Maximum number of fields. A long list has fewer check boxes."""
 
 
 async def read(request: Request) -> dict[str, str]:

@@ -72,7 +72,7 @@ class Filter:
         return urlencode({name: value for name, value in fields.items() if value})
 
     def url(self, *, view: str | None = None, select: bool | None = None, show: int = PAGE) -> str:
-        """Return the query, with a question mark, of this filter with other values."""
+        """Return the query of this filter with some values changed. It has the question mark."""
         changed = replace(
             self,
             view=self.view if view is None else view,
@@ -86,7 +86,7 @@ class Filter:
         return self.has_words(card) and self.fits(card)
 
     def fits(self, card: Card, besides: str = "") -> bool:
-        """Return whether a card has the type, base and phase, besides one of these."""
+        """Return whether a card has the type, base and phase. The one in `besides` is ignored."""
         return all(
             getattr(self, facet) in ("", getattr(card, facet))
             for facet in _FACETS
@@ -94,7 +94,7 @@ class Filter:
         )
 
     def has_words(self, card: Card) -> bool:
-        """Return whether the text is the name of the card's base, or words that the card has."""
+        """Return whether the text names the card's base, or the card has all of its words."""
         words = f"{card.name} {card.model_id} {card.type_name} {card.base} {card.source}".lower()
         return (self._named_base != "" and self._named_base == card.base) or all(
             word in words for word in self.text.lower().split()
@@ -118,14 +118,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Storage:
-    """What the published files of models take."""
+    """The storage that the published files of models take."""
 
     models: int
     """How many models have published files."""
     published: int
     """Bytes of all published files, as if no files were shared."""
     shared: int
-    """Bytes of it that lie on the volume already, because models have equal files."""
+    """Bytes of these that are not stored again, because models share equal files."""
 
     @property
     def text(self) -> str:
@@ -177,7 +177,7 @@ def _choices(
 
 
 def storage(cards: Iterable[Card]) -> Storage:
-    """Return what the published files of these models take."""
+    """Return the storage that the published files of these models take."""
     published = [card for card in cards if card.version]
     return Storage(
         models=len(published),

@@ -67,8 +67,8 @@ class Updates:
         self._versions[uid], self._cards[uid] = _version(change.body), after
         if before is None or _shape(before) != _shape(after):
             self.stale[LISTING] = None
-        # Within a stage of a load, new HTML of its state suffices. Otherwise its page shows more
-        # that may have changed.
+        # Within one stage of a load, the state that is sent below suffices. After any other change
+        # the page requests all of its content again, because more may have changed.
         if before is None or _stage(before) is None or _stage(before) != _stage(after):
             self.stale[f"changed-{name}"] = None
         if before is not None and before != after:
