@@ -193,8 +193,8 @@ NAMED = (
     Refusal(
         whole(_GOOGLE_DRIVE),
         "is a page of Google Drive, not a file; give the download link,"
-        " https://drive.usercontent.google.com/download?id=ID&confirm=t, where ID is the long word"
-        " in the address of the page",
+        " https://drive.usercontent.google.com/download?id=ID&confirm=t, where ID is the id of the"
+        " file in the address of the page",
     ),
     Refusal(
         whole(_DROPBOX),
@@ -213,7 +213,7 @@ NAMED = (
     ),
     Refusal(
         _begins(_AIR),
-        "is a resource identifier (AIR) that names no model of Civitai; give"
+        "is a resource identifier (AIR) that does not name a model of Civitai; give"
         " urn:air:ECOSYSTEM:TYPE:civitai:MODEL@VERSION, a Hugging Face repo id (ORG/NAME) or an"
         " http(s) link",
         unless=f"{whole(CIVITAI_AIR)}|{_begins('(?i:urn|air)://')}",

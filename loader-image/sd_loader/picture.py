@@ -48,7 +48,7 @@ def published(content: bytes) -> bytes:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise PictureError("it takes too long to decode") from None
+        raise PictureError("decoding it took too long") from None
     if process.returncode != 0 or not process.stdout:
         last = process.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         why = last.partition(": ")[2][:_LINE]

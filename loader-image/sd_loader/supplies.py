@@ -236,7 +236,7 @@ class Supplies:
         elif self.skeleton is not None and (needed.base_model or needed.family):
             raise LoaderError(
                 Reason.INVALID_SPEC,
-                "does not apply: the file lacks no component; remove it from the spec",
+                "does not apply: the file has all components; remove it from the spec",
                 field=FROM,
             )
         if needed.config_repo is not None:

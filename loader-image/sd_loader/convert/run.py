@@ -32,7 +32,7 @@ def convert(
         # Without this check the model's own components would be published.
         raise LoaderError(
             Reason.LOADER_CRASHED,
-            f"{', '.join(sorted(conversion.replaced - present))} of the spec is not downloaded; run"
+            f"{', '.join(sorted(conversion.replaced - present))} of the spec: not downloaded; run"
             " fetch again",
         )
     with ExitStack() as stack:

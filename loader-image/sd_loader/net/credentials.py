@@ -70,8 +70,8 @@ def read_default(url: str, settings: Settings) -> DefaultToken | None:
         if own_host not in ("", host):
             raise LoaderError(
                 Reason.CREDENTIALS_HOST_MISMATCH,
-                f"the Secret {secret.name}, which the administrator names for {host}, is for"
-                " another host, by its key `host`",
+                f"the Secret {secret.name}, which the administrator names for {host}, has a"
+                " key `host` that names another host; correct it",
             )
         check_token(token, f"the key `token` of the Secret {secret.name}")
         return DefaultToken(token, secret.for_private)
@@ -109,7 +109,7 @@ def check_token(token: str, what: str) -> None:
     """Refuse a text that is never sent as a token. what: where it comes from."""
     if not re.fullmatch(r"[!-~]+", token):
         # Checked here because the error of an HTTP library would quote the whole header.
-        raise LoaderError(Reason.SECRET_NOT_FOUND, f"{what} is not one word of printable ASCII")
+        raise LoaderError(Reason.SECRET_NOT_FOUND, f"{what} has blanks or characters that are not printable ASCII")
     if _is_of_service_account(token):
         raise LoaderError(
             Reason.SECRET_NOT_FOUND,

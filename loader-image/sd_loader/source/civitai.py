@@ -277,7 +277,7 @@ def _obstacle(version: VersionAnswer) -> _Obstacle | None:
     """Return why a download of the version may be refused. None if Civitai states no reason."""
     match version.mode:
         case "Archived":
-            words = "was archived by its creator, so that it cannot be downloaded any more"
+            words = "was archived by its creator and can no longer be downloaded"
             return _Obstacle(Reason.SOURCE_NOT_FOUND, words)
         case "TakenDown":
             return _Obstacle(Reason.SOURCE_NOT_FOUND, "was taken down from Civitai")

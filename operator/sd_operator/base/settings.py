@@ -57,7 +57,7 @@ class LoaderSettings:
     """For each host, the Secret with a token in each namespace with models, for loads without
     spec.credentialsSecretRef: huggingface.co=SECRET,HOST=SECRET. `:private` after a Secret's name
     lets it open private repos of the token's owner, too, and `:gateway` lets models use it whose
-    source a caller of the gateway chose. Of a mirror of the Hub, name its host."""
+    source a caller of the gateway chose. For a mirror of the Hub, name its host."""
     max_bytes: int = defaults.MAX_BYTES
     """Size limit of one source, in bytes."""
     retain_previous_seconds: int = defaults.RETAIN_PREVIOUS_SECONDS

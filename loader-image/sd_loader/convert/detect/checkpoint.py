@@ -123,12 +123,12 @@ def _family(tensors: Mapping[str, Tensor], base_model: BaseModelName | None) -> 
         return base_model
     if not evidence:
         raise unsupported(
-            "a checkpoint without the parts by which sd-1 and sd-2 differ: its UNet has no"
+            "a checkpoint without the components by which sd-1 and sd-2 differ: its UNet has no"
             " transformers, and it has no text encoder"
         )
     raise LoaderError(
         Reason.INVALID_SPEC,
-        "the checkpoint's UNet and text encoder do not agree whether it is of sd-1 or sd-2: set"
+        "the checkpoint's UNet and text encoder disagree: one is of sd-1, the other of sd-2; set"
         " spec.baseModel",
     )
 

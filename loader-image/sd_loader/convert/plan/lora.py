@@ -59,7 +59,7 @@ def plan_lora(file: TensorFile, conversion: Conversion) -> FolderPlan:
     kept, warnings = passed_on(metadata, file.left_out, layers, file.tensors, missing=missing)
     if base_model is None:
         warnings += (
-            f"the layers fit {' and '.join(FAMILIES)} models alike; spec.baseModel says which",
+            f"the layers fit models of {' and '.join(FAMILIES)} equally; set spec.baseModel",
         )
     items = _items(layers, file.tensors, _published_names(layers), conversion)
     files: tuple[PlannedFile, ...] = (weights_file(LORA_FILE, [*items.values()], kept),)
@@ -93,7 +93,7 @@ def _plan_transformer(
     missing = TRANSFORMER if lora.style.published_prefix else ""
     kept, warnings = passed_on(metadata, file.left_out, layers, file.tensors, missing=missing)
     if len(families) > 1:
-        warnings += (f"the layers fit {names} models alike; spec.baseModel says which",)
+        warnings += (f"the layers fit models of {names} equally; set spec.baseModel",)
     published = {name: lora.style.published(name) for name in file.tensors}
     items = _items(layers, file.tensors, published, conversion)
     files: tuple[PlannedFile, ...] = (weights_file(LORA_FILE, [*items.values()], kept),)

@@ -292,8 +292,8 @@ def _check_shapes(
     if not _fits(module.shape, (up[0], *down[1:]), dimensions):
         raise LoaderError(
             Reason.CONVERSION_FAILED,
-            f"{halves} change a layer of {[up[0], *down[1:]]}; in {model} {module.name} is"
-            f" [{describe(module.shape, dimensions)}]",
+            f"{halves} change a layer of shape {[up[0], *down[1:]]}, but in {model} the layer"
+            f" {module.name} is [{describe(module.shape, dimensions)}]",
         )
     for half in (Half.BIAS, Half.MAGNITUDE):
         name = layer.names.get(half)

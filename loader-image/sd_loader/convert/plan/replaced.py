@@ -104,7 +104,7 @@ def _of_file(
 ) -> PlannedModel:
     if conversion.safetensors_only and file.format != SAFETENSORS:
         raise LoaderError(
-            Reason.UNSAFE_MODEL, "spec.fromSafetensors asks for safetensors, but it is a pickle"
+            Reason.UNSAFE_MODEL, "spec.fromSafetensors asks for safetensors, but the file is a pickle"
         )
     file = scaled(file)
     refuse_quantized(file.tensors)
@@ -119,7 +119,7 @@ def _of_file(
     found = transformer_file(file.tensors)
     if found is None or found.family.table is None:
         what = "not the transformer of a known family" if found is None else str(found)
-        raise unsupported(f"{what}; wanted is a {component.class_name}")
+        raise unsupported(f"{what}; the pipeline needs a {component.class_name}")
     return transformer_files(file, found, name, component, config, conversion.precision)
 
 

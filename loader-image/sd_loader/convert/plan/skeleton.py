@@ -111,4 +111,4 @@ def _warnings(found: TransformerFile, given: Container[str]) -> tuple[str, ...]:
     left_out += ["VAE"] if found.has_vae and VAE not in given else []
     if not left_out:
         return ()
-    return (f"the file's {' and '.join(left_out)} are left out: the repo's are used",)
+    return (f"not used from the file: {' and '.join(left_out)}; the repo gives them",)
