@@ -159,7 +159,7 @@ def test_url_and_git_revision_must_agree(
 def test_a_download_link_of_civitai_names_a_version(
     url: str, expected: CivitaiModel | None
 ) -> None:
-    """What Civitai says of the version can be looked up. The link itself is called as written."""
+    """The version can be looked up in Civitai's API. The link itself is requested as written."""
     assert civitai_download(url, MIRROR) == expected
 
 
