@@ -26,7 +26,7 @@ from tests.support.kube.cluster import CLAIM, TEST_LABEL, Backend, Cluster
 from tests.support.kube.rawapi import RawApi
 from tests.support.paths import ROOT
 
-# These tests run the cluster tests as on a user's cluster, which is a standalone started here.
+# Slow, because these tests start a standalone and run the cluster tests on it.
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 WORKER = "worker"

@@ -84,7 +84,7 @@ def test_a_card_is_cut_field_by_field_in_a_fixed_order() -> None:
     ],
 )
 def test_a_text_loses_what_is_not_printable(text: str, shown: str) -> None:
-    """This holds for every card, even for one in a result that a taken-over Pod wrote."""
+    """Every card is cleaned, even one in a result that a taken-over Pod wrote."""
     card = Card(title=text, trigger_words=(text,))
     assert (card.title, card.trigger_words) == (shown, (shown,))
     assert Card.decode(json.dumps({"title": text}).encode()).title == shown
@@ -128,7 +128,7 @@ def test_a_card_fills_its_gaps_from_another() -> None:
 
 
 def test_the_lines_of_a_card_name_each_field() -> None:
-    """Many trigger words are counted, not shown."""
+    """The first eight trigger words are shown, and the others are counted."""
     lines = dict(FULL.model_copy(update={"trigger_words": tuple("abcdefghij")}).lines())
     assert len(lines) == len(Card.model_fields)
     assert lines["trigger words"] == "a, b, c, d, e, f, g, h and 2 more"

@@ -244,7 +244,7 @@ def test_an_impossible_spec_is_rejected_with_a_remedy(spec, old, says):
 
 
 def test_no_rule_costs_more_than_an_api_server_allows():
-    """cel-go estimates a call of `matches` at text length / 10 times pattern length / 4.
+    """cel-go estimates a call of `matches` at (text length / 10) * (pattern length / 4).
 
     An API server allows one evaluation of a rule to cost a million (its PerCallLimit).
     """

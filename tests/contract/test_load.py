@@ -163,7 +163,7 @@ def test_a_request_names_a_model_type_only_if_the_spec_does(url: str) -> None:
 def test_a_given_type_must_agree_with_the_found_one(
     given: str | None, found: str | None, is_refused: bool
 ) -> None:
-    """huggingface and custom_ckpt agree, because a repo may consist of one checkpoint."""
+    """The types huggingface and custom_ckpt agree, because a repo may be one checkpoint."""
     words = contradiction(ModelType(given) if given else None, found)
     assert (words is not None) == is_refused
     assert words is None or f"the source is of type {found}" in words

@@ -77,7 +77,7 @@ def test_file_behind_a_link_decides(
 def test_checkpoint_behind_a_link_is_found_while_it_streams(
     containers: Containers, hub: FakeHub, checkpoint: Path
 ) -> None:
-    """Its outline shows the type before its weights are downloaded."""
+    """The outline of a checkpoint shows the type before the weights are downloaded."""
     link = hub.serve_file("/tiny.safetensors", checkpoint)
     assert type_of(containers.load(load_request(link))) == "custom_ckpt"
 

@@ -111,7 +111,7 @@ REFUSED = [
 def test_layers_of_clip_that_do_not_fit_are_refused(
     shapes: Shapes, reason: Reason, words: str
 ) -> None:
-    """diffusers would fail, or would leave out these layers."""
+    """For such layers, diffusers would fail, or would leave them out."""
     with pytest.raises(LoaderError) as caught:
         plan(shapes)
     assert caught.value.reason is reason

@@ -101,7 +101,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], di
 def test_only_the_newest_pipelines_are_unknown_to_the_old_libraries(
     opened: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
-    """If the old libraries can open another family, it must leave NEWER, and is compared, too."""
+    """Every family that the old libraries can open must be compared, so it is not in NEWER."""
     old, new = opened
     assert {family for family, content in old.items() if content is None} == NEWER
     assert None not in new.values()

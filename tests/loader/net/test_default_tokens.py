@@ -24,7 +24,7 @@ BODY = safetensors_bytes({"lora_unet_mid_block_attentions_0_proj_in.lora_down.we
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Settings with a Secret for the Hub and one for another host; only the first has a token."""
+    """Settings with a Secret for each of three hosts; only that for the Hub has a token."""
     settings = Settings(
         credentials_dir=tmp_path / "own",
         default_credentials={
@@ -158,7 +158,7 @@ def test_gated_repo_without_a_token_names_page_and_secret(
 def test_link_that_needs_a_token_names_the_secret(
     hub: FakeHub, settings: Settings, into: Path
 ) -> None:
-    """This holds for every host that has a default Secret."""
+    """Every host that has a default Secret is treated like the Hub."""
     link = hub.serve_file("/x.safetensors", BODY, status=401)
     other = replace(on(hub, settings), hub_endpoint=HUB, allowed_hosts=frozenset({hub.host}))
     with pytest.raises(LoaderError, match="of the Secret hub-token") as caught:

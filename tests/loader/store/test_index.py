@@ -1,4 +1,4 @@
-"""The list of what a namespace offers, for programs that have only the volume."""
+"""A namespace's list of models, for programs that have only the volume."""
 
 from __future__ import annotations
 

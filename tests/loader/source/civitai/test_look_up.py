@@ -360,7 +360,7 @@ def test_a_token_of_another_host_is_not_sent(
 def test_an_endpoint_at_a_private_address_is_called_only_if_the_administrator_named_it(
     civitai: FakeCivitai, usual: Version, settings: Settings, fetch: Fetch
 ) -> None:
-    """The guard knows the endpoint, and every other address stays refused."""
+    """The guard allows the endpoint, and refuses every other private address."""
     elsewhere = replace(settings, allowed_hosts=frozenset())
     error = refusal(fetch, PAGE, of=elsewhere)
     assert error.reason is Reason.ADDRESS_REFUSED  # The files lie at another port.
