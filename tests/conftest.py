@@ -28,9 +28,9 @@ settings.load_profile("few")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Keep the garbage collector from what is imported and collected.
+    """Exclude imported modules and collected tests from garbage collection.
 
-    Torch and thousands of tests are millions of objects that live until the end of the run. A
+    Torch and thousands of tests have millions of objects that live until the end of the run. A
     collection that visits them takes up to a second.
     """
     gc.disable()
@@ -45,7 +45,7 @@ def pytest_collection() -> Generator[None, object, object]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Alternate between files that wait for an API server and files that compute.
 
-    Files that wait leave the processors to others, and take too long to be the last.
+    A file that waits uses little processor time, but takes too long to be the last one.
     """
     waiting = dict.fromkeys(item.path for item in items if item.get_closest_marker("cluster"))
     computing = dict.fromkeys(item.path for item in items if item.path not in waiting)

@@ -41,7 +41,7 @@ def test_the_example_has_the_vendors_eleven_controlnets() -> None:
 
 
 def test_the_starter_catalog_is_that_of_the_gallery() -> None:
-    """`make crd` was run after the list's last change, and the catalog renders it."""
+    """`make crd` writes the gallery's starter models to the catalog, which renders them all."""
     text = (CATALOG / "values-starter.yaml").read_text()
     assert text == starter_values()
     wanted = {starter.name: starter.spec for starter in STARTERS}

@@ -75,7 +75,7 @@ def test_panel_of_a_loaded_model_shows_its_path_and_size() -> None:
 
 
 def test_panel_shows_the_model_card() -> None:
-    """Whoever wrote the card, it cannot control the terminal."""
+    """The card's text cannot send control characters to the terminal."""
     card = {"title": "Fish\x1b[31m", "triggerWords": ["fishy", "scales"], "license": "MIT"}
     status = {**READY["status"], "artifact": {**READY["status"]["artifact"], "card": card}}
     text = printed(views.model_panel({**READY, "status": status}, [], NOW))

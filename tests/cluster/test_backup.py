@@ -50,7 +50,7 @@ def lose(operated: Operated, name: str) -> None:
         operated.cluster.wait_gone("job", job["metadata"]["name"])
 
 
-# test_loads.py has the adoption of retained files.
+# Slow, because test_loads.py also tests the adoption of retained files.
 @pytest.mark.slow
 def test_a_restored_model_adopts_its_files(operated: Operated) -> None:
     """The model has a new uid, and no byte is downloaded. Its old owner is left out."""

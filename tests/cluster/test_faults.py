@@ -28,7 +28,7 @@ def test_killed_before_the_job(operated: Operated) -> None:
     loaded_once(operated)
 
 
-# test_outages.py has a Job that ends unseen, and the next test here a restart.
+# Slow, because test_outages.py tests a Job that ends unseen, and the next test tests a restart.
 @pytest.mark.slow
 def test_killed_during_the_load(light_operated: Operated) -> None:
     """The Job ends while no operator runs; its Pod still has the result."""
@@ -150,7 +150,7 @@ def test_a_job_that_exceeds_its_deadline_is_reported(operated: Operated) -> None
     assert "spec.job.activeDeadlineSeconds" in condition(item, "Ready")["message"]
 
 
-# test_election.py has two operators.
+# Slow, because test_election.py also tests two operators.
 @pytest.mark.slow
 def test_two_operators_do_no_harm(light_operated: Operated) -> None:
     """Two operators may run before one is elected, or while a previous leader still runs."""

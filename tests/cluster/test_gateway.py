@@ -120,7 +120,7 @@ def test_a_vendors_user_loads_verifies_and_deletes(
     assert sorted(map(str, proxy.everywhere)) == [], "it stays in the key's namespace"
 
 
-# tests/operator/reconciler/test_sweeps.py has each step without processes.
+# Slow, because tests/operator/reconciler/test_sweeps.py tests each step without processes.
 @pytest.mark.slow
 def test_sweep_that_is_requested_while_the_operator_is_down_follows(
     operated: Operated, tmp_path: Path

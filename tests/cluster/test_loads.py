@@ -378,7 +378,7 @@ def test_giving_the_files_up_releases_the_resource(shared_light_operated: Operat
     assert (operated.cluster.store / "given-up").is_symlink()
 
 
-# test_namespaces.py deletes a namespace beside the operator's own.
+# Slow, because test_namespaces.py deletes a namespace other than the operator's own.
 @pytest.mark.slow
 def test_a_model_in_a_deleted_namespace_is_released(light_operated: Operated) -> None:
     """No Job can be created in a terminating namespace."""

@@ -48,7 +48,7 @@ def after_checks(operated: Operated, count: int) -> None:
     operated.eventually(lambda: checks(operated) >= before + count, timeout=60)
 
 
-# The next test has the report; tests/operator/rules/test_missing.py has restart and reload.
+# Slow: the next test covers the report, tests/operator/rules/test_missing.py restart and reload.
 @pytest.mark.slow
 def test_a_model_whose_files_are_gone_is_reported_and_reloaded(operated: Operated) -> None:
     """Nothing is downloaded until somebody sets the reload annotation."""

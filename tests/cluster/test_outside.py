@@ -26,7 +26,7 @@ from tests.support.kube.cluster import CLAIM, TEST_LABEL, Backend, Cluster
 from tests.support.kube.rawapi import RawApi
 from tests.support.paths import ROOT
 
-# They test how the cluster tests run on a cluster of yours, on a standalone of their own.
+# Slow, because these tests start a standalone and run the cluster tests on it.
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 WORKER = "worker"

@@ -52,7 +52,7 @@ def test_loads_wait_in_the_queue(light_operated: Operated) -> None:
     assert operated.metrics()["sdmodel_queue_length",] == 0
 
 
-# tests/operator/rules has the manifest and the states of a Job in a Kueue queue.
+# Slow, because tests/operator/rules tests the manifest and the states of a Job in a Kueue queue.
 @pytest.mark.slow
 def test_with_kueue_jobs_wait_suspended(light_operated: Operated) -> None:
     """Kueue admits the Jobs; the operator's own limits are off, and it leaves the Jobs alone."""

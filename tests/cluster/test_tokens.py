@@ -19,7 +19,7 @@ TOKEN = "hf_not-to-be-shown"
 
 
 def test_gated_lora_loads_by_its_repo_id_alone(operated: Operated, tmp_path: Path) -> None:
-    """The status names the Secret until it exists, and the type once the file is read."""
+    """The status names the missing Secret, and has the type once the file is read."""
     (tmp_path / "repo").mkdir()
     write_checkpoint(tmp_path / "repo" / "style.safetensors", LORA)
     operated.hub.add_repo("org/style", tmp_path / "repo", gated=True, token=TOKEN)

@@ -42,7 +42,7 @@ FULL = Card(
 @settings(max_examples=15)
 @given(CARDS)
 def test_each_card_fits_and_no_result_becomes_too_long(card: Card) -> None:
-    """At most 900 bytes of JSON are left, and they are read as they were written."""
+    """A shortened card has at most 900 bytes of JSON, and decoding returns the same card."""
     short = card.short()
     assert (short is None) == (card == Card())
     if short is not None:
@@ -84,7 +84,7 @@ def test_a_card_is_cut_field_by_field_in_a_fixed_order() -> None:
     ],
 )
 def test_a_text_loses_what_is_not_printable(text: str, shown: str) -> None:
-    """It holds for every card, so also for one in a result that a taken-over Pod wrote."""
+    """Every card is cleaned, even one in a result that a taken-over Pod wrote."""
     card = Card(title=text, trigger_words=(text,))
     assert (card.title, card.trigger_words) == (shown, (shown,))
     assert Card.decode(json.dumps({"title": text}).encode()).title == shown
@@ -128,7 +128,7 @@ def test_a_card_fills_its_gaps_from_another() -> None:
 
 
 def test_the_lines_of_a_card_name_each_field() -> None:
-    """Many trigger words are counted, not shown."""
+    """The first eight trigger words are shown, and the others are counted."""
     lines = dict(FULL.model_copy(update={"trigger_words": tuple("abcdefghij")}).lines())
     assert len(lines) == len(Card.model_fields)
     assert lines["trigger words"] == "a, b, c, d, e, f, g, h and 2 more"
@@ -136,7 +136,7 @@ def test_the_lines_of_a_card_name_each_field() -> None:
 
 
 def test_the_status_takes_the_card_of_a_result() -> None:
-    """As the operator copies it."""
+    """The operator copies the card of the result without changes."""
     artifact = Artifact(digest="blake3:" + "b" * 64, size_bytes=8, files=2, card=FULL)
     own = {"path": "m", "immutable_path": "i", "claim_name": "c", "size": "8 B"}
     status = StatusArtifact(**artifact.model_dump(), **own, last_update_time="t")

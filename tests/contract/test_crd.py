@@ -244,9 +244,9 @@ def test_an_impossible_spec_is_rejected_with_a_remedy(spec, old, says):
 
 
 def test_no_rule_costs_more_than_an_api_server_allows():
-    """A call of `matches` costs a tenth of the text times a quarter of the pattern (cel-go).
+    """cel-go estimates a call of `matches` at (text length / 10) * (pattern length / 4).
 
-    One evaluation of a rule may cost a million (PerCallLimit of k8s.io/apiserver).
+    An API server allows one evaluation of a rule to cost a million (its PerCallLimit).
     """
     texts = 2048 / 10
     for _, rule, _ in RULES:

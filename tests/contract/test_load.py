@@ -143,7 +143,7 @@ def test_a_request_of_a_check_names_published_versions(versions: list[object]) -
 
 @pytest.mark.parametrize("url", ["org/name", LINK])
 def test_a_request_names_a_model_type_only_if_the_spec_does(url: str) -> None:
-    """Without one, the loader finds it in the source."""
+    """If the request has no model type, the loader finds the type in the source."""
     assert request(url=url).model_type is None
     assert request(url=url, modelType="vae").model_type is ModelType.VAE
 
@@ -163,7 +163,7 @@ def test_a_request_names_a_model_type_only_if_the_spec_does(url: str) -> None:
 def test_a_given_type_must_agree_with_the_found_one(
     given: str | None, found: str | None, is_refused: bool
 ) -> None:
-    """A repo may consist of one checkpoint, so these two types agree."""
+    """The types huggingface and custom_ckpt agree, because a repo may be one checkpoint."""
     words = contradiction(ModelType(given) if given else None, found)
     assert (words is not None) == is_refused
     assert words is None or f"the source is of type {found}" in words

@@ -159,7 +159,7 @@ def test_url_and_git_revision_must_agree(
 def test_a_download_link_of_civitai_names_a_version(
     url: str, expected: CivitaiModel | None
 ) -> None:
-    """What Civitai says of the version can be looked up. The link itself is called as written."""
+    """The version can be looked up in Civitai's API. The link itself is requested as written."""
     assert civitai_download(url, MIRROR) == expected
 
 
@@ -222,7 +222,7 @@ def test_the_crd_rejects_what_the_reader_refuses_in_the_same_words(url: str) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("url", [url for url in [*MEANT, *REFUSED, *TRAINED] if url])
 def test_the_crd_rejects_the_same_whether_the_model_type_is_given(url: str) -> None:
-    """The rules ask only whether the type is api_trained."""
+    """The rules only distinguish api_trained from all other types."""
     for model_type in (CKPT, WHOLE):
         assert rejections(url, model_type) == expected_rejections(url, model_type)
 

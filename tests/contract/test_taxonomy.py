@@ -51,13 +51,13 @@ flux.1 d 2|not sd1|Nano Banana|七
 
 @pytest.mark.parametrize("slug", SPELLINGS)
 def test_a_familys_name_is_read_as_people_write_it(slug: str) -> None:
-    """The slug, and the names that InvokeAI and Civitai show."""
+    """The slug and the names that InvokeAI and Civitai show mean the same family."""
     texts = [slug, *(text.strip() for text in SPELLINGS[slug].split(","))]
     assert {text: canonical(text) for text in texts} == dict.fromkeys(texts, slug)
 
 
 def test_another_name_is_not_read_as_a_familys() -> None:
-    """A guess would load, or filter, something else."""
+    """A wrong guess would load or filter models of another family."""
     assert [text for text in re.split("[|\n]", OTHERS) if canonical(text)] == []
 
 
@@ -91,5 +91,5 @@ def test_each_family_is_described_and_loads_as_a_pipeline() -> None:
 def test_the_format_says_how_the_folder_is_opened(
     model_type: ModelType, lora: LoraFormat, expected: ArtifactFormat
 ) -> None:
-    """Only an embedding and a LoRA with an adapter for PEFT differ."""
+    """Only embeddings and LoRAs in PEFT's format do not have the format of diffusers."""
     assert published_format(model_type, lora) is expected

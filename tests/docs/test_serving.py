@@ -80,14 +80,14 @@ def pod_of(item: Json) -> Json:
 
 
 def as_typed(item: Json, kind: str) -> Json:
-    """Return the object with the fields of the API's type only; raise ValueError if one lacks."""
+    """Return only the fields that the API's type has; raise ValueError if one is missing."""
     sanitized = client.ApiClient().sanitize_for_serialization(getattr(client, kind).from_dict(item))
     return dict(sanitized)
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 def test_every_object_has_the_fields_of_its_kind(path: Path) -> None:
-    """A predictor of KServe has the fields of a Pod beside its own."""
+    """The predictor of an InferenceService also has the fields of a Pod."""
     for item in objects(path):
         if item["kind"] == "InferenceService":
             assert as_typed(pod_of(item), "V1PodSpec") == pod_of(item)
@@ -116,7 +116,7 @@ def test_every_server_mounts_the_models_read_only(path: Path) -> None:
 
 
 def test_the_deployment_is_admitted_by_the_restricted_standard() -> None:
-    """It runs where Pod Security is as strict as for the operator."""
+    """The server runs under the same Pod Security Standard as the operator."""
     [deployment] = [
         item for item in objects(FOLDER / "diffusers.yaml") if item["kind"] == "Deployment"
     ]
@@ -124,18 +124,18 @@ def test_the_deployment_is_admitted_by_the_restricted_standard() -> None:
 
 
 def test_the_page_names_every_example() -> None:
-    """An example that no page names would not be found."""
+    """Users cannot find an example that the page does not name."""
     named = set(re.findall(r"examples/serving/([\w.-]+\w)", PAGE))
     assert named == {path.name for path in FOLDER.iterdir() if path.is_file()}
 
 
 def get(url: str) -> tuple[int, Json]:
-    """Send a GET request; return the status and the answer."""
+    """Send a GET request; return the status and the body."""
     return _answer(urllib.request.Request(url))
 
 
 def post(url: str, body: Json) -> tuple[int, Json]:
-    """Send a JSON request; return the status and the answer."""
+    """Send a JSON request; return the status and the body."""
     return _answer(urllib.request.Request(url, json.dumps(body).encode(), method="POST"))
 
 

@@ -99,7 +99,7 @@ def test_loading_again_changes_only_the_differences(
 
 
 def test_source_that_a_caller_chose_is_marked(gateway: Gateway, shared_cluster: Cluster) -> None:
-    """The operator gives such a model fewer tokens. Other changes leave the owner's choice."""
+    """The operator gives a marked model fewer tokens. A change of another field adds no mark."""
 
     def mark(model_id: str) -> str | None:
         annotations = shared_cluster.get("sdm", model_id)["metadata"].get("annotations", {})

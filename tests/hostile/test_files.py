@@ -145,7 +145,7 @@ MALICIOUS = {
 }
 
 
-# It tests the samples, with a process that imports torch.
+# Slow: the test checks only the samples, and starts a process that imports torch.
 @pytest.mark.slow
 def test_each_malicious_file_runs_code_in_a_careless_reader(tmp_path, tally):
     """A careless reader in a separate process creates the canary file."""

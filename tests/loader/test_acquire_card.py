@@ -49,7 +49,7 @@ def repo(hub: FakeHub, folder: Path, card_data: object) -> None:
 
 
 def says(monkeypatch: pytest.MonkeyPatch, facts: CivitaiFacts) -> None:
-    """Let Civitai say something of each link."""
+    """Let the look-up at Civitai return these facts for each link."""
     look_up = acquire.look_up
 
     def look_up_at_civitai(*arguments: Any) -> Found:
@@ -72,7 +72,7 @@ def test_the_card_of_a_link_is_in_the_files_metadata(
 def test_the_hubs_card_comes_with_the_listing_of_the_repo(
     hub: FakeHub, settings: Settings, into: Path, tmp_path: Path
 ) -> None:
-    """Its fields come first, and the file's metadata fills the gaps."""
+    """The fields of the Hub's card come first, and the file's metadata fills the gaps."""
     repo(hub, tmp_path / "repo", {"base_model": "org/base", "instance_prompt": "fishy"})
     fetched = fetch(load_request(url="org/style", model_type="lora"), settings, into)
     assert fetched.card == Card(
@@ -89,7 +89,7 @@ def test_the_hubs_card_comes_with_the_listing_of_the_repo(
 def test_what_civitai_says_comes_first(
     hub: FakeHub, settings: Settings, into: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is what people see on the model's page."""
+    """People see Civitai's values on the model's page."""
     facts = CivitaiFacts(version_id=2, model_id=1, model_name="Scales", base_model="Pony")
     says(monkeypatch, facts)
     link = hub.serve_file("/fish.safetensors", BODY)
@@ -114,7 +114,7 @@ def test_a_safe_picture_is_kept_and_a_failure_is_a_warning(
     picture: dict[str, Any],
     warning: str | None,
 ) -> None:
-    """It is not decoded in the container that has the token."""
+    """The picture is not decoded in the container that has the token."""
     image = CivitaiImage(url=hub.serve_file("/image", **picture), nsfw_level=1)
     says(monkeypatch, CivitaiFacts(version_id=2, images=(image,)))
     link = hub.serve_file("/fish.safetensors", BODY)
@@ -145,7 +145,7 @@ def test_no_picture_is_downloaded_that_cannot_be_decoded(
 def test_an_odd_card_does_not_fail_the_load(
     hub: FakeHub, settings: Settings, into: Path, tmp_path: Path, card_data: object
 ) -> None:
-    """What cannot be read is left out."""
+    """Fields that cannot be read are left out."""
     repo(hub, tmp_path / "repo", card_data)
     fetched = fetch(load_request(url="org/style", model_type="lora"), settings, into)
     assert (fetched.card.title, fetched.card.license) == ("style", "MIT")

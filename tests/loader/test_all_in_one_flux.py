@@ -37,7 +37,7 @@ CONVERTER = "convert_flux_transformer_checkpoint_to_diffusers"
 
 
 def converter_for(width: int) -> Callable[..., Any]:
-    """Return diffusers' converter for another width than 3072, which stands in its code."""
+    """Return diffusers' converter for this width instead of 3072, which its code fixes."""
     source = inspect.getsource(getattr(single_file_utils, CONVERTER))
     assert source.count("inner_dim = 3072") == 1
     names = dict(vars(single_file_utils))
@@ -86,7 +86,7 @@ def test_weights_equal_those_of_diffusers(
     peer = FluxPipeline.from_single_file(
         str(path), config=str(published), local_files_only=True, dtype=torch.bfloat16
     )
-    # diffusers 0.42 leaves T5's embedding untied and without numbers: it could not be saved.
+    # diffusers 0.42 leaves T5's embedding untied and without numbers, so saving would fail.
     peer.text_encoder_2.tie_weights()
     peer.save_pretrained(tmp_path / "peer")
     paths = {it.relative_to(published) for it in published.rglob("*.safetensors")}

@@ -106,7 +106,7 @@ def test_an_identifier_loads_by_hand(site: Site) -> None:
 
 
 def test_a_person_gives_the_token_by_variable_or_file(site: Site, tmp_path: Path) -> None:
-    """Both are for the endpoint that is asked about models of Civitai."""
+    """Either token is sent to the configured endpoint of Civitai."""
     (site.containers.credentials / "token").unlink()
     (tmp_path / "token").write_text(TOKEN)
     arguments = ("load", "--url", PAGE, "--store", site.containers.store, "--model-id")
@@ -120,7 +120,7 @@ def test_a_person_gives_the_token_by_variable_or_file(site: Site, tmp_path: Path
 
 
 def test_the_words_of_a_refusal_contain_no_secret(site: Site) -> None:
-    """A server that quotes the token in its error is not believed to mean well."""
+    """A server may quote the token in its error; the message must not repeat the token."""
     body = f'{{"error": "no {TOKEN}"}}'.encode()
     site.civitai.serve_file("/api/v1/models/7", b"", status=403, body=body)
     request = load_request(PAGE, model_type="embeddings", credentials=True)
@@ -131,7 +131,7 @@ def test_the_words_of_a_refusal_contain_no_secret(site: Site) -> None:
 
 @pytest.mark.slow
 def test_a_page_leads_to_a_card_and_a_picture(site: Site) -> None:
-    """What Civitai says is published with the model, without the token that it may quote."""
+    """Civitai's facts are published with the model, without a token that Civitai quotes."""
     png = io.BytesIO()
     Image.new("RGB", (2000, 1000)).save(png, "PNG")
     url = site.civitai.serve_file("/images/cat.png", png.getvalue())

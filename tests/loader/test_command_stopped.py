@@ -61,7 +61,7 @@ def test_stopped_download_continues_in_the_next_pod(
     assert_next_pod_continues(containers, hub, checkpoint)
 
 
-# store/test_killed_loads.py kills a Pod at any step.
+# Slow, because store/test_killed_loads.py kills a Pod at any step.
 @pytest.mark.slow
 def test_killed_download_continues_in_the_next_pod(
     containers: Containers, hub: FakeHub, checkpoint: Path

@@ -81,7 +81,7 @@ def test_second_fine_tune_downloads_only_its_transformer(
 def test_default_repo_of_the_family_gives_the_components(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """A setting names it, and a changed setting reloads nothing."""
+    """A setting names the repo, and the result states its commit."""
     add_repo(hub, tmp_path, skeletons.qwen())
     add_repo(hub, tmp_path, {"model.safetensors": file_of("qwen-image")}, "org/file")
     containers.env["SD_LOADER_DEFAULT_PARTS"] = f"flux=org/other,qwen-image={SKELETON}@main"
@@ -98,7 +98,7 @@ def test_default_repo_of_the_family_gives_the_components(
 def test_wan_gets_its_second_transformer_from_a_file(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """Tensors do not show which of the two a file is: the fields of the spec do."""
+    """The spec decides which of the two transformers a file is; the tensors do not show it."""
     add_repo(hub, tmp_path, skeletons.wan())
     high, low = (hub.serve_file(f"/{seed}", file_of("wan", seed=seed)) for seed in (1, 2))
     ended = load(containers, high, components={"from": SKELETON, "transformer_2": {"url": low}})
@@ -116,7 +116,7 @@ def test_wan_gets_its_second_transformer_from_a_file(
 def test_gated_repo_is_refused_before_the_file_is_requested(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """The remedy needs no second look at a file of many gigabytes."""
+    """The user does not wait for a download of many gigabytes to learn of the licence."""
     add_repo(hub, tmp_path, skeletons.flux(), gated=True, token="hf_token")
     ended = load(containers, hub.serve_file("/file", file_of("flux")))
     failed(
@@ -128,7 +128,7 @@ def test_gated_repo_is_refused_before_the_file_is_requested(
 def test_large_file_of_the_hub_waits_for_the_gated_default_repo(
     containers: Containers, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its header shows the family. Nothing but the header is downloaded."""
+    """The header of the file shows the family. Only the header is downloaded."""
     monkeypatch.setattr(streaming, "LEAST_BYTES", 1)
     monkeypatch.setattr(ranges, "HEAD_BYTES", 1 << 14)
     add_repo(hub, tmp_path, skeletons.flux(), gated=True, token="hf_token")
@@ -214,7 +214,7 @@ def test_repo_that_does_not_fit_is_refused(
     reason: Reason,
     message: str,
 ) -> None:
-    """Nothing of its weights is downloaded, and nothing is published."""
+    """The repo's weights are not downloaded, and no model is published."""
     add_repo(hub, tmp_path, make())
     ended = load(containers, hub.serve_file("/file", file_of("flux")), **fields)
     failed(ended, reason, message)
@@ -225,7 +225,7 @@ def test_repo_that_does_not_fit_is_refused(
 def test_component_of_a_repo_is_replaced_by_a_file(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """A repo in spec.url needs no other repo. Its own transformer is not downloaded."""
+    """A repo in spec.url needs no other repo. The replaced component is not downloaded."""
     add_repo(hub, tmp_path, skeletons.wan())
     url = hub.serve_file("/low", file_of("wan", seed=2))
     ended = load(containers, SKELETON, components={"transformer_2": {"url": url}})
@@ -281,7 +281,7 @@ def test_components_that_mean_nothing_are_refused(
 def test_whole_checkpoint_needs_no_components(
     containers: Containers, hub: FakeHub, tmp_path: Path, checkpoint: Path
 ) -> None:
-    """A field without an effect would hide a mistake."""
+    """A field without an effect is refused, because it would hide a mistake."""
     add_repo(hub, tmp_path, skeletons.flux())
     ended = load(containers, hub.serve_file("/sd15.safetensors", checkpoint))
     failed(ended, Reason.INVALID_SPEC, "spec.components.from: does not apply: the file lacks no")
@@ -294,7 +294,7 @@ def test_whole_checkpoint_needs_no_components(
 def test_load_by_hand_takes_components_from_local_files(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """A component that is not known is refused with the known ones."""
+    """An unknown component is refused, and the message names the known ones."""
     add_repo(hub, tmp_path, skeletons.wan())
     for name, seed in (("high", 1), ("low", 2)):
         (tmp_path / f"{name}.safetensors").write_bytes(file_of("wan", seed=seed))

@@ -1,4 +1,4 @@
-"""Loads of requests without a model type: what the file or repo is decides."""
+"""If a request has no model type, the file or repo decides the type."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VAE = vae_shapes(TINY_SD15)
 CONTROLNET = controlnet_shapes(TINY["sd-1"])
 ADAPTERS = {"lora": LORA, "embeddings": EMBEDDING, "vae": VAE, "controlnet": CONTROLNET}
 PART = {"first_stage_model.decoder.conv_in.weight": (512, 4, 3, 3)}
-"""What a VAE is recognised by."""
+"""A tensor by which a VAE is recognised."""
 ALONE = {**PART, "model.diffusion_model.out.2.weight": (4, 320, 3, 3)}
 """A checkpoint whose UNet is cut off, so that it is not recognised."""
 
@@ -77,7 +77,7 @@ def test_file_behind_a_link_decides(
 def test_checkpoint_behind_a_link_is_found_while_it_streams(
     containers: Containers, hub: FakeHub, checkpoint: Path
 ) -> None:
-    """Its outline shows the type before its weights are downloaded."""
+    """The outline of a checkpoint shows the type before the weights are downloaded."""
     link = hub.serve_file("/tiny.safetensors", checkpoint)
     assert type_of(containers.load(load_request(link))) == "custom_ckpt"
 
@@ -109,7 +109,7 @@ def test_adapter_behind_a_link_is_found_while_it_streams(
 def test_file_with_a_vae_and_more_is_not_a_vae(
     tmp_path: Path, others: Shapes, expected: str
 ) -> None:
-    """Its VAE alone is not what the user means. The first ControlNets came with a checkpoint."""
+    """The user means the whole file. The first ControlNets came with a checkpoint."""
     write_checkpoint(tmp_path / "x.safetensors", {**PART, **others})
     with open_tensor_file(tmp_path / "x.safetensors") as file:
         assert found_type(file.tensors) == expected
@@ -129,7 +129,7 @@ def test_wrong_type_in_the_request_is_refused(
 def test_cut_off_checkpoint_is_refused_as_a_checkpoint(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """Its VAE alone is not what the link stands for."""
+    """The checkpoint's VAE is not published instead of the checkpoint."""
     ended = containers.load(load_request(served(hub, tmp_path, ALONE)))
     failed(ended, Reason.UNSUPPORTED_FORMAT, "")
 
@@ -138,7 +138,7 @@ def test_cut_off_checkpoint_is_refused_as_a_checkpoint(
 def test_only_weights_file_of_a_repo_decides(
     containers: Containers, repo: Path, model_type: str
 ) -> None:
-    """A repo without model_index.json and config.json is a place for one file."""
+    """A repo without model_index.json and config.json stands for its one weights file."""
     write_checkpoint(repo / "some-name.safetensors", ADAPTERS[model_type])
     (repo / "README.md").write_text("a model")
     assert type_of(containers.load(load_request("org/model"))) == model_type
@@ -155,7 +155,7 @@ def test_link_to_a_file_of_a_repo_decides(containers: Containers, hub: FakeHub, 
 def test_config_of_a_component_decides_before_its_weights(
     containers: Containers, repo: Path
 ) -> None:
-    """Weights of diffusers' layout need the config, so that the repo is loaded as a whole."""
+    """Weights in diffusers' layout need the config, so the repo is loaded as a whole."""
     net = TINY["sd-1"]
     (repo / "config.json").write_text(json.dumps(config(net)))
     write_checkpoint(repo / "other.safetensors", LORA)
@@ -201,7 +201,7 @@ def test_sdxl_embedding_in_two_files_is_found(containers: Containers, repo: Path
 def test_option_that_the_found_type_cannot_have_is_refused(
     fields: dict[str, Any], message: str
 ) -> None:
-    """The words are those of a spec that names the type."""
+    """The message is that of a spec that names the type."""
     asked = load_request("https://models.example.com/a", **fields)
     refuse_impossible(conversion_of(asked))
     with pytest.raises(LoaderError, match=message):
@@ -211,14 +211,14 @@ def test_option_that_the_found_type_cannot_have_is_refused(
 def test_options_of_a_found_lora_are_used(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """They are not refused before the type is known."""
+    """The options of a LoRA are not refused before the type is known."""
     asked = load_request(served(hub, tmp_path, LORA), lora={"format": "peft"})
     assert type_of(containers.load(asked)) == "lora"
     assert (containers.store / "model" / "adapter_config.json").is_file()
 
 
 def test_only_a_whole_model_is_rendered_by_default() -> None:
-    """The operator plans the Job as for a checkpoint, before anybody knows the type."""
+    """The operator plans the Job as for a checkpoint, because the type is not known yet."""
     asked = load_request("org/model").model_copy(update={"render_if_pipeline": True})
     assert conversion_of(asked, ModelType.HUGGINGFACE).verify.render
     assert not conversion_of(asked, ModelType.VAE).verify.render
@@ -237,7 +237,7 @@ def test_file_by_hand_shows_its_type(containers: Containers, tmp_path: Path) -> 
 def test_published_version_of_another_type_is_refused(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """Both requests have the same load hash: the type that is planned for is part of it."""
+    """Both requests have the same load hash, because an unknown type is planned as a checkpoint."""
     link = served(hub, tmp_path, LORA)
     assert type_of(containers.load(load_request(link))) == "lora"
     given = load_request(link, model_type="custom_ckpt")
@@ -249,7 +249,7 @@ def test_published_version_of_another_type_is_refused(
 def test_download_is_taken_over_from_a_request_with_the_wrong_type(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """The type that the other request named is not the type that its download showed."""
+    """The download shows another type than the one that the first request named."""
     link = served(hub, tmp_path, LORA)
     assert containers.fetch(load_request(link, model_type="custom_ckpt")).code == 0
     assert type_of(containers.load(load_request(link))) == "lora"

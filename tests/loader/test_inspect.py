@@ -27,7 +27,7 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_a_published_model_shows_its_whole_card(model: Path) -> None:
-    """The result and the status have only a short one."""
+    """The result and the status have only a short card."""
     found = inspect_published(model)
     assert found.card == CARD
     assert found.files == len(FILES)
@@ -38,13 +38,13 @@ def test_a_published_model_shows_its_whole_card(model: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"[" * 5000, b"x" * (1 << 20)])
 def test_an_altered_card_is_not_shown(model: Path, content: bytes) -> None:
-    """The short card of the receipt stands in for it."""
+    """The short card of the receipt is shown instead."""
     (model / CARD_FILE).write_bytes(content)
     assert inspect_published(model).card == CARD.short()
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:
-    """The message says what can be given."""
+    """The message names what the command accepts."""
     with refused(Reason.NOT_A_MODEL, "give a model file, or the folder of a published model"):
         inspect_published(tmp_path)
 

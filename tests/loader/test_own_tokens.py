@@ -45,7 +45,7 @@ def sent(hub: FakeHub) -> set[str | None]:
 
 
 def test_token_of_the_hub_comes_from_the_environment(containers: Containers, hub: FakeHub) -> None:
-    """It is the variable that other programs read, and opens private repos."""
+    """HF_TOKEN, which other programs read as well, opens private repos."""
     ended = load(containers, "org/style", HF_TOKEN=TOKEN)
     assert ended.code == ExitCode.DONE, ended.stderr
     assert sent(hub) == {f"Bearer {TOKEN}"}
@@ -54,7 +54,7 @@ def test_token_of_the_hub_comes_from_the_environment(containers: Containers, hub
 def test_token_file_is_for_the_host_of_the_source(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """It takes precedence over the variables."""
+    """The token file takes precedence over the variables."""
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     ended = load(containers, "org/style", "--token-file", tmp_path / "token", HF_TOKEN="hf_other")
     assert ended.code == ExitCode.DONE, ended.stderr

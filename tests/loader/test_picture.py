@@ -56,7 +56,7 @@ def bomb(width: int, height: int) -> bytes:
     ],
 )
 def test_a_picture_becomes_a_jpeg(image: Image.Image, kind: str) -> None:
-    """Whatever its colours are. Transparent parts become white."""
+    """The JPEG is RGB for any colours of the picture. Transparent parts become white."""
     found = decoded(reencoded(encoded(image, kind)))
     assert (found.size, found.mode) == ((40, 30), "RGB")
     if image.mode == "RGBA":
@@ -64,13 +64,13 @@ def test_a_picture_becomes_a_jpeg(image: Image.Image, kind: str) -> None:
 
 
 def test_a_wide_picture_is_made_smaller() -> None:
-    """It keeps its shape."""
+    """The picture keeps its proportions."""
     found = decoded(reencoded(encoded(Image.new("L", (2 * MAX_WIDTH, 600)), "PNG")))
     assert found.size == (MAX_WIDTH, 300)
 
 
 def test_metadata_is_dropped() -> None:
-    """Camera data, comments, prompts and colour profiles; a turned picture is turned."""
+    """Camera data, comments, prompts and colour profiles are removed; the rotation is applied."""
     exif = Image.Exif()
     exif[0x0112] = 6
     exif[0x010E] = SECRET.decode()
@@ -104,13 +104,13 @@ def test_other_files_and_bombs_are_not_decoded(content: bytes, message: str) -> 
 
 
 def test_the_decoder_runs_in_a_process_of_its_own() -> None:
-    """Its failure has a message of one line."""
+    """The process returns the picture as a JPEG."""
     assert decoded(published(encoded(Image.new("RGB", (40, 30)), "WEBP"))).size == (40, 30)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("content", [b"\xff\xd8\xff" * 100, bomb(100, 100), bomb(1 << 30, 1 << 30)])
 def test_a_decoder_that_fails_says_so(content: bytes) -> None:
-    """Whatever a decoder raises, the load goes on."""
+    """Every failure of a decoder becomes a PictureError with a message of one line."""
     with pytest.raises(PictureError, match=r"^[^\n]{1,120}$"):
         published(content)

@@ -156,7 +156,7 @@ class Load:
         return self.containers.folder / "defaults"
 
     def keep_default(self) -> dict[str, str]:
-        """Mount the token as the administrator's for the source's host. Return the variables."""
+        """Mount the token as the administrator's for the source's host; return the variables."""
         host = self.servers.source.host
         self.defaults.mkdir(exist_ok=True)
         (self.defaults / f"{host.replace(':', '_')}.token").write_text(TOKEN)

@@ -32,7 +32,7 @@ def card_in(root: Path) -> Card:
 
 @pytest.mark.usefixtures("parts")
 def test_the_whole_card_is_published_and_a_short_one_reported(tmp_path: Path) -> None:
-    """The receipt lists its file, and keeps the short card for a later Pod's result."""
+    """The receipt lists the card's file, and keeps the short card for a later Pod's result."""
     result = loaded(tmp_path)
     assert card_in(tmp_path) == CARD
     assert result.artifact is not None
@@ -61,7 +61,7 @@ def test_the_card_is_not_part_of_the_digest(parts: Parts, tmp_path: Path) -> Non
 
 
 def test_an_adopted_version_keeps_its_card(parts: Parts, tmp_path: Path) -> None:
-    """Nothing is asked again."""
+    """The source is not requested again."""
     first = loaded(tmp_path)
     removed(tmp_path, OWNER, retain=True)
     parts.fetch_error = AssertionError("fetched again")
@@ -75,7 +75,7 @@ def test_an_adopted_version_keeps_its_card(parts: Parts, tmp_path: Path) -> None
 def test_the_picture_of_the_source_is_published_beside_the_model(
     parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is in the receipt, but not in the digest, and an adopted version keeps it."""
+    """The picture is in the receipt, but not in the digest, and an adopted version keeps it."""
     monkeypatch.setattr(stages, "published_picture", lambda content: b"encoded " + content)
     parts.picture = b"picture"
     result = loaded(tmp_path)
@@ -92,7 +92,7 @@ def test_the_picture_of_the_source_is_published_beside_the_model(
 def test_a_picture_that_cannot_be_decoded_is_a_warning(
     parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The model is published without it."""
+    """The model is published without the picture."""
 
     def fail(_: bytes) -> bytes:
         raise PictureError("it has 9x9 pixels")
@@ -107,7 +107,7 @@ def test_a_picture_that_cannot_be_decoded_is_a_warning(
 def test_the_word_of_an_embedding_is_the_one_that_is_published(
     parts: Parts, tmp_path: Path
 ) -> None:
-    """The conversion decides it, since a file's own name may not be usable in prompts."""
+    """The conversion decides the word, since a file's own name may not be usable in prompts."""
     parts.card, parts.word = Card(word="own", author="someone"), "<m>"
     loaded(tmp_path)
     assert card_in(tmp_path) == Card(word="<m>", author="someone")

@@ -29,7 +29,7 @@ def test_each_token_is_for_its_own_host() -> None:
 
 
 def test_operator_reads_the_setting_and_it_has_no_token() -> None:
-    """Private repos of the user may be loaded: models and token are theirs."""
+    """The setting allows private repos, because models and tokens belong to the same user."""
     setting = setting_of(own_tokens(ENV, ""))
     assert "mine" not in setting
     assert "mine" not in repr(own_tokens(ENV, ""))
@@ -44,7 +44,7 @@ def test_operator_reads_the_setting_and_it_has_no_token() -> None:
 
 
 def test_secret_has_the_newest_token(tmp_path) -> None:
-    """A restart with another token replaces it."""
+    """A restart with another token replaces the Secret's token."""
     api = ApiServer("token", tmp_path)
     api.provide({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
     for text in ("old", "new"):
@@ -69,7 +69,7 @@ def test_projected_volume_shows_several_secrets() -> None:
 
 
 def test_projected_volume_of_another_kind_is_refused() -> None:
-    """A service account's token could be projected, too."""
+    """A projected volume could also have a service account's token."""
     volume = {"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}
     with pytest.raises(RefusedError, match="serviceAccountToken"):
         secrets_of(volume)

@@ -59,7 +59,7 @@ def test_edit_changes_one_field_and_keeps_the_others(shared_cluster, site):
     ],
 )
 def test_refused_edit_names_the_field(shared_cluster, site, field, value, message):
-    """The form keeps the text, and the model stays as it is. The preview says the same."""
+    """The form keeps the text, and the model does not change. The preview has the same message."""
     name = field.rpartition(".")[2]
     gallerymodels.make(shared_cluster, f"refused-{name}", url=LINK)
     form = edit_form(site, f"refused-{name}") | {field: value}
@@ -94,7 +94,7 @@ def test_model_is_suspended_resumed_and_loaded_as_another_type(shared_cluster, s
 
 
 def test_several_models_are_deleted_with_one_confirmation(shared_cluster, site):
-    """The confirmation names them; a model that was made again meanwhile stays."""
+    """The confirmation names the models. A model that was recreated after it is not deleted."""
     for name in ("many-a", "many-b", "many-c"):
         policy = "Retain" if name == "many-b" else "Delete"
         gallerymodels.make(shared_cluster, name, url=LINK, deletionPolicy=policy)

@@ -102,7 +102,7 @@ def test_progress_updates_without_a_reload(visitor: Tab, shared_cluster: Cluster
     page.locator("#snippet").wait_for()
 
 
-# The test before this one has the list, too.
+# The list is slow, because the test before this one also covers it.
 @pytest.mark.parametrize(
     "path",
     [

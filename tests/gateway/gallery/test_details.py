@@ -1,4 +1,4 @@
-"""Tests of a model's page: its values, and what the page shows of them in which order."""
+"""Tests of a model's page: its values, what the page shows, and in which order."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_page_of_an_embedding_shows_its_word():
 
 
 def test_files_and_origin_are_shown_apart():
-    """The facts have size, digest and path of the published folder, and what was downloaded."""
+    """The files have size, digest and path of the folder; the origin has the download's size."""
     kind = {"baseModel": "flux", "variant": "dev_fill", "format": "diffusers"}
     model = body(ready(UID, "sketch", sharedBytes=1_900_000_000, loraRank=8, **kind))
     model["metadata"]["creationTimestamp"] = times.stamp(NOW - timedelta(minutes=5))
@@ -134,7 +134,7 @@ def test_files_and_origin_are_shown_apart():
 
 
 def test_preview_names_its_prompt_if_the_spec_still_has_it():
-    """After an edit of the spec, nobody knows which prompt the published preview had."""
+    """After an edit of the spec, the prompt of the published preview is not known."""
     model = body(verify={"prompt": "a fox", "steps": 4})
     wanted = Model.from_body(model).wanted
     model["status"] = ready(UID, "sketch", immutablePath=f".store/{UID}/{wanted}")
@@ -186,7 +186,7 @@ def test_page_of_a_failed_model_unfolds_its_conditions():
     ],
 )
 def test_page_shows_the_servers_that_open_the_model(base, servers):
-    """The command resolves the link once, because a reload moves it."""
+    """Each command resolves the link once, because a reload changes the link's target."""
     detail = details.detail(body(ready(UID, "sketch", baseModel=base)), NOW)
     commands = [server.command for server in detail.servers]
     assert [" ".join(command.split()[:2]) for command in commands] == servers
@@ -207,7 +207,7 @@ def store_with(tmp_path: Path, content: str) -> Path:
 
 
 def test_components_are_read_from_the_receipt(tmp_path):
-    """They are folders and files, the largest first; the preview is not one of them."""
+    """The components are folders and files, the largest first, without the preview."""
     model = body(ready(UID, "sketch"))
     store = store_with(tmp_path, json.dumps(RECEIPT))
     receipt = components.read(store, Model.from_body(model))

@@ -29,7 +29,7 @@ def patch(spec: dict, **texts: str) -> dict:
 
 
 def test_form_shows_the_spec_without_defaults_and_secrets():
-    """A default is the empty choice of its field, and a url loses its secret parts."""
+    """A field at its default shows the empty choice, and a url is shown without secret parts."""
     shown = edits.texts(SPEC | {"webhook": SECRET})
     assert {path: text for path, text in shown.items() if text} == {
         "spec.url": "https://example.com/m.safetensors",
@@ -41,7 +41,7 @@ def test_form_shows_the_spec_without_defaults_and_secrets():
 
 
 def test_fields_that_cannot_change_are_not_in_the_form():
-    """The API server refuses another name, model id or PVC."""
+    """The API server rejects another name, model id or PVC."""
     paths = {field.path for field in edits.FIELDS}
     assert not paths & {"metadata.name", "spec.modelId", "spec.storage.claimName"}
 
@@ -97,7 +97,7 @@ def applied(target: object, change: object) -> object:
 @settings(max_examples=50)
 @given(_OBJECTS, _OBJECTS)
 def test_patch_turns_one_object_into_the_other(old, new):
-    """The patch is empty if they are equal."""
+    """The patch is empty if the two objects are equal."""
     change = edits.merge_patch(old, new)
     assert applied(old, change) == new
     if old == new:

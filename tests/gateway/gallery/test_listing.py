@@ -179,7 +179,7 @@ def list_page(cards, shown, chosen, digest=""):
 
 
 def test_list_can_be_compact_and_have_check_boxes():
-    """Filters, order and view are kept by each other's links and forms."""
+    """Each link and form keeps the filter, the order and the view that it does not change."""
     chosen = Filter("ink", sort="newest", view="compact", select=True)
     text = list_page(SHELF, SHELF[:1], chosen)
     assert '<ul class="cards compact">' in text

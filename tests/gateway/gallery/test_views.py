@@ -80,7 +80,7 @@ def test_every_model_type_has_its_own_display_name():
 
 
 def test_model_without_a_preview_has_a_picture_of_its_own():
-    """The picture follows from the name."""
+    """The picture depends only on the model's name."""
     pictures = {art(f"model-{number}") for number in range(100)}
     assert len(pictures) == 100
     assert art("model-1") in pictures

@@ -72,7 +72,7 @@ def test_headline_states_a_model_in_one_sentence(status, options, text):
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_remedy_of_every_reason_is_shown_once(reason):
-    """The headline has the remedy. Ready repeats the message of Stalled, which is left out."""
+    """The headline has the remedy. Ready is shown without its message, which Stalled also has."""
     model = Model.from_body(body(failed(reason, "It is so")))
     head = words.headline(model, NOW)
     first, second = words.conditions(model, NOW)
@@ -99,7 +99,7 @@ def test_messages_name_the_forms_labels_and_the_buttons(message, text):
 
 
 def test_events_are_in_words():
-    """Events of others keep their reason."""
+    """Events of other programs keep their reason."""
     items = [
         {"reason": reason, "message": "Set spec.url", "type": "Warning", "lastTimestamp": None}
         for reason in (*EventReason, "Odd", None)
@@ -128,7 +128,7 @@ def run(status: dict, **options: object) -> steps.Run | None:
     ],
 )
 def test_running_load_has_a_current_step(phase, stage, current):
-    """The steps before it are done; those after it come next."""
+    """The steps before the current one are done; the steps after it come next."""
     progress = {"progress": {"stage": stage, "text": "x"}} if stage else {}
     shown = run({"phase": phase.value, **progress})
     assert shown is not None

@@ -55,7 +55,7 @@ def image(level: int | None, name: str = "a", *, is_video: bool = False) -> Civi
     ],
 )
 def test_a_card_has_what_civitai_says(facts: CivitaiFacts, card: Card) -> None:
-    """A version without its model's answer has neither creator nor licence."""
+    """If the API does not describe the model, the card has neither creator nor licence."""
     assert card_of_civitai(facts, ENDPOINT) == card
 
 
@@ -90,13 +90,13 @@ def test_only_a_picture_that_is_rated_as_safe_is_taken(
     ],
 )
 def test_a_licence_is_said_in_words(licence: CivitaiLicence, words: str | None) -> None:
-    """It names what the creator demands or forbids."""
+    """The licence names what the creator demands or forbids."""
     card = card_of_civitai(CivitaiFacts(version_id=2, licence=licence), ENDPOINT)
     assert card.license == words
 
 
 def test_the_page_of_a_mirror_has_no_login() -> None:
-    """The endpoint of a mirror may contain one."""
+    """The endpoint of a mirror may contain a login, which must not be published."""
     facts = CivitaiFacts(version_id=2, model_id=1)
     card = card_of_civitai(facts, "https://user:password@mirror.example.com/civitai")
     assert card.page == "https://mirror.example.com/civitai/models/1?modelVersionId=2"

@@ -69,7 +69,7 @@ def test_a_card_has_what_the_front_matter_says(
 
 
 def test_the_page_has_no_login() -> None:
-    """The endpoint of a mirror may contain one."""
+    """The endpoint of a mirror may contain a login, which must not be published."""
     card = card_of_repo("org/style", "https://user:password@mirror.example.com/hub/", {})
     assert card.page == "https://mirror.example.com/hub/org/style"
 

@@ -115,7 +115,7 @@ def test_the_base_model_has_its_trade_name(metadata: dict[str, str], based_on: s
 def test_trigger_words_are_the_tags_of_nearly_all_images(
     metadata: dict[str, str], words: tuple[str, ...]
 ) -> None:
-    """A trigger word is in each caption of its folder."""
+    """A trigger word is in nearly every caption of its folder."""
     assert card_of_metadata(metadata).trigger_words == words
 
 
@@ -123,7 +123,7 @@ def test_trigger_words_are_the_tags_of_nearly_all_images(
     "resolution", ["", "1024", "x", "1x1", "9999999x9", "1024x1024x1024", "१०२४", "1" * 5000]
 )
 def test_a_resolution_has_two_sides(resolution: str) -> None:
-    """Anything else is left out, and a single number is a square."""
+    """A single number means a square, and any other text is left out."""
     found = card_of_metadata({"modelspec.resolution": resolution}).resolution
     assert found == ("1024x1024" if resolution == "1024" else None)
 
@@ -134,7 +134,7 @@ NAMES = ("modelspec.title", "modelspec.trigger_phrase", "ss_output_name", "ss_sd
 @settings(max_examples=25)
 @given(st.dictionaries(st.sampled_from(NAMES), st.text('a \x1b\u202e\n"<\ud7ff🦊/', max_size=400)))
 def test_whatever_the_metadata_says_a_card_comes_of_it(metadata: dict[str, str]) -> None:
-    """Control and bidi characters go, and the rest is cut."""
+    """Control and bidi characters are removed, and long texts are cut."""
     card = card_of_metadata(metadata)
     assert Card.decode(card.encode().encode()) == card
     assert "\x1b" not in card.encode()

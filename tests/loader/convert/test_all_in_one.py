@@ -181,7 +181,7 @@ def test_clip_may_lack_its_prefix(opened: OpenFiles, configs: Path, prefix: str)
 def test_missing_components_are_named(
     opened: OpenFiles, lacking: tuple[str, ...], components: tuple[str, ...]
 ) -> None:
-    """A repo can give them; without one, the message has them in words."""
+    """A repo can give the components; without one, the message names the missing ones."""
     shapes = {name: s for name, s in whole("sd-3").items() if not name.startswith(lacking)}
     needed = needs(file_of(shapes), conversion())
     assert needed.family == "sd-3"
@@ -241,7 +241,7 @@ def test_repo_without_the_tokenizer_is_refused(opened: OpenFiles, tmp_path: Path
 
 
 def test_spec_that_names_another_family_is_refused(opened: OpenFiles, configs: Path) -> None:
-    """Its own family is accepted."""
+    """A spec that names the file's own family is accepted."""
     found = planned(opened, configs, whole("sd-3"), base_model=BaseModelName.SD3)
     assert (found.base_model, found.variant) == ("sd-3", "3.5_medium")
     with pytest.raises(LoaderError) as caught:

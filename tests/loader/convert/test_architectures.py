@@ -27,8 +27,8 @@ ROWS = tuple(
     Row("huggingface", model.title, "diffusers repo", "save_pretrained", model.pipeline)
     for model in MODELS
 )
-# The model that `make test` runs. The test of checkpoints has SD 1 and SDXL, and that of repo
-# checks has further input channels and smaller UNets. `make test-all` runs all.
+# `make test` runs only this model: test_checkpoint.py covers SD 1 and SDXL, test_repo_check.py
+# further input channels and smaller UNets. `make test-all` runs all.
 QUICK = ("SD 2.1 (768, v)",)
 PREFIX = "text_model."
 WITHOUT_PREFIX = "text_encoder/model.safetensors"

@@ -74,7 +74,7 @@ def test_the_folder_of_a_pipeline_is_enough(tmp_path: Path) -> None:
 
 
 def test_the_index_of_shards_is_fetched_and_code_is_not() -> None:
-    """It shows whether a shard lacks a tensor. Files that the model does not need are left out."""
+    """The index shows whether a tensor is missing. Other files are not needed."""
     files = {name: RepoFile(name, len(it)) for name, it in repo("FLUX.1", shards=2).items()}
     others = {name: RepoFile(name, 1) for name in ("net.py", "README.md", "net.safetensors")}
     component = parse_component(repo("FLUX.1")["config.json"], ModelType.CONTROLNET)
@@ -83,7 +83,7 @@ def test_the_index_of_shards_is_fetched_and_code_is_not() -> None:
 
 
 def test_a_class_without_known_tensors_is_checked_by_names(tmp_path: Path) -> None:
-    """The status states it, as for a whole pipeline of such a family."""
+    """`checked` in the status states this, as for a whole pipeline of such a family."""
     config = {"_class_name": "AutoencoderKLWan", "z_dim": 4, "base_dim": 4}
     files = {"config.json": json.dumps(config).encode(), WEIGHTS: empty_weights(WAN_VAE)}
     out, converted = publish(files, tmp_path, "vae")
@@ -93,7 +93,7 @@ def test_a_class_without_known_tensors_is_checked_by_names(tmp_path: Path) -> No
 
 
 def test_each_class_is_a_model_of_the_generated_list() -> None:
-    """Its config has an entry there, so that only documented keys are published."""
+    """The list has the config keys of each class, so only documented keys are published."""
     for names in OTHER_FAMILIES.values():
         for name in names:
             assert classes.role("diffusers", name) is classes.Role.MODEL

@@ -137,7 +137,7 @@ CASES = [Case(row, "fp16", None) for row in FILES] + [
 ]
 
 
-# What `make test` runs: each family, layout and container, and a cast to more bits. `make test-all`
+# `make test` runs each family, layout and container, and a cast to more bits. `make test-all`
 # runs all cases.
 QUICK = (
     Case(FILES[0], "fp16", "fp32"),

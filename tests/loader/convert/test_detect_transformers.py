@@ -169,7 +169,7 @@ CONTROLNETS = [
 
 @pytest.mark.parametrize(("family", "names"), CONTROLNETS)
 def test_a_controlnet_is_not_taken_for_its_transformer(family: str, names: tuple[str, ...]) -> None:
-    """It has names of the transformer that it controls. Each model type refuses it alike."""
+    """A ControlNet has names of its transformer's tensors. Each model type has the same message."""
     file = TensorFile(Path("net"), -1, "safetensors", tensors(*names))
     for wanted in ("custom_ckpt", "controlnet", "vae", "lora", "embeddings"):
         with ExitStack() as stack, pytest.raises(LoaderError) as caught:

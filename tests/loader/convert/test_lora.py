@@ -67,7 +67,7 @@ CASES.append(Case("sd15", "kohya", LEGACY))
 ROWS: tuple[Row, ...] = tuple(case.row for case in CASES)
 
 
-# What `make test` runs: each family and style. The tests of scales and of checkpoints have kohya's
+# `make test` runs each family and style. The tests of scales and of checkpoints cover kohya's
 # names for SDXL and .bin files. `make test-all` runs all cases.
 QUICK = (
     Case("sd15", "kohya", LEGACY),

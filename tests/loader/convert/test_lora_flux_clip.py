@@ -1,4 +1,4 @@
-"""A LoRA of FLUX.1 may change CLIP as well, in the styles in which diffusers reads that."""
+"""A LoRA of FLUX.1 may also change CLIP, in the styles that diffusers reads for CLIP."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def plan(shapes: Shapes, metadata: dict[str, str] | None = None, **options: Any)
 
 @pytest.mark.parametrize(("style", "prefix"), WITH_CLIP)
 def test_the_layers_of_clip_are_published(style: LoraStyle, prefix: str) -> None:
-    """They show that the LoRA is not of Chroma or Qwen-Image, which have no CLIP."""
+    """These layers exclude Chroma and Qwen-Image, which have no CLIP."""
     shapes = transformer(style) | clip_shapes(style, prefix)
     planned = plan(shapes)
     assert {item.name for item in planned.weights[0].items} == shapes.keys()
@@ -53,7 +53,7 @@ def test_the_layers_of_clip_are_published(style: LoraStyle, prefix: str) -> None
 
 
 def test_names_of_clip_without_text_model_get_it() -> None:
-    """Trainers with a new version of transformers leave it out, and older versions need it."""
+    """Newer versions of transformers leave out `text_model.`, and older versions need it."""
     shapes = transformer(PEFT) | {
         name.replace("text_model.", ""): shape
         for name, shape in clip_shapes(PEFT, "text_encoder.").items()
@@ -111,7 +111,7 @@ REFUSED = [
 def test_layers_of_clip_that_do_not_fit_are_refused(
     shapes: Shapes, reason: Reason, words: str
 ) -> None:
-    """Without that, diffusers would fail, or leave them out."""
+    """For such layers, diffusers would fail, or would leave them out."""
     with pytest.raises(LoaderError) as caught:
         plan(shapes)
     assert caught.value.reason is reason
@@ -129,7 +129,7 @@ def test_layers_of_clip_that_do_not_fit_are_refused(
 def test_spec_base_model_decides_between_families(
     given: BaseModelName | None, metadata: dict[str, str], found: str
 ) -> None:
-    """It comes before what the metadata state."""
+    """The spec takes precedence over the metadata."""
     planned = plan(transformer(KOHYA), metadata, base_model=given)
     assert (planned.base_model, planned.warnings) == (found, ())
     with pytest.raises(LoaderError) as caught:

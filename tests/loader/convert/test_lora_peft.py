@@ -81,7 +81,7 @@ def test_peft_makes_the_changes_that_diffusers_makes(tmp_path, family, style):
 
 
 @pytest.mark.slow
-# peft takes every bias of its own for a shard of a distributed run.
+# peft mistakes each of its own biases for a shard of a distributed run, and warns.
 @pytest.mark.filterwarnings("ignore:.*LoRA tensor.s. have invalid shape")
 @pytest.mark.parametrize(
     "options",

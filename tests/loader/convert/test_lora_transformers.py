@@ -208,7 +208,7 @@ def test_a_faulty_lora_is_refused(case):
 
 @pytest.mark.parametrize("family", ["flux", "chroma"])
 def test_the_spec_decides_between_families_that_a_lora_fits(family):
-    """It takes precedence over the metadata."""
+    """The spec takes precedence over the metadata."""
     planned = plan(
         FLUX_AND_CHROMA, {"ss_base_model_version": "flux1"}, base_model=BaseModelName(family)
     )

@@ -136,7 +136,7 @@ VARIANTS = [
         marks=pytest.mark.slow,
     ),
 ]
-# What `make test` runs: one of each family, one with more channels, and a smaller UNet.
+# `make test` runs one of each family, one with more channels, and a smaller UNet.
 # `make test-all` runs all.
 QUICK = ("SD 2 base (512)", "SDXL refiner", "SD 1.5 inpainting", "BK-SDM tiny")
 

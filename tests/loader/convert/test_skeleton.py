@@ -109,7 +109,7 @@ def test_file_in_diffusers_layout_keeps_its_names(tmp_path: Path) -> None:
 
 
 def test_vae_of_the_file_is_used(tmp_path: Path) -> None:
-    """The published files of Stable Diffusion 3.5 have one, too."""
+    """The files that Stability AI publishes for Stable Diffusion 3.5 also contain a VAE."""
     tensors = {name: ("BF16", it) for name, it in original_shapes("flux").items()}
     file = packed({**tensors, **vae_tensors("first_stage_model.")})
     repo = flux()
@@ -120,7 +120,7 @@ def test_vae_of_the_file_is_used(tmp_path: Path) -> None:
 
 
 def test_vae_that_no_table_describes_comes_from_the_repo(tmp_path: Path) -> None:
-    """The user is told that the file's own is not used."""
+    """A warning states that the file's own VAE is not used."""
     tensors = {name: ("BF16", it) for name, it in original_shapes("wan").items()}
     file = packed({**tensors, "vae.encoder.conv1.weight": ("BF16", (4,))})
     _out, result = made(tmp_path, file, skeletons.wan())
@@ -129,7 +129,7 @@ def test_vae_that_no_table_describes_comes_from_the_repo(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("layout", ["original", pytest.param("diffusers", marks=pytest.mark.slow)])
 def test_vae_of_the_spec_replaces_the_others(tmp_path: Path, layout: str) -> None:
-    """Either layout of a single file is read. The config is the repo's."""
+    """The VAE's file may have either layout. The published config is that of the repo."""
     vae = vae_tensors()
     if layout == "diffusers":
         _, result = made(tmp_path / "first", file_of("flux"), flux(), {"vae": packed(vae)})
@@ -142,7 +142,7 @@ def test_vae_of_the_spec_replaces_the_others(tmp_path: Path, layout: str) -> Non
 
 
 def test_text_encoder_of_another_repo_replaces_the_pipelines_own(tmp_path: Path) -> None:
-    """It keeps its own config and its shards."""
+    """The text encoder keeps its own config and its shards."""
     other = familyrepos.sharded("", "model", [{"x": ("BF16", (8,))}, {"y": ("BF16", (8,))}])
     given = {name.removeprefix("/"): content for name, content in other.items()}
     own = familyrepos.t5_config() | {"d_ff": 24}
@@ -217,7 +217,7 @@ def test_component_that_does_not_fit_is_refused(
 
 
 def test_second_transformer_must_be_of_the_same_family(tmp_path: Path) -> None:
-    """The two of Wan 2.2 have one config each."""
+    """The two transformers of Wan 2.2 have a config each."""
     with pytest.raises(LoaderError, match="transformer_2 from elsewhere: the file is the transf"):
         made(tmp_path, file_of("wan"), skeletons.wan(), {"transformer_2": file_of("flux")})
 

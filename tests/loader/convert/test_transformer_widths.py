@@ -49,7 +49,7 @@ def test_each_table_has_a_name_in_the_contract() -> None:
 
 
 def test_config_of_the_same_model_agrees() -> None:
-    """The output's channels follow from the input's if the config leaves them open."""
+    """If the config does not state the output channels, they equal the input channels."""
     assert found("flux", FLUX) == []
     shapes = original_shapes("flux")
     shapes |= {"final_layer.linear.weight": (16, 48), "final_layer.linear.bias": (16,)}
@@ -73,7 +73,7 @@ def test_config_of_another_model_is_named_by_its_keys(
 
 
 def test_layers_with_a_second_attention_must_be_the_same() -> None:
-    """SD 3.5 medium lists them in its config."""
+    """SD 3.5 medium lists these layers in its config."""
     config = {
         "num_layers": 2, "num_attention_heads": 6, "attention_head_dim": 8, "qk_norm": "rms_norm",
         "joint_attention_dim": 24, "pooled_projection_dim": 12, "in_channels": 16,
@@ -96,7 +96,7 @@ def test_layers_with_a_second_attention_must_be_the_same() -> None:
     ],
 )
 def test_file_in_diffusers_layout_has_the_same_sizes(family: str) -> None:
-    """Its published names are its own."""
+    """Such a file is published under the names that it has."""
     file = {
         name: Tensor(-1, Dtype.BF16, shape, 0) for name, shape in original_shapes(family).items()
     }
@@ -115,7 +115,7 @@ def test_file_in_diffusers_layout_has_the_same_sizes(family: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_configs_agree_with_the_models_that_diffusers_makes_of_them(family: str) -> None:
-    """Every size and every number of layers that is compared has its keys."""
+    """Every compared size and number of layers is read from the right keys of the config."""
     import torch
 
     made = importlib.import_module("tools.transformer_families").FAMILIES[family]

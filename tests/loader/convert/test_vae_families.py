@@ -1,4 +1,4 @@
-"""VAEs of SD 3 and FLUX.1 as single files: what is planned, from names and shapes alone."""
+"""VAEs of SD 3 and FLUX.1 as single files are planned from names and shapes alone."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_vae_of_16_channels_gets_the_config_of_its_family(
     family: str,
     guessed: bool,
 ) -> None:
-    """SD 3 and FLUX.1 have the same tensors, so a guess causes a warning."""
+    """The VAEs of SD 3 and FLUX.1 have the same tensors, so a guess causes a warning."""
     plan = planned(opened, shapes, metadata, base_model=given)
     assert (plan.base_model, plan.pipeline_class) == (family, "AutoencoderKL")
     config = config_of(plan)
@@ -153,7 +153,7 @@ def test_a_vae_of_16_channels_gets_the_config_of_its_family(
 def test_a_vae_of_another_family_is_refused(
     opened: OpenFiles, shapes: Shapes, given: str | None, reason: Reason, words: str
 ) -> None:
-    """The message names the channels, and the families that have as many."""
+    """The message names the number of channels, or the families that have it."""
     with pytest.raises(LoaderError) as caught:
         planned(opened, shapes, base_model=given)
     assert caught.value.reason is reason
@@ -164,7 +164,7 @@ def test_a_vae_of_another_family_is_refused(
 def test_the_config_of_a_repo_shows_the_family(
     opened: OpenFiles, tmp_path: Path, factor: float, family: str | None
 ) -> None:
-    """A repo states the factor, by which SD 3 and FLUX.1 differ."""
+    """A repo states scaling_factor, which differs between SD 3 and FLUX.1."""
     repo = lay(vae_repo(16, scaling_factor=factor), tmp_path)
     plan = plan_component(repo, conversion(model_type="vae"), opened)
     assert (plan.base_model, plan.pipeline_class) == (family, "AutoencoderKL")

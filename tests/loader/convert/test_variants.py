@@ -1,4 +1,4 @@
-"""The variant of a pipeline is told by its configs."""
+"""The configs of a pipeline show its variant."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def test_a_repo_is_published_as_diffusers_saves_it(
 def test_a_file_is_published_as_diffusers_converts_it(
     tmp_path: Path, hub: FakeHub, containers: Containers, row: Row
 ) -> None:
-    """spec.baseModel decides between SD 3 and FLUX.1, as the config that diffusers is given."""
+    """spec.baseModel decides between SD 3 and FLUX.1, as the given config does for diffusers."""
     is_original = "original" in row.container
     shapes = original_vae(16) if is_original else vae_of_diffusers(16)
     path = save_safetensors(tmp_path / "ae.safetensors", random_tensors(shapes, torch.bfloat16))

@@ -208,7 +208,7 @@ def test_fields_for_stable_diffusion_are_refused_before_the_download():
 
 
 def test_a_pipeline_of_another_family_is_refused_before_the_download():
-    """Of its own family it is accepted."""
+    """A spec that names the pipeline's own family is accepted."""
     pipeline = read_pipeline(flux())
     ref = SourceRef("org/x", "spec.url", ModelType.HUGGINGFACE, base_model=BaseModelName.FLUX)
     refuse_unsuitable(pipeline, ref)

@@ -47,7 +47,7 @@ ROWS = tuple(
 
 
 def described(python: Path | str, folders: list[Path], home: Path) -> dict[str, Any]:
-    """Return what the pipelines in the folders hold, by folder, as some libraries open them."""
+    """Open the folders with the libraries of this Python; return what the pipelines hold."""
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "HF_HUB_OFFLINE": "1"}
     command = [python, SCRIPT, PROMPT, *folders]
     ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
@@ -61,8 +61,8 @@ def described(python: Path | str, folders: list[Path], home: Path) -> dict[str, 
 def save_as_of_old(repo: Path, family: str) -> None:
     """Save a repo with tokenizers and processors as transformers 4 wrote them.
 
-    It knows neither the new class of tokenizers nor that of processors without torchvision, and
-    reads CLIP's vocabulary from files of its own.
+    transformers 4 lacks the new classes of tokenizers and of processors without torchvision,
+    and it reads CLIP's vocabulary from separate files.
     """
     tinyfamilies.save_repo(repo, family)
     index_path = repo / "model_index.json"
@@ -101,7 +101,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], di
 def test_only_the_newest_pipelines_are_unknown_to_the_old_libraries(
     opened: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
-    """If a later list of old libraries has more of them, they are compared, too."""
+    """Every family that the old libraries can open must be compared, so it is not in NEWER."""
     old, new = opened
     assert {family for family, content in old.items() if content is None} == NEWER
     assert None not in new.values()

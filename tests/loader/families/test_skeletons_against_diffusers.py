@@ -1,4 +1,4 @@
-"""Single files with the components of a repo equal what diffusers makes of both."""
+"""A single file with the components of a repo equals the pipeline that diffusers makes of both."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # diffusers' own
 ]
 TESTED = ("flux", "sd-3", "wan", "chroma", "qwen-image", "auraflow")
-"""Families whose tiny models have the sizes that are the same in every model."""
+"""Families whose tiny models keep the sizes that all models of the family share."""
 
 ROWS = tuple(
     Row("custom_ckpt", FAMILIES[name][0], "transformer, with components.from", "save_pretrained",
@@ -94,7 +94,7 @@ def assert_same(published: Path, peer: Path) -> None:
 def test_file_and_repo_equal_the_pipeline_that_diffusers_saves(
     tmp_path: Path, hub: FakeHub, containers: Containers, family: str, layout: str
 ) -> None:
-    """The pipeline opens with its class, and nothing of the repo's transformer is downloaded."""
+    """The pipeline opens with its class, and the repo's transformer weights are not downloaded."""
     repo = tinyfamilies.save_repo(tmp_path / "repo", family)
     hub.add_repo("org/skeleton", repo)
     other = another(tinyfamilies.pipeline(family).transformer, seed=7)
@@ -128,7 +128,7 @@ def test_file_and_repo_equal_the_pipeline_that_diffusers_saves(
 def test_narrowed_file_equals_what_diffusers_narrows(
     tmp_path: Path, hub: FakeHub, containers: Containers, family: str, revision: str
 ) -> None:
-    """The modules that diffusers keeps in fp32 stay so."""
+    """Modules that diffusers keeps in fp32 stay in fp32."""
     repo = tinyfamilies.save_repo(tmp_path / "repo", family)
     hub.add_repo("org/skeleton", repo)
     other = another(tinyfamilies.pipeline(family).transformer, seed=7)

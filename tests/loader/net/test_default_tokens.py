@@ -1,4 +1,4 @@
-"""Tokens that are kept once: which host gets one, and from which Secret."""
+"""Default tokens: which host gets one, and from which Secret."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BODY = safetensors_bytes({"lora_unet_mid_block_attentions_0_proj_in.lora_down.we
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Settings with a Secret for the Hub and one for another host; only the first has a token."""
+    """Settings with a Secret for each of three hosts; only that for the Hub has a token."""
     settings = Settings(
         credentials_dir=tmp_path / "own",
         default_credentials={
@@ -53,7 +53,7 @@ def token(settings: Settings, url: str, *, api: bool = False, required: bool = T
 
 
 def test_host_gets_the_token_of_its_own_secret(settings: Settings) -> None:
-    """Subdomains, other ports and plain http do not get it. A Secret may be missing."""
+    """Subdomains, other ports and plain http do not get the token. A Secret may be missing."""
     keep(settings, "site.example", "site")
     keep(settings, "site.example_8443", "port", host="site.example:8443")
     assert token(settings, SITE) == "site"
@@ -65,7 +65,7 @@ def test_host_gets_the_token_of_its_own_secret(settings: Settings) -> None:
 
 
 def test_token_for_the_hub_is_not_for_its_mirror(settings: Settings) -> None:
-    """The setting means the host that it names."""
+    """The token is only for the host that the setting names."""
     mirror = replace(settings, hub_endpoint="https://mirror.example/hub")
     assert token(settings, HUB, api=True) == TOKEN
     assert token(mirror, "https://mirror.example/hub", api=True) is None
@@ -77,7 +77,7 @@ def test_token_for_the_hub_is_not_for_its_mirror(settings: Settings) -> None:
 def test_link_into_the_hub_is_sent_without_a_token_that_is_not_for_private_repos(
     settings: Settings,
 ) -> None:
-    """Only the API tells whether a repo is private, and it knows no data sets here."""
+    """Only the Hub's API shows whether a repo is private, and the loader does not ask it here."""
     link = f"{HUB}/datasets/o/n/resolve/main/x.safetensors"
     assert token(settings, link) is None
     private = {"huggingface.co": DefaultSecret("hub-token", for_private=True)}
@@ -85,7 +85,7 @@ def test_link_into_the_hub_is_sent_without_a_token_that_is_not_for_private_repos
 
 
 def test_own_secret_of_the_model_excludes_the_default(settings: Settings) -> None:
-    """spec.credentialsSecretRef decides alone."""
+    """If the model has spec.credentialsSecretRef, no default token is sent."""
     secret(settings, "own", host="own.example")
     client = HttpClient(settings, has_token=True)
     assert client.token(HUB, "spec.vae.url", required=False) is None
@@ -101,7 +101,7 @@ def test_own_secret_of_the_model_excludes_the_default(settings: Settings) -> Non
 def test_unusable_secret_is_named(
     settings: Settings, text: str, host: str | None, reason: Reason
 ) -> None:
-    """The source of the model fails; a component that may be public is tried without."""
+    """The model's source fails; a component that may be public is requested without a token."""
     keep(settings, "huggingface.co", text, host)
     with pytest.raises(LoaderError, match="hub-token") as caught:
         token(settings, HUB, api=True)
@@ -158,7 +158,7 @@ def test_gated_repo_without_a_token_names_page_and_secret(
 def test_link_that_needs_a_token_names_the_secret(
     hub: FakeHub, settings: Settings, into: Path
 ) -> None:
-    """The same for any host with a default."""
+    """Every host that has a default Secret is treated like the Hub."""
     link = hub.serve_file("/x.safetensors", BODY, status=401)
     other = replace(on(hub, settings), hub_endpoint=HUB, allowed_hosts=frozenset({hub.host}))
     with pytest.raises(LoaderError, match="of the Secret hub-token") as caught:

@@ -38,7 +38,7 @@ ROWS: tuple[Row, ...] = tuple(
 )
 MAKERS = {"SD 1.x": (smallest_sd15, "sd15", "sd-1"), "SDXL": (tiny_sdxl, "sdxl", "sdxl")}
 USUAL = ROWS[:1]
-"""The text encoders of another test come from a default."""
+"""The rows of `make test`. Another test covers text encoders, which come from a default repo."""
 
 
 @pytest.mark.parametrize(

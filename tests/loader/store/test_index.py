@@ -1,4 +1,4 @@
-"""The list of what a namespace offers, for programs that have only the volume."""
+"""A namespace's list of models, for programs that have only the volume."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OTHER = Owner(uid="uid-9", namespace="other", name="x")
 
 
 def listed(root: Path, namespace: str = "ns") -> list[dict[str, Any]]:
-    """The models that a namespace's list has; none if there is no list."""
+    """Return the models in a namespace's list; return none if there is no list."""
     path = root / ".index" / f"{namespace}.json"
     if not path.exists():
         return []
@@ -82,7 +82,7 @@ def test_a_load_lists_the_model_and_a_removal_ends_that(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("parts")
 def test_a_reload_and_a_rerun_write_the_list_again(tmp_path: Path) -> None:
-    """A Pod that finds its version published repairs what a killed Pod left."""
+    """A Pod that finds its version published also writes a list that a killed Pod did not write."""
     loaded(tmp_path)
     loaded(tmp_path, request(load_hash=NEW_HASH))
     assert [model["immutablePath"][-16:] for model in listed(tmp_path)] == [NEW_HASH]
@@ -92,7 +92,7 @@ def test_a_reload_and_a_rerun_write_the_list_again(tmp_path: Path) -> None:
 
 
 def test_two_namespaces_on_one_volume_have_a_list_each(tmp_path: Path) -> None:
-    """A change in one does not write the other's list."""
+    """A change in one namespace does not rewrite the other's list."""
     with Volume.open(tmp_path) as volume:
         load(volume, OWNER, model_id="mine")
         load(volume, OTHER, model_id="theirs")
@@ -104,7 +104,7 @@ def test_two_namespaces_on_one_volume_have_a_list_each(tmp_path: Path) -> None:
 
 
 def test_twenty_pods_that_publish_and_remove_at_once_leave_a_true_list(tmp_path: Path) -> None:
-    """Each looks again after it has written, so the last one lists what is there."""
+    """Each Pod reads the volume again after it writes the list, so the last list is complete."""
 
     def work(number: int) -> None:
         namespace = "ns" if number % 2 else "other"
@@ -126,7 +126,7 @@ def test_twenty_pods_that_publish_and_remove_at_once_leave_a_true_list(tmp_path:
 def test_a_change_while_the_list_is_written_is_listed_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The slower of two Pods may not put an old list in the place of a new one."""
+    """The slower of two Pods must not replace a new list with an old one."""
     write = index._write
     late = iter(["late", "later"])
 
@@ -143,7 +143,7 @@ def test_a_change_while_the_list_is_written_is_listed_too(
 
 
 def test_a_sweep_knows_the_lists_and_repairs_them(tmp_path: Path) -> None:
-    """It lists what is there, and removes the list of a namespace without models."""
+    """A sweep writes missing lists, and removes the list of a namespace without models."""
     with Volume.open(tmp_path) as volume:
         load(volume)
     (tmp_path / ".index/ns.json").unlink()
@@ -156,7 +156,7 @@ def test_a_sweep_knows_the_lists_and_repairs_them(tmp_path: Path) -> None:
 
 
 def test_other_files_among_the_lists_are_foreign(tmp_path: Path) -> None:
-    """A sweep reports them and keeps them, and a link in a list's place is replaced."""
+    """A sweep reports and keeps these files, but replaces a link in a list's place."""
     with Volume.open(tmp_path) as volume:
         load(volume)
     (tmp_path / "elsewhere").write_text("kept")

@@ -66,7 +66,7 @@ def without_owner(version: Path) -> str:
 
 
 def without_lists(state: Mapping[str, object]) -> dict[str, object]:
-    """A volume's content without the lists of models, which follow what is readable."""
+    """Return a volume's content without the lists of models, which change with it."""
     return {path: content for path, content in state.items() if not path.startswith(".index")}
 
 

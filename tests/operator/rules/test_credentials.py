@@ -87,7 +87,7 @@ def mounted(manifest: dict[str, Any]) -> set[str]:
 def test_load_mounts_only_the_secrets_of_hosts_that_it_names(
     spec: dict[str, Any], expected: set[str]
 ) -> None:
-    """A taken-over loader reads no token for another host."""
+    """A taken-over loader cannot read a token for another host."""
     assert mounted(load(**spec)) == expected
 
 
@@ -107,7 +107,7 @@ def test_naming_the_secret_of_the_administrator_gives_no_more_than_the_default(
 
 
 def test_caller_of_the_gateway_uses_only_the_tokens_that_are_for_it() -> None:
-    """The administrator opens an entry to them."""
+    """The administrator marks the entries that callers of the gateway may use."""
     by_gateway = {names.ANNOTATION_REQUESTED_BY: names.REQUESTED_BY_GATEWAY}
     assert mounted(load(url="org/name", annotations=by_gateway)) == set()
     assert mounted(load(url="https://open.example/x", annotations=by_gateway)) == {"open-token"}
@@ -121,7 +121,7 @@ def test_repo_on_a_mirror_mounts_the_secret_of_the_mirror() -> None:
 
 
 def test_only_the_container_that_downloads_has_the_secrets() -> None:
-    """It gets their names and files; arguments and variables have no token."""
+    """The container gets the Secrets' names and files; arguments and variables have no token."""
     pod = load(url="org/name")["spec"]["template"]["spec"]
     (fetch,), (convert,) = pod["initContainers"], pod["containers"]
     [mount] = [it for it in fetch["volumeMounts"] if it["name"] == "defaults"]

@@ -1,4 +1,4 @@
-"""A spec without modelType: what the status says, and a type that is added or deleted later."""
+"""A spec without modelType: the type in the status, and a type that is added or deleted later."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_type_of_the_spec_is_shown_at_once() -> None:
 
 
 def test_type_that_contradicts_the_published_version_is_refused() -> None:
-    """Without a type the spec has the same loadHash, so that no load would notice."""
+    """The loadHash is the same with and without the type, so no load would find the mistake."""
     status = published(modelType="lora")
     given = act(model(status, modelType="custom_ckpt", generation=2), observed())
     condition = conditions.find(given.status.conditions, ConditionType.STALLED)
@@ -75,14 +75,14 @@ def test_type_that_contradicts_the_published_version_is_refused() -> None:
 
 
 def test_deleting_a_wrong_type_loads_at_once() -> None:
-    """The loadHash stays the same; an edit of the spec is enough."""
+    """An edit of the spec is enough, although the loadHash stays the same."""
     status = stalled(Reason.UNSUPPORTED_FORMAT)
     assert decided(model(status, modelType="custom_ckpt"), observed()).rule == "last_load_failed"
     assert decided(model(status, generation=2), observed()).rule == "load_is_due"
 
 
 def test_wrong_type_that_is_deleted_while_its_job_runs_is_not_held_against_the_spec() -> None:
-    """The failure is that of the generation that the Job was made from."""
+    """The failure counts for the generation that the Job was made from."""
     loads = replace(job(FAILED), generation=1)
     result = failed(Reason.UNSUPPORTED_FORMAT, "the file is a LoRA")
     after = act(model(loading(), generation=2), with_pod(loads, answered("fetch", result))).status
@@ -95,5 +95,5 @@ def test_wrong_type_that_is_deleted_while_its_job_runs_is_not_held_against_the_s
 
 @pytest.mark.parametrize("reason", [Reason.UNSAFE_MODEL, Reason.NOT_A_MODEL, Reason.RATE_LIMITED])
 def test_edit_of_any_field_retries_a_failed_load(reason: Reason) -> None:
-    """A user who edits the spec expects it to be tried."""
+    """A user who edits the spec expects another load."""
     assert decided(model(stalled(reason), generation=2), observed()).rule == "load_is_due"

@@ -67,7 +67,7 @@ def shapes(form: str) -> Shapes:
 
 
 def repo(form: str, *, shards: int = 1, **changes: Any) -> dict[str, bytes]:
-    """Return the files of a form's repo. changes: of its config."""
+    """Return the files of a form's repo; `changes` are fields of its config."""
     tensors = list(shapes(form).items())
     config = {**configured(form), **changes}
     files = {"config.json": json.dumps(config).encode()}

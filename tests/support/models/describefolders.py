@@ -2,7 +2,7 @@
 
 The first argument is a prompt, the others are folders. A folder whose pipeline this diffusers does
 not have is null in the output. The script imports nothing of the project, so it runs in any
-environment that has diffusers. It is offline and gives diffusers no hints about the weights.
+environment that has diffusers. It works offline and gives diffusers no hints about the weights.
 """
 
 from __future__ import annotations

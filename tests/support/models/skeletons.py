@@ -1,6 +1,6 @@
 """Tiny files that hold only a transformer, and repos that give the rest of their pipelines.
 
-They are made without torch: names and shapes are real, and the sizes are those of `transformers`.
+They are made without torch, with real names of tensors and the sizes of `transformershapes`.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def flux() -> Files:
 
 
 def qwen() -> Files:
-    """Return Qwen-Image, with what the loader compares of its encoder."""
+    """Return Qwen-Image; its encoder's config has only the fields that the loader compares."""
     encoder = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl"}
     return {
         "model_index.json": familyrepos.index(

@@ -57,7 +57,7 @@ T5 = {"vocab_size": 32, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "nu
 
 
 def language(kind: str, **config: Any) -> Any:
-    """Return a model of a language model's class."""
+    """Return a tiny language model of this class of transformers."""
     sizes = {
         "vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,

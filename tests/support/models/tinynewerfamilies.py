@@ -1,4 +1,4 @@
-"""Tiny pipelines of families that are newer, or take more than a prompt, with random weights."""
+"""Tiny pipelines with random weights: newer families, and those that take more than a prompt."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def krea2() -> Pipeline:
 
 
 def wan_image_to_video() -> Pipeline:
-    """Return Wan 2.1 for images, with an encoder and a processor of images."""
+    """Return Wan 2.1 for images to videos, with an image encoder and an image processor."""
     vision = transformers.CLIPVisionConfig(
         hidden_size=8, projection_dim=8, num_hidden_layers=1, num_attention_heads=2,
         image_size=8, intermediate_size=8, patch_size=4,

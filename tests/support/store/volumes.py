@@ -60,7 +60,7 @@ def load_untidily(
     model_id: str,
     files: Mapping[str, bytes] = FILES,
 ) -> Receipt:
-    """Do a load that ends right after it publishes the model, before it tidies and lists it."""
+    """Do a load that ends right after publishing, before the model is tidied up and listed."""
     take_ownership(volume, owner, model_id, load_hash)
     with begin(volume, owner.uid, "pod", load_hash) as staging:
         receipt = write_out(staging.fresh_out(), owner, load_hash, files)

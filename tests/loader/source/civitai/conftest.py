@@ -20,7 +20,7 @@ def civitai() -> Iterator[FakeCivitai]:
 
 @pytest.fixture
 def settings(civitai: FakeCivitai, tmp_path: Path) -> Settings:
-    """Settings of a loader that may reach it, with room for a Secret."""
+    """Settings of a loader that may reach this Civitai, with a folder for a Secret."""
     return Settings(
         civitai_endpoint=civitai.url,
         allowed_hosts=frozenset({civitai.host, civitai.cdn_host}),

@@ -33,7 +33,7 @@ def api(civitai: FakeCivitai, settings: Settings) -> CivitaiApi:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """A file."""
+    """A file of a version."""
     path = tmp_path / "weights"
     path.write_bytes(b"weights" * 100)
     return path
@@ -42,7 +42,7 @@ def weights(tmp_path: Path) -> Path:
 def test_a_version_is_read_with_its_files_words_and_images(
     civitai: FakeCivitai, api: CivitaiApi, weights: Path
 ) -> None:
-    """SHA-256 is in upper case, sizes are kilobytes with a fraction, and ratings are numbers."""
+    """The API states SHA-256 in upper case, sizes in kilobytes, and ratings as numbers."""
     images = [{"url": IMAGE, "nsfwLevel": 4, "type": "image"}, {"url": IMAGE, "type": "video"}]
     version = Version(70, [File(700, weights)], trained_words=["a word"], images=images)
     civitai.add(Model(7, "LORA", [version], name="Tiny"))
@@ -131,7 +131,7 @@ def test_early_access_is_read_from_the_old_fields_and_the_new_one(
     ],
 )
 def test_a_file_whose_link_is_not_a_download_is_left_out(link: object) -> None:
-    """No host of an answer is called."""
+    """The loader sends no request to a host that a response names."""
     file = {"id": 1, "name": "x.safetensors", "downloadUrl": link}
     assert read_version({"files": [file]}, 70).files == ()
 
@@ -205,7 +205,7 @@ _VALUES = _PLAIN | st.lists(_PLAIN, max_size=3) | st.dictionaries(st.text(), _PL
 
 @given(st.sampled_from(sorted(_ANSWER)), st.sampled_from(sorted(_FILE)), _VALUES)
 def test_no_answer_makes_the_reader_fail(field: str, of_file: str, value: Any) -> None:
-    """Whatever a field contains, the reader returns something bounded."""
+    """Whatever a field contains, the reader returns valid facts and keeps the other file."""
     answer = {**_ANSWER, field: value, "files": [_FILE, {**_FILE, of_file: value}]}
     read_model(answer)
     read = read_version(answer, 70)
@@ -228,7 +228,7 @@ def test_no_answer_makes_the_reader_fail(field: str, of_file: str, value: Any) -
 def test_an_answer_that_is_not_the_apis_is_refused(
     civitai: FakeCivitai, api: CivitaiApi, body: bytes, message: str
 ) -> None:
-    """No more than 4 MiB of it are read."""
+    """The loader reads at most 4 MiB of a response."""
     civitai.serve_file("/api/v1/model-versions/70", body)
     with pytest.raises(LoaderError, match=message) as caught:
         api.version(70)
@@ -238,7 +238,7 @@ def test_an_answer_that_is_not_the_apis_is_refused(
 def test_a_version_that_is_not_published_is_not_found(
     civitai: FakeCivitai, api: CivitaiApi, weights: Path
 ) -> None:
-    """Civitai answers 404 for a deleted version, and for one that was withdrawn."""
+    """Civitai responds with 404 for a deleted version, and for one that was withdrawn."""
     civitai.add(Model(7, "LORA", [Version(70, [File(700, weights)], status="Unpublished")]))
     with pytest.raises(LoaderError, match="Civitai has no published version 70") as caught:
         api.version(70)
@@ -246,7 +246,7 @@ def test_a_version_that_is_not_published_is_not_found(
 
 
 def test_a_request_is_repeated_after_a_rate_limit(civitai: FakeCivitai, api: CivitaiApi) -> None:
-    """429 is temporary."""
+    """The status 429 is temporary."""
     civitai.add(Model(7, "LORA", [Version(70)]))
     civitai.api_faults = Faults(status=429, fails=2)
     assert api.version(70).facts.model_id == 7
@@ -263,7 +263,7 @@ def test_a_lasting_rate_limit_is_reported(civitai: FakeCivitai, api: CivitaiApi)
 def test_the_fake_finds_versions_by_the_hash_of_a_file(
     civitai: FakeCivitai, weights: Path, settings: Settings
 ) -> None:
-    """The API has this endpoint, too; any case of the hash will do."""
+    """The API has this endpoint, too, and accepts the hash in upper and lower case."""
     civitai.add(Model(7, "LORA", [Version(70, [File(700, weights)])]))
     with HttpClient(settings).session() as session:
         url = f"{civitai.url}/api/v1/model-versions/by-hash/{sha256(weights)}"

@@ -36,7 +36,7 @@ def weights(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def full(tmp_path: Path) -> Path:
-    """Another file."""
+    """A second file, for versions with several files."""
     path = tmp_path / "full"
     path.write_bytes(FULL)
     return path
@@ -53,7 +53,7 @@ def fetch(settings: Settings, into: Path) -> Fetch:
 
 
 def refusal(fetch: Fetch, url: str, **fields: Any) -> LoaderError:
-    """Fetch, which must fail, and return the error."""
+    """Fetch a url, which must fail; return the error."""
     with pytest.raises(LoaderError) as caught:
         fetch(url, **fields)
     return caught.value
@@ -82,7 +82,7 @@ def usual(civitai: FakeCivitai, weights: Path) -> Version:
 def test_a_model_is_loaded_by_its_page_or_identifier(
     civitai: FakeCivitai, usual: Version, fetch: Fetch, into: Path, url: str
 ) -> None:
-    """Without a version, the newest is meant. Version and file are recorded, and the digest."""
+    """Without a version, the newest is loaded. Version, file and digest are recorded."""
     fetched = fetch(url)
 
     assert (into / fetched.path).read_bytes() == BODY
@@ -104,7 +104,7 @@ def test_a_model_is_loaded_by_its_page_or_identifier(
 def test_a_download_link_is_called_as_written_and_looked_up(
     civitai: FakeCivitai, fetch: Fetch
 ) -> None:
-    """What Civitai says of the version is found by the link's number."""
+    """The number in the link identifies the version in Civitai's API."""
     fetched = fetch(f"{civitai.url}/api/download/models/71?type=Model")
     assert fetched.source.version == "7@71+700"
     assert fetched.civitai is not None
@@ -125,7 +125,7 @@ def test_a_download_link_is_called_as_written_and_looked_up(
 def test_a_download_link_loads_although_its_look_up_failed(
     civitai: FakeCivitai, fetch: Fetch, path: str, faults: dict[str, Any]
 ) -> None:
-    """The API is asked once, and a warning says why the facts are missing."""
+    """The API is requested once, and a warning says why the version's facts are missing."""
     civitai.serve_file(f"/api/v1/{path}", faults.pop("body", b"{}"), **faults)
     fetched = fetch(f"{civitai.url}/api/download/models/71")
     assert fetched.source.sha256 is not None
@@ -301,7 +301,7 @@ def test_a_version_that_may_not_be_downloaded_is_refused_with_the_cause(
     reason: Reason,
     message: str,
 ) -> None:
-    """Civitai answers 401 or 403 for most causes; its API says which one it is."""
+    """Civitai responds with 401 or 403 for most causes; its API shows which cause applies."""
     civitai.add(Model(7, "LORA", [Version(71, [File(700, weights)], **version)], **model))
     for url in (PAGE, f"{PAGE}?modelVersionId=71"):
         error = refusal(fetch, url)
@@ -310,7 +310,7 @@ def test_a_version_that_may_not_be_downloaded_is_refused_with_the_cause(
 
 
 def test_a_model_that_does_not_exist_is_not_found(fetch: Fetch) -> None:
-    """The message names model or version."""
+    """The message names the model."""
     error = refusal(fetch, PAGE)
     assert (error.reason, "no published model 7" in error.message) == (
         Reason.SOURCE_NOT_FOUND,
@@ -330,7 +330,7 @@ def test_model_and_version_must_belong_together(fetch: Fetch) -> None:
 def test_a_token_goes_to_civitai_only(
     civitai: FakeCivitai, settings: Settings, weights: Path, fetch: Fetch
 ) -> None:
-    """The API and the download link get it; the host that the link redirects to does not."""
+    """The API and the download link get the token; the host that the link redirects to does not."""
     civitai.token = "s3cret"
     version = Version(71, [File(700, weights)], early_access_ends=SOON)
     civitai.add(Model(7, "Checkpoint", [version]))
@@ -360,7 +360,7 @@ def test_a_token_of_another_host_is_not_sent(
 def test_an_endpoint_at_a_private_address_is_called_only_if_the_administrator_named_it(
     civitai: FakeCivitai, usual: Version, settings: Settings, fetch: Fetch
 ) -> None:
-    """The guard knows the endpoint, and every other address stays refused."""
+    """The guard allows the endpoint, and refuses every other private address."""
     elsewhere = replace(settings, allowed_hosts=frozenset())
     error = refusal(fetch, PAGE, of=elsewhere)
     assert error.reason is Reason.ADDRESS_REFUSED  # The files lie at another port.
@@ -373,7 +373,7 @@ def test_an_endpoint_at_a_private_address_is_called_only_if_the_administrator_na
 def test_the_account_of_a_token_may_choose_another_file_of_a_bare_link(
     civitai: FakeCivitai, settings: Settings, weights: Path, full: Path, fetch: Fetch
 ) -> None:
-    """So the digest of none of several files is required then."""
+    """With a token, no digest is compared if the version has several files."""
     files = [File(700, weights, sha256="0" * 64), File(701, full, size="full")]
     civitai.add(Model(7, "Checkpoint", [Version(71, files)]))
     fetches.secret(settings, "s3cret", civitai.host)

@@ -1,4 +1,4 @@
-"""The token that is kept for Civitai opens files, and no private models."""
+"""The default token for Civitai opens files, but does not open private models."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def lora(civitai: FakeCivitai, tmp_path: Path) -> None:
 def test_api_gets_the_token_only_if_private_models_are_allowed(
     civitai: FakeCivitai, settings: Settings, into: Path, tmp_path: Path, for_private: bool
 ) -> None:
-    """What the API shows to everybody is not private. The download gets the token."""
+    """Without a token, the API shows only public models. The download always gets the token."""
     kept = {civitai.host: DefaultSecret("civitai-token", for_private)}
     folder = tmp_path / "defaults"
     folder.mkdir()
@@ -51,7 +51,7 @@ def test_api_gets_the_token_only_if_private_models_are_allowed(
 
 @pytest.mark.usefixtures("lora")
 def test_page_by_hand_needs_only_the_variable(civitai: FakeCivitai, tmp_path: Path) -> None:
-    """`sd-loader load --url PAGE` with CIVITAI_TOKEN finds type and token itself."""
+    """`sd-loader load --url PAGE` with CIVITAI_TOKEN needs no other option for type or token."""
     store = tmp_path / "store"
     store.mkdir()
     hosts = f"{civitai.host},{civitai.cdn_host}"

@@ -1,4 +1,4 @@
-"""verifyDigest says what a comparison with the SHA-256 that Civitai states may cost."""
+"""verifyDigest limits the cost of comparing a file with the SHA-256 that Civitai states."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_stated_digest_is_compared_unless_that_costs_too_much(
     limit: int,
     compared: bool,
 ) -> None:
-    """Without the comparison, only the needed ranges are downloaded, and the status says so."""
+    """Without the comparison, only the needed ranges are downloaded, and a warning states this."""
     monkeypatch.setattr(streaming, "UNNEEDED_BYTES", limit)
     civitai.add(Model(7, "Checkpoint", [Version(71, [File(700, checkpoint)])]))
     out = tmp_path / "out"
