@@ -131,7 +131,7 @@ def test_cut_off_checkpoint_is_refused_as_a_checkpoint(
 ) -> None:
     """The checkpoint's VAE is not published instead of the checkpoint."""
     ended = containers.load(load_request(served(hub, tmp_path, ALONE)))
-    failed(ended, Reason.UNSUPPORTED_FORMAT, "")
+    failed(ended, Reason.UNSUPPORTED_FORMAT, "the file is a VAE: it needs spec.modelType")
 
 
 @pytest.mark.parametrize("model_type", KINDS)

@@ -76,7 +76,11 @@ def test_token_of_another_host_is_not_sent(containers: Containers, hub: FakeHub)
     ("content", "reason", "message"),
     [
         ("", Reason.SECRET_NOT_FOUND, "has no token"),
-        ("two words", Reason.SECRET_NOT_FOUND, "has blanks or characters that are not printable ASCII"),
+        (
+            "two words",
+            Reason.SECRET_NOT_FOUND,
+            "has blanks or characters that are not printable ASCII",
+        ),
     ],
 )
 def test_unusable_token_file_is_named(

@@ -113,7 +113,7 @@ def test_the_word_of_an_embedding_is_the_one_that_is_published(
     assert card_in(tmp_path) == Card(word="<m>", author="someone")
 
 
-def test_a_killed_attempt_leaves_no_second_card(parts: Parts, tmp_path: Path) -> None:
+def test_an_attempt_after_a_crash_writes_the_card(parts: Parts, tmp_path: Path) -> None:
     """The next attempt writes the card again."""
     parts.convert_error = RuntimeError("crash")
     with pytest.raises(RuntimeError):

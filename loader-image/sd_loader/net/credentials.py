@@ -109,7 +109,9 @@ def check_token(token: str, what: str) -> None:
     """Refuse a text that is never sent as a token. what: where it comes from."""
     if not re.fullmatch(r"[!-~]+", token):
         # Checked here because the error of an HTTP library would quote the whole header.
-        raise LoaderError(Reason.SECRET_NOT_FOUND, f"{what} has blanks or characters that are not printable ASCII")
+        raise LoaderError(
+            Reason.SECRET_NOT_FOUND, f"{what} has blanks or characters that are not printable ASCII"
+        )
     if _is_of_service_account(token):
         raise LoaderError(
             Reason.SECRET_NOT_FOUND,

@@ -124,7 +124,7 @@ def test_vae_that_no_table_describes_comes_from_the_repo(tmp_path: Path) -> None
     tensors = {name: ("BF16", it) for name, it in original_shapes("wan").items()}
     file = packed({**tensors, "vae.encoder.conv1.weight": ("BF16", (4,))})
     _out, result = made(tmp_path, file, skeletons.wan())
-    assert "the file's VAE are left out: the repo's are used" in result.warnings
+    assert "not used from the file: VAE; the repo gives them" in result.warnings
 
 
 @pytest.mark.parametrize("layout", ["original", pytest.param("diffusers", marks=pytest.mark.slow)])

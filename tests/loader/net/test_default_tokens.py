@@ -136,6 +136,7 @@ def test_default_token_opens_a_gated_repo_and_no_private_one(
     keep(here, hub.host.replace(":", "_"))
     fetch(load_request(url="org/gated", model_type=None), here, into)
     listed = [request for request in hub.requests if request.path.startswith("/api/")]
+    assert listed
     assert all("authorization" not in request.headers for request in listed)
     with pytest.raises(LoaderError, match="does not exist or is private") as caught:
         fetch(load_request(url="org/private", model_type=None), here, into)

@@ -68,7 +68,8 @@ def _vae_of_file(
     file = opened.open(path)
     if conversion.safetensors_only and file.format != SAFETENSORS:
         raise LoaderError(
-            Reason.UNSAFE_MODEL, "spec.fromSafetensors asks for safetensors, but the file is a pickle"
+            Reason.UNSAFE_MODEL,
+            "spec.fromSafetensors asks for safetensors, but the file is a pickle",
         )
     vae = vae_files(file, base_model, conversion.precision, folder=VAE)
     return PlannedComponent(vae.files), vae.warnings

@@ -104,7 +104,8 @@ def _of_file(
 ) -> PlannedModel:
     if conversion.safetensors_only and file.format != SAFETENSORS:
         raise LoaderError(
-            Reason.UNSAFE_MODEL, "spec.fromSafetensors asks for safetensors, but the file is a pickle"
+            Reason.UNSAFE_MODEL,
+            "spec.fromSafetensors asks for safetensors, but the file is a pickle",
         )
     file = scaled(file)
     refuse_quantized(file.tensors)
