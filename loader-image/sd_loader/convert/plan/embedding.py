@@ -215,8 +215,8 @@ def _base_model(found: _Embedding) -> BaseModelName:
         if len(families) != 1:
             raise LoaderError(
                 Reason.UNSUPPORTED_FORMAT,
-                f"vectors of {width} numbers do not fit any text encoder; sd-1 has 768, sd-2 1024, sdxl 768"
-                " and 1280",
+                f"vectors of {width} numbers do not fit any text encoder; sd-1 has 768, sd-2"
+                " 1024, sdxl 768 and 1280",
             )
         (family,) = families
         return family
