@@ -133,7 +133,9 @@ def test_a_second_model_downloads_only_what_the_volume_does_not_have(
     """One byte of the file asks the Hub for access. Only the rest must fit on the volume."""
     rest = sum(len(text) for name, text in NEEDED.items() if name != UNET)
     checked: list[int] = []
-    monkeypatch.setattr("sd_loader.source.hub.ensure_space", lambda _, size: checked.append(size))
+    monkeypatch.setattr(
+        "sd_loader.source.hub_copy.ensure_space", lambda _, size: checked.append(size)
+    )
     (into := root / "into").mkdir()
     fetched = fetch_beside(root, hub, into)
     assert hub.bytes_served == rest + 1
