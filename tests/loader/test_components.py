@@ -284,7 +284,7 @@ def test_whole_checkpoint_needs_no_components(
     """A field without an effect is refused, because it would hide a mistake."""
     add_repo(hub, tmp_path, skeletons.flux())
     ended = load(containers, hub.serve_file("/sd15.safetensors", checkpoint))
-    failed(ended, Reason.INVALID_SPEC, "spec.components.from: does not apply: the file lacks no")
+    failed(ended, Reason.INVALID_SPEC, "spec.components.from: does not apply: the file has all")
     add_repo(hub, tmp_path, {"config.json": b"{}", "model.safetensors": b"x"}, "org/clip")
     fields = {"components": {"text_encoder": {"url": "org/clip"}}}
     ended = load(containers, hub.serve_file("/sd15.safetensors", checkpoint), **fields)

@@ -94,7 +94,7 @@ AMBIGUOUS = [
 @pytest.mark.parametrize("shapes", AMBIGUOUS)
 def test_ambiguous_file_needs_the_spec(shapes):
     """spec.baseModel decides between the candidates."""
-    with pytest.raises(LoaderError, match=r"sd-1 or sd-2: set spec\.baseModel") as caught:
+    with pytest.raises(LoaderError, match=r"the other of sd-2; set spec\.baseModel") as caught:
         family_of(tensors(shapes))
     assert caught.value.reason is Reason.INVALID_SPEC
     for family in (BaseModelName.SD1, BaseModelName.SD2):

@@ -201,7 +201,7 @@ def test_broken_weights_are_always_refused(tmp_path, value):
 @pytest.mark.parametrize(
     ("content", "reason", "message"),
     [
-        pytest.param({"<x>": vectors(64)}, UNSUPPORTED, "64 numbers fit no", id="width"),
+        pytest.param({"<x>": vectors(64)}, UNSUPPORTED, "64 numbers do not fit", id="width"),
         pytest.param({"<x>": vectors(1280)}, UNSUPPORTED, "clip_l and clip_g", id="second alone"),
         pytest.param({"clip_g": vectors(1280)}, UNSUPPORTED, "without clip_l", id="no clip_l"),
         pytest.param({"clip_l": vectors(768)}, UNSUPPORTED, "without clip_g", id="no clip_g"),

@@ -182,7 +182,7 @@ def test_base_model_is_detected_from_layers_and_widths(tensors, metadata, found)
     """A LoRA that fits several base models is published with a warning to set spec.baseModel."""
     plan = plan_lora(file_of(tensors, metadata), conversion(model_type="lora"))
     assert plan.base_model == found
-    assert any("spec.baseModel says which" in warning for warning in plan.warnings) == (not found)
+    assert any("set spec.baseModel" in warning for warning in plan.warnings) == (not found)
 
 
 @pytest.mark.parametrize("base_model", [SD1, SD2, SDXL])

@@ -67,7 +67,7 @@ REFUSED = [
     pytest.param(
         transformer(KOHYA) | clip_shapes(KOHYA, "lora_te1_", width=1024),
         Reason.CONVERSION_FAILED,
-        "change a layer of [1024, 1024]; in CLIP-L, the text encoder of flux,",
+        "change a layer of shape [1024, 1024], but in CLIP-L, the text encoder of flux, the layer",
         id="another width",
     ),
     pytest.param(

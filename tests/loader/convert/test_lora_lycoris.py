@@ -207,7 +207,7 @@ REFUSED = {
         Reason.UNSUPPORTED_FORMAT,
         "would have rank 64, which is full for a layer of [64, 64]: merge it",
     ),
-    "width": (loha(QUERY, 64, 32), Reason.CONVERSION_FAILED, "change a layer of [64, 32]"),
+    "width": (loha(QUERY, 64, 32), Reason.CONVERSION_FAILED, "change a layer of shape [64, 32]"),
     "unknown layer": (loha("lora_unet_x", 64, 64), Reason.CONVERSION_FAILED, "has no layer for"),
     "two alphas": (
         loha(QUERY, 64, 64) | {f"{QUERY}.alpha": random(5, 2)},

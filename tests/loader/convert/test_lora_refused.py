@@ -67,7 +67,7 @@ REFUSED = [
     pytest.param(
         lambda: changed(kohya(), ATTENTION, lambda n, t: {n: t[:, 1:].clone()}),
         CONTRADICTS,
-        "in sd-1 down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v is [32, 63]",
+        "in sd-1 the layer down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v is [32, 63]",
         id="width",
     ),
     pytest.param(

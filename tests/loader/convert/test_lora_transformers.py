@@ -88,7 +88,7 @@ def test_the_family_is_detected_from_layers_widths_and_metadata(shapes, metadata
     """A LoRA that fits several models is published, because it opens with each of them."""
     planned = plan(shapes, metadata)
     assert planned.base_model == found
-    assert any("models alike" in warning for warning in planned.warnings) is (found is None)
+    assert any("set spec.baseModel" in warning for warning in planned.warnings) is (found is None)
 
 
 def without(shapes: Shapes, ending: str) -> Shapes:
