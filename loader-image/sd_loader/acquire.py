@@ -111,7 +111,7 @@ def acquire(
         update={
             "card": without(card, client.secrets(request.model_dump())),
             "picture": supplies.picture,
-            "model_type": supplies.found,
+            "model_type": supplies.shown_type,
             "original_config": supplies.original_config,
             "source": fetched.source.model_copy(
                 update={"components_from": supplies.components_from}
@@ -188,7 +188,7 @@ def _convert(incoming: IncomingFile, supplies: Supplies, out: Path) -> Fetched:
         kind="file",
         path=FILE_NAME,
         source=source,
-        model_type=supplies.found,
+        model_type=supplies.shown_type,
         converted=converted,
         warnings=warnings,
     )

@@ -57,7 +57,7 @@ from sd_loader.tensors import TensorFile
 if TYPE_CHECKING:
     from sd_loader.diffusers_repo.listed import AnyPipeline, ListedPipeline
     from sd_loader.net.ranges import RemoteFile
-    from sd_loader.source.hub import FromRepo
+    from sd_loader.source.hub_copy import RepoCopy
 
 FROM = "spec.components.from"
 _VAE = "vae"
@@ -69,7 +69,7 @@ _ORIGINAL_CONFIG = "config"
 _PICTURE = "picture"
 _OF_PICTURES = Retries(delays=(1.0,), longest_wait=1.0)
 _PACE_OF_PICTURES = Pace(bytes_per_second=50 << 10, window_seconds=10.0)
-_WARNING = 200
+_WARNING_CHARS = 200
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Supplies:
     into: Path
     report: Report
     at_hand: AtHand
-    found: ModelType | None = None
+    shown_type: ModelType | None = None
     """The type that the source shows. None while it is unknown."""
 
     skeleton: str | None = None
@@ -158,7 +158,8 @@ class Supplies:
                     found.place, ref, found.checks, self.client, folder, self.report, self.at_hand
                 )
         fetched = found.noted(fetched)
-        self._add((name,), name, fetched)
+        path = self._record(name, fetched)
+        self.extras.append(ExtraComponent(components=(name,), kind=fetched.kind, path=path))
 
     def fetch_picture(self, facts: CivitaiFacts) -> None:
         """Download a picture that the source rates as safe. A failure is a warning.
@@ -177,7 +178,7 @@ class Supplies:
         except (LoaderError, OSError) as error:
             why = error.message if isinstance(error, LoaderError) else error.strerror
             why = hide(f"the source's picture is not kept: {why}", client.secrets(url))
-            self.warnings.append(snippet(why, _WARNING))
+            self.warnings.append(snippet(why, _WARNING_CHARS))
         else:
             self.picture = _PICTURE
 
@@ -186,7 +187,7 @@ class Supplies:
 
         Refuse options that a model of this type cannot have.
         """
-        self.found = found
+        self.shown_type = found
         if self.request.model_type is None:
             self.conversion = conversion_of(self.request, found)
             refuse_impossible(self.conversion)
@@ -257,28 +258,18 @@ class Supplies:
         """Download the pipeline that gives the components which a transformer's file lacks."""
         if self.skeleton_path is not None:
             return
-        from sd_loader.source.hub import fetch_skeleton  # imported here, as in acquire
-
         family = found.family.table or ""
         url = self._skeleton_of(family)
         if url is None:
             refuse_incomplete(found, file.tensors)
-        subject = self._subject(family)
-        ref = self._ref(url, subject, ModelType.HUGGINGFACE)
         judge = _Judge(file, found, self.conversion)
-        with naming(subject):
-            got = fetch_skeleton(
-                self._repo(url),
-                judge,
-                ref,
-                self._checks,
-                self.client,
-                self._folder(_SKELETON_FOLDER),
-                self.report,
-                self.at_hand,
-            )
-        self.skeleton_path = self._keep(_SKELETON_FOLDER, got)
-        self._tell(got)
+
+        def get(copy: RepoCopy, ref: SourceRef) -> Fetched:
+            return copy.fetch_skeleton(judge, ref, self._checks)
+
+        self.skeleton_path, repo = self._fetch_for_file(url, family, _SKELETON_FOLDER, get)
+        names = sorted({path.split("/")[2] for path in self.files if _is_of_skeleton(path)})
+        self.warnings.append(f"{', '.join(names)}: taken from {repo}")
 
     def _fetch_missing(self, base: BaseModelName, needed: Iterable[str]) -> None:
         """Download components that a checkpoint lacks.
@@ -290,36 +281,40 @@ class Supplies:
         url = self._skeleton_of(base.value)
         if url is None or not missing:
             return
-        from sd_loader.source.hub import fetch_components  # imported here, as in acquire
 
-        subject = self._subject(base.value)
+        def get(copy: RepoCopy, ref: SourceRef) -> Fetched:
+            return copy.fetch_pipeline(ref, self._checks, missing)
+
+        path, repo = self._fetch_for_file(url, base.value, _DEFAULTS_FOLDER, get)
+        self.extras.append(ExtraComponent(components=tuple(missing), kind="repo", path=path))
+        self.warnings.append(f"the checkpoint has no {' and no '.join(missing)}: taken from {repo}")
+
+    def _fetch_for_file(
+        self, url: str, family: str, folder: str, get: Callable[[RepoCopy, SourceRef], Fetched]
+    ) -> tuple[str, str]:
+        """Download what a file lacks from the repo for its family.
+
+        Return where the files are, and the repo with the beginning of its commit, for messages.
+        """
+        from sd_loader.source.hub import fetch_for_file  # imported here, as in acquire
+
+        subject = FROM if self.skeleton is not None else f"the default components of {family}"
         ref = self._ref(url, subject, ModelType.HUGGINGFACE)
         with naming(subject):
-            got = fetch_components(
-                missing,
+            got = fetch_for_file(
+                get,
                 self._repo(url),
                 ref,
-                self._checks,
                 self.client,
-                self._folder(_DEFAULTS_FOLDER),
+                self._folder(folder),
                 self.report,
                 self.at_hand,
             )
-        path = self._keep(_DEFAULTS_FOLDER, got)
-        self.extras.append(ExtraComponent(components=tuple(missing), kind="repo", path=path))
-        self.warnings.append(
-            f"the checkpoint has no {' and no '.join(missing)}: taken from {_short(got.pinned)}"
-        )
+        self.components_from = got.pinned
+        return self._record(folder, got.fetched), _short(got.pinned)
 
     def _skeleton_of(self, family: str) -> str | None:
         return self.skeleton or self.client.settings.default_parts.get(family)
-
-    def _subject(self, family: str) -> str:
-        return FROM if self.skeleton is not None else f"the default components of {family}"
-
-    def _tell(self, got: FromRepo) -> None:
-        names = sorted({path.split("/")[2] for path in self.files if _is_of_skeleton(path)})
-        self.warnings.append(f"{', '.join(names)}: taken from {_short(got.pinned)}")
 
     def _repo(self, url: str) -> HubRepo:
         """The repo that a field or a setting means."""
@@ -340,19 +335,10 @@ class Supplies:
         folder.mkdir(exist_ok=True)
         return folder
 
-    def _keep(self, folder: str, got: FromRepo) -> str:
-        """Record the files of a repo that gives missing components. Return their folder."""
-        self.components_from = got.pinned
-        return self._record(folder, got.fetched)
-
     def _record(self, folder: str, fetched: Fetched) -> str:
         self.warnings += fetched.warnings
         self.files |= {f"{folder}/{name}": arrived for name, arrived in fetched.files.items()}
         return f"{folder}/{fetched.path}"
-
-    def _add(self, components: tuple[str, ...], folder: str, fetched: Fetched) -> None:
-        path = self._record(folder, fetched)
-        self.extras.append(ExtraComponent(components=components, kind=fetched.kind, path=path))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ server's Retry-After demands, and does not stop at the stated size of a file.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,7 +29,7 @@ from sd_loader.net.client import HttpClient
 from sd_loader.net.download import Downloader
 from sd_loader.progress import Report
 from sd_loader.snippet import snippet
-from sd_loader.source.hub_copy import FOLDER_NAME, Judge, RepoCopy, refuse_digest
+from sd_loader.source.hub_copy import FOLDER_NAME, RepoCopy, refuse_digest
 from sd_loader.source.hub_errors import HubErrors
 from sd_loader.source.peek import Peek, no_peek
 from sd_loader.source.ref import Checks, SourceRef, refuse_unsuitable
@@ -61,7 +61,6 @@ def fetch_repo(
     peek: Peek = no_peek,
 ) -> Fetched:
     """Download the needed files of the repo, or resume their download."""
-    client.check_url(client.settings.hub_endpoint, _ENDPOINT)
     if ref.model_type is ModelType.HUGGINGFACE:
         refuse_digest(checks)
     with _open_repo(repo.repo_id, repo.revision or MAIN, ref, client) as (found, downloader):
@@ -77,22 +76,23 @@ def fetch_repo(
         return fetched.model_copy(update={"model_type": shown})
 
 
-def fetch_components(
-    components: Sequence[str],
+def fetch_for_file(
+    get: Callable[[RepoCopy, SourceRef], Fetched],
     repo: HubRepo,
     ref: SourceRef,
-    checks: Checks,
     client: HttpClient,
     into: Path,
     report: Report,
     at_hand: AtHand,
 ) -> FromRepo:
-    """Download some components of a pipeline's repo, or resume their download."""
-    client.check_url(client.settings.hub_endpoint, _ENDPOINT)
+    """Download what a file lacks from a pipeline's repo, or resume the download.
+
+    get: downloads the files that are needed.
+    """
     with _open_repo(repo.repo_id, repo.revision or MAIN, ref, client) as (found, downloader):
         require_pipeline(list(found.files))
         copy = RepoCopy(found, into / FOLDER_NAME, downloader, report, at_hand)
-        return FromRepo(found.pinned, copy.fetch_pipeline(ref, checks, components))
+        return FromRepo(found.pinned, get(copy, ref))
 
 
 def check_pipeline(
@@ -108,7 +108,6 @@ def check_pipeline(
 
     required: whether a repo without an index is refused as well.
     """
-    client.check_url(client.settings.hub_endpoint, _ENDPOINT)
     with _open_repo(repo.repo_id, repo.revision or MAIN, ref, client) as (found, downloader):
         if required:
             require_pipeline(list(found.files))
@@ -118,27 +117,6 @@ def check_pipeline(
         return found.commit
 
 
-def fetch_skeleton(
-    repo: HubRepo,
-    judge: Judge,
-    ref: SourceRef,
-    checks: Checks,
-    client: HttpClient,
-    into: Path,
-    report: Report,
-    at_hand: AtHand,
-) -> FromRepo:
-    """Download the pipeline of a repo for the file of another, or resume the download.
-
-    judge: decides from the small files which components' weights are not needed.
-    """
-    client.check_url(client.settings.hub_endpoint, _ENDPOINT)
-    with _open_repo(repo.repo_id, repo.revision or MAIN, ref, client) as (found, downloader):
-        require_pipeline(list(found.files))
-        copy = RepoCopy(found, into / FOLDER_NAME, downloader, report, at_hand)
-        return FromRepo(found.pinned, copy.fetch_skeleton(judge, ref, checks))
-
-
 def fetch_configs(
     ref: SourceRef, client: HttpClient, folder: Path, report: Report
 ) -> tuple[str, ...]:
@@ -146,7 +124,6 @@ def fetch_configs(
 
     Return the warnings.
     """
-    client.check_url(client.settings.hub_endpoint, _ENDPOINT)
     with _open_repo(ref.url, MAIN, ref, client) as (found, downloader):
         RepoCopy(found, folder, downloader, report).fetch_all(choose_configs(found.files))
     if not (folder / INDEX_NAME).is_file():
@@ -165,7 +142,6 @@ def fetch_file(
     peek: Peek = no_peek,
 ) -> Fetched:
     """Download one file of a repo, or resume its download."""
-    client.check_url(client.settings.hub_endpoint, _ENDPOINT)
     with _open_repo(file.repo_id, file.revision, ref, client) as (repo, downloader):
         found = repo.files.get(file.path)
         if found is None:
@@ -187,6 +163,7 @@ def _open_repo(
     from sd_loader.source.hub_api import hub_session, resolve
 
     endpoint = client.settings.hub_endpoint
+    client.check_url(endpoint, _ENDPOINT)
     token = client.token(endpoint, ref.field, required=ref.needs_token, is_default_host=True)
     listing_token = token if client.lists_private(endpoint) else None
     with hub_session(client) as session, client.naming_default_secret(endpoint):

@@ -152,13 +152,7 @@ class RepoCopy:
         refuse_unsuitable(pipeline, ref)
         if only:
             pipeline = pipeline.only(only)
-        chosen = choose_pipeline_files(
-            self.repo.files,
-            pipeline.without(ref.replaced),
-            ref.precision,
-            safetensors_only=checks.safetensors_only,
-        )
-        return self.fetch_files(chosen)
+        return self._fetch_pipeline_files(pipeline.without(ref.replaced), ref, checks)
 
     def fetch_index(self) -> AnyPipeline:
         """Download the pipeline's index, and check it."""
@@ -166,20 +160,24 @@ class RepoCopy:
         return read_pipeline((self.path / INDEX_NAME).read_bytes())
 
     def fetch_skeleton(self, judge: Judge, ref: SourceRef, checks: Checks) -> Fetched:
-        """Download the files of a pipeline that gets some components from elsewhere."""
+        """Download the files of a pipeline that gets some components from elsewhere.
+
+        judge: decides from the small files which components' weights are not needed.
+        """
         pipeline = judge.accept(self.fetch_index())
         for name in sorted(pipeline.replaced):
             with prefixing(pipeline.title):
                 self._fetch_small(needed(self.repo.files, f"{name}/{CONFIG_NAME}"))
         judge.compare(pipeline, self.path)
-        return self.fetch_files(
-            choose_pipeline_files(
-                self.repo.files,
-                pipeline,
-                ref.precision,
-                safetensors_only=checks.safetensors_only,
-            )
+        return self._fetch_pipeline_files(pipeline, ref, checks)
+
+    def _fetch_pipeline_files(
+        self, pipeline: AnyPipeline, ref: SourceRef, checks: Checks
+    ) -> Fetched:
+        chosen = choose_pipeline_files(
+            self.repo.files, pipeline, ref.precision, safetensors_only=checks.safetensors_only
         )
+        return self.fetch_files(chosen)
 
     def fetch_replacement(self, folder: PurePosixPath, ref: SourceRef, checks: Checks) -> Fetched:
         """Download the component of the repo that replaces one of another pipeline."""
