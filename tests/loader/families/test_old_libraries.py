@@ -40,7 +40,7 @@ ROWS = tuple(
         FAMILIES[family][0],
         "diffusers repo",
         "from_pretrained",
-        "diffusers 0.35 with transformers 4.57, the same tensors as with the newest",
+        "DiffusionPipeline.from_pretrained of diffusers 0.35",
     )
     for family in OLDER
 )
