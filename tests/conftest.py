@@ -31,7 +31,7 @@ def pytest_collection() -> Generator[None, object, object]:
     """Exclude imported modules and collected tests from garbage collection.
 
     Torch and thousands of tests have millions of objects that live until the end of the run. A
-    collection that visits them takes up to a second.
+    garbage collection that visits them takes up to a second.
     """
     gc.disable()
     try:
