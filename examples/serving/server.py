@@ -44,9 +44,8 @@ class Model:
         """Return whether the link still leads to the opened folder."""
         return os.path.realpath(self.link) == self.folder
 
-    def paint(self, prompt: str, **options: Any) -> list[bytes]:
+    def paint(self, prompt: str, *, seed: int | None = None, **options: Any) -> list[bytes]:
         """Return PNG images. Requests wait for each other."""
-        seed = options.pop("seed")
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
         with self._lock:
             images = self.pipe(prompt, generator=generator, **options).images
@@ -77,7 +76,7 @@ def options_of(body: bytes) -> dict[str, Any]:
             if not side.isdecimal() or int(side) % 8 or not 64 <= int(side) <= 2048:
                 raise ValueError("size: must be WIDTHxHEIGHT, multiples of 8 from 64 to 2048")
             options[name] = int(side)
-    return {name: value for name, value in options.items() if value is not None or name == "seed"}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _number(request: dict[str, Any], name: str, low: int, high: int) -> int | None:
