@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sd_api.choices import ModelType
 from sd_api.reasons import Reason
+from sd_api.spec import Components
 from sd_operator.gateway.gallery import views
 from sd_operator.gateway.gallery.art import art
 from sd_operator.gateway.gallery.snippets import manifest_yaml, snippet
@@ -161,6 +162,15 @@ def test_yaml_has_no_secrets():
     )
     assert "secret" not in text.replace("Secret parts", "")
     assert text.startswith("# Secret parts of URLs are left out")
+
+
+def test_yaml_has_no_secrets_of_components():
+    """No url of spec.components shows its secret parts."""
+    secret = "https://ann:secret@e.com/m?token=secret"
+    for name in Components.model_json_schema()["properties"]:
+        text = manifest_yaml(body(components={name: secret if name == "from" else {"url": secret}}))
+        assert "secret" not in text.replace("Secret parts", ""), name
+        assert text.startswith("# Secret parts of URLs are left out"), name
 
 
 @given(st.text(max_size=100))

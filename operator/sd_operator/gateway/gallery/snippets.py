@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from sd_api.choices import ComponentName
 from sd_api.loader_env import STORE_MOUNT
 from sd_api.names import GROUP
 from sd_api.opening import python_code
@@ -19,7 +20,15 @@ from sd_api.redaction import redact_url
 from sd_api.spec import Spec
 from sd_operator.resources.model import Model
 
-_URLS = (("url",), ("webhook",), ("originalConfig",), ("vae", "url"))
+_URLS = (
+    ("url",),
+    ("webhook",),
+    ("originalConfig",),
+    ("vae", "url"),
+    ("components", "from"),
+    *(("components", name, "url") for name in ComponentName),
+)
+"""The fields of the spec with a url, whose secret parts the YAML leaves out."""
 _DEFAULTS = Spec().model_dump(mode="json", by_alias=True, exclude_none=True)
 _HIDDEN = "# Secret parts of URLs are left out. Add them before you apply this.\n"
 _TRANSFORMERS = frozenset({"flux", "flux2", "qwen-image", "wan", "z-image"})
