@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
-from sd_api.netguard import effective_port
+from sd_api.netguard import default_port, effective_port
 
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?(?::[0-9]{1,5})?")
 _SECRET = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
@@ -80,8 +80,4 @@ def hosts_of(url: str) -> tuple[str, ...]:
         return ()
     host = f"[{name}]" if ":" in name else name
     full = f"{host}:{port}"
-    return (host, full) if port == _usual_port(parts) else (full,)
-
-
-def _usual_port(parts: SplitResult) -> int:
-    return 443 if parts.scheme == "https" else 80
+    return (host, full) if port == default_port(parts) else (full,)

@@ -129,7 +129,7 @@ def civitai_download(url: str, endpoint: str) -> CivitaiModel | None:
     None for any other link. endpoint: Civitai, or the mirror.
     """
     hosts = f"{url_forms.CIVITAI_ORIGIN}|{re.escape(endpoint)}"
-    match = re.fullmatch(f"(?:{hosts})/api/download/models/([0-9]{{1,15}})/?([?#].*)?", url)
+    match = re.fullmatch(f"(?:{hosts})/api/download/models/({url_forms.NUMBER})/?([?#].*)?", url)
     return None if match is None else _version(None, match[1], match[2])
 
 
@@ -212,7 +212,7 @@ def _version(model: str | None, version: str | None, query: str | None) -> Civit
         None if model is None else int(model),
         None if version is None else int(version),
         FileChoice(
-            int(file) if re.fullmatch("[0-9]{1,15}", file) else None,
+            int(file) if re.fullmatch(url_forms.NUMBER, file) else None,
             *(asked.get(name) for name in ("type", "format", "size", "fp")),
         ),
     )

@@ -139,6 +139,8 @@ FAMILIES: Mapping[BaseModelName, Family] = {
     BaseModelName.SANA: Family("Sana", r"sana(15|16b|sprint)?"),
 }
 
+_TITLES = {name.value: family.title for name, family in FAMILIES.items()}
+
 _UNETS_OF_ADAPTERS = frozenset(UNETS) - {BaseModelName.SDXL_REFINER}
 _LORAS = _UNETS_OF_ADAPTERS | {
     BaseModelName.SD3,
@@ -196,8 +198,7 @@ def canonical(text: str) -> BaseModelName | None:
 
 def title_of(slug: str) -> str:
     """Return a family's title. A slug that this version does not know stays as it is."""
-    known = {name.value: family.title for name, family in FAMILIES.items()}
-    return known.get(slug, slug)
+    return _TITLES.get(slug, slug)
 
 
 def listed(names: Iterable[BaseModelName]) -> str:

@@ -29,7 +29,8 @@ _URLS = (
     *(("components", name, "url") for name in ComponentName),
 )
 """The fields of the spec with a url, whose secret parts the YAML leaves out."""
-_DEFAULTS = Spec().model_dump(mode="json", by_alias=True, exclude_none=True)
+DEFAULTS = Spec().model_dump(mode="json", by_alias=True, exclude_none=True)
+"""The fields of the spec that have a default other than null."""
 _HIDDEN = "# Secret parts of URLs are left out. Add them before you apply this.\n"
 _TRANSFORMERS = frozenset({"flux", "flux2", "qwen-image", "wan", "z-image"})
 _SERVERS: tuple[tuple[str, str, frozenset[str] | None], ...] = (
@@ -60,7 +61,7 @@ def manifest_yaml(body: Mapping[str, Any]) -> str:
     spec = {
         name: copy.deepcopy(value)
         for name, value in (body.get("spec") or {}).items()
-        if value != _DEFAULTS.get(name)
+        if value != DEFAULTS.get(name)
     }
     redacted = [_redact(spec, path) for path in _URLS]
     head = {"apiVersion": body.get("apiVersion"), "kind": body.get("kind")}
