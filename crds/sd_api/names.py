@@ -76,6 +76,8 @@ PICTURE_FILE = "picture.jpg"
 """In the model's folder: a picture that its source shows."""
 CARD_FILE = ".sd-card.json"
 """The whole model card in the model's folder."""
+ADDED_FILES = frozenset({CARD_FILE, PICTURE_FILE, PREVIEW_FILE, RECEIPT_FILE})
+"""Files that a load adds to the converted ones. The folder's digest and size leave them out."""
 
 
 def job_name(model_name: str, uid: str, load_hash: str, attempt: int) -> str:

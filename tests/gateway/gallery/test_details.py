@@ -42,6 +42,8 @@ RECEIPT = {
             ("unet/diffusion_pytorch_model.safetensors", 1_800_000_000),
             ("unet/config.json", 1_000),
             ("preview.png", 300_000),
+            ("picture.jpg", 200_000),
+            (".sd-card.json", 900),
         )
     },
 }
@@ -215,7 +217,7 @@ def store_with(tmp_path: Path, content: str) -> Path:
 
 
 def test_components_are_read_from_the_receipt(tmp_path):
-    """The components are folders and files, the largest first, without the preview."""
+    """The components are folders and files, the largest first, without images and model card."""
     model = body(ready(UID, "sketch"))
     store = store_with(tmp_path, json.dumps(RECEIPT))
     receipt = components.read(store, Model.from_body(model))
