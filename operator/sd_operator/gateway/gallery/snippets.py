@@ -32,11 +32,11 @@ _URLS = (
 DEFAULTS = Spec().model_dump(mode="json", by_alias=True, exclude_none=True)
 """The fields of the spec that have a default other than null."""
 _HIDDEN = "# Secret parts of URLs are left out. Add them before you apply this.\n"
-_TRANSFORMERS = frozenset({"flux", "flux2", "qwen-image", "wan", "z-image"})
+_SERVED = frozenset({"flux", "flux2", "qwen-image", "wan", "z-image"})
 _SERVERS: tuple[tuple[str, str, frozenset[str] | None], ...] = (
     ("diffusers: examples/serving/server.py", "python3 server.py {}", None),
-    ("SGLang Diffusion", "sglang serve --model-type diffusion --model-path {}", _TRANSFORMERS),
-    ("vLLM-Omni", "vllm serve {} --omni", _TRANSFORMERS | {"sd-3"}),
+    ("SGLang Diffusion", "sglang serve --model-type diffusion --model-path {}", _SERVED),
+    ("vLLM-Omni", "vllm serve {} --omni", _SERVED | {"sd-3"}),
 )
 """Name, command and families of each server of docs/serving.md; None stands for all families."""
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
