@@ -1,4 +1,4 @@
-"""The setting that names, for each host, the Secret for loads without a Secret of their own.
+"""The setting that names a Secret for each host, for loads without a Secret of their own.
 
 Operator and loader read the same text: `huggingface.co=hub-token,civitai.com=site-token:private`.
 The setting has names only. The tokens are in Secrets, which are mounted as files.
@@ -25,10 +25,10 @@ class DefaultSecret:
     name: str
 
     for_private: bool = False
-    """Whether the token may open private repos of its owner."""
+    """Whether the token may also open the private repos of its account."""
 
     for_gateway: bool = False
-    """Whether models whose source a caller of the gateway chose may use the token."""
+    """Whether a model may use the token if a caller of the gateway chose one of its sources."""
 
 
 def parse_default_credentials(text: str) -> dict[str, DefaultSecret]:

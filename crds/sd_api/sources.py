@@ -46,7 +46,7 @@ class Link:
 
 @dataclass(frozen=True)
 class FileChoice:
-    """Which of a version's files is meant. None: any."""
+    """The file of a version that a url asks for. A field that is None fits every file."""
 
     file_id: int | None = None
 

@@ -100,7 +100,7 @@ _BEFORE_REVISION = (
 NAMES_REVISION = f"^{_EDGE}{_BEFORE_REVISION}"
 """Urls of the Hub that name a revision."""
 NAMES_THIS_REVISION = (f"^{_EDGE}{_BEFORE_REVISION}(?:", f")(?:[/?#]|{_EDGE}$)")
-"""What precedes and what follows the revision in a pattern of urls that name this revision."""
+"""The parts of a pattern before and after a revision: it matches urls that name this revision."""
 
 
 @dataclass(frozen=True)

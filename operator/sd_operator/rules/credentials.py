@@ -30,9 +30,11 @@ def default_secrets(
 ) -> dict[str, DefaultSecret]:
     """Return the administrator's Secrets for the hosts that a request names.
 
-    A repo of the Hub names the host of the configured endpoint, which may be a mirror; so does a
-    page of Civitai. A request with credentials of its own needs no others. by_gateway: whether a
-    caller of the gateway chose the source, who may use only the entries that say so.
+    A repo of the Hub and a page of Civitai name the host of the configured endpoint, which may be a
+    mirror. A request with credentials of its own gets none of these Secrets.
+
+    by_gateway: whether a caller of the gateway chose one of the sources. The request then gets only
+    the Secrets that are for such callers.
     """
     if request.credentials:
         return {}

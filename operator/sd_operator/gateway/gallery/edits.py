@@ -22,7 +22,7 @@ def texts(spec: Mapping[str, Any]) -> dict[str, str]:
 def edited(spec: Mapping[str, Any], submitted: Mapping[str, str]) -> dict[str, Any]:
     """Return the spec with the fields whose text differs from the one that was shown.
 
-    So a url whose secret parts are not shown keeps them unless its text is changed.
+    A url is shown without its secret parts, and keeps them unless its text is changed.
     """
     changed = copy.deepcopy(dict(spec))
     shown = texts(spec)
