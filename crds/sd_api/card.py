@@ -1,4 +1,4 @@
-"""The model card: what a model's source and file say about it, for people.
+"""The model card: statements about a model from its source and its file, for people.
 
 A card is untrusted text. The loader makes it (`sd_loader.card`) and limits its size. This module
 removes the characters that could control a terminal or reorder a line, whoever wrote the card.
@@ -44,7 +44,7 @@ Page = Annotated[str, StringConstraints(max_length=512, pattern=PAGE_PATTERN)]
 
 
 class Card(Extensible):
-    """What the source and the file say about the model. Nobody has checked it.
+    """Statements about a model from its source and its file. Nobody has checked them.
 
     `short` keeps fields in this order.
     """

@@ -90,17 +90,17 @@ class BaseModelName(StrEnum):
 class ArtifactFormat(StrEnum):
     """How a published folder is opened. The values are InvokeAI's, where InvokeAI has the format.
 
-    The status has more than these values if a later loader knows more.
+    A later loader may write other values into the status.
     """
 
     DIFFUSERS = "diffusers"
-    """By `from_pretrained`, a LoRA by `load_lora_weights`."""
+    """`from_pretrained` opens the folder, or `load_lora_weights` if it is a LoRA."""
 
     PEFT = "peft"
-    """A LoRA that PEFT opens, too."""
+    """A LoRA that diffusers and PEFT open."""
 
     EMBEDDING_FOLDER = "embedding_folder"
-    """An embedding, by `load_textual_inversion`."""
+    """An embedding, which `load_textual_inversion` opens."""
 
 
 class ComponentName(StrEnum):

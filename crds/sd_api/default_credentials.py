@@ -1,4 +1,4 @@
-"""The setting that names, for each host, the Secret for loads without a Secret of their own.
+"""The setting that names a Secret for each host, for loads without a Secret of their own.
 
 Operator and loader read the same text: `huggingface.co=hub-token,civitai.com=site-token:private`.
 The setting has names only. The tokens are in Secrets, which are mounted as files.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
-from sd_api.netguard import effective_port
+from sd_api.netguard import default_port, effective_port
 
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?(?::[0-9]{1,5})?")
 _SECRET = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
@@ -25,10 +25,10 @@ class DefaultSecret:
     name: str
 
     for_private: bool = False
-    """Whether the token may open private repos of its owner."""
+    """Whether the token may also open the private repos of its account."""
 
     for_gateway: bool = False
-    """Whether models whose source a caller of the gateway chose may use the token."""
+    """Whether a model may use the token if a caller of the gateway chose one of its sources."""
 
 
 def parse_default_credentials(text: str) -> dict[str, DefaultSecret]:
@@ -80,8 +80,4 @@ def hosts_of(url: str) -> tuple[str, ...]:
         return ()
     host = f"[{name}]" if ":" in name else name
     full = f"{host}:{port}"
-    return (host, full) if port == _usual_port(parts) else (full,)
-
-
-def _usual_port(parts: SplitResult) -> int:
-    return 443 if parts.scheme == "https" else 80
+    return (host, full) if port == default_port(parts) else (full,)

@@ -57,7 +57,7 @@ class _Variable:
     is_path: bool = False
     """Whether the text names a file or folder of the container."""
     is_token: bool = False
-    """Whether the value is a token. A container gets tokens as files, never as variables."""
+    """Whether the value is a token. Only people set such a variable: a Job gets tokens as files."""
 
 
 def _variable(
@@ -120,8 +120,8 @@ class LoaderEnv:
     verify_digest: VerifyDigest | None = _variable(  # noqa: RUF009 - it is a field, as all are
         "SD_LOADER_VERIFY_DIGEST", read=_read_verify_digest
     )
-    """always: the SHA-256 that Civitai states is compared. whenWhole: not for a file of which the
-    conversion leaves out more than 1 GB."""
+    """always: the SHA-256 that Civitai states is compared. whenWhole: it is not compared if the
+    conversion leaves out more than 1 GB of the file."""
     https_proxy: str | None = _variable("HTTPS_PROXY", "https_proxy")
     """URL of the proxy for downloads."""
     no_proxy: str | None = _variable("NO_PROXY", "no_proxy")
@@ -136,7 +136,8 @@ class LoaderEnv:
         write=format_default_credentials,
     )
     """For each host, the Secret of loads that name no Secret of their own: HOST=SECRET,HOST=SECRET.
-    `:private` after a Secret's name lets it open private repos, too; `:gateway` is the operator's.
+    `:private` after a Secret's name lets it open private repos, too; only the operator reads
+    `:gateway`.
     """
     default_credentials_dir: str | None = _variable(
         "SD_LOADER_DEFAULT_CREDENTIALS_DIR", is_path=True

@@ -18,7 +18,7 @@ FINALIZER = f"{GROUP}/cleanup"
 ANNOTATION_RELOAD = f"{GROUP}/reload"
 """Any new value loads the same spec again."""
 ANNOTATION_REQUESTED_BY = f"{GROUP}/requested-by"
-"""On models: REQUESTED_BY_GATEWAY if a caller of the gateway chose the source."""
+"""On models: REQUESTED_BY_GATEWAY if a caller of the gateway chose one of the sources."""
 REQUESTED_BY_GATEWAY = "gateway"
 ANNOTATION_SKIP_CLEANUP = f"{GROUP}/skip-cleanup"
 """The value "true" releases the finalizer without a clean-up Job."""
@@ -76,6 +76,8 @@ PICTURE_FILE = "picture.jpg"
 """In the model's folder: a picture that its source shows."""
 CARD_FILE = ".sd-card.json"
 """The whole model card in the model's folder."""
+ADDED_FILES = frozenset({CARD_FILE, PICTURE_FILE, PREVIEW_FILE, RECEIPT_FILE})
+"""Files that a load adds to the converted ones. The folder's digest and size leave them out."""
 
 
 def job_name(model_name: str, uid: str, load_hash: str, attempt: int) -> str:

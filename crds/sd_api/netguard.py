@@ -227,8 +227,11 @@ class Guard:
 
 def effective_port(parts: SplitResult) -> int:
     """The port a url means; raises ValueError if it is not a number in range."""
-    if parts.port is not None:
-        return parts.port
+    return parts.port if parts.port is not None else default_port(parts)
+
+
+def default_port(parts: SplitResult) -> int:
+    """The port of a url that names none."""
     return 443 if parts.scheme == "https" else 80
 
 

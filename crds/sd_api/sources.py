@@ -46,7 +46,7 @@ class Link:
 
 @dataclass(frozen=True)
 class FileChoice:
-    """Which of a version's files is meant. None: any."""
+    """The file of a version that a url asks for. A field that is None fits every file."""
 
     file_id: int | None = None
 
@@ -129,7 +129,7 @@ def civitai_download(url: str, endpoint: str) -> CivitaiModel | None:
     None for any other link. endpoint: Civitai, or the mirror.
     """
     hosts = f"{url_forms.CIVITAI_ORIGIN}|{re.escape(endpoint)}"
-    match = re.fullmatch(f"(?:{hosts})/api/download/models/([0-9]{{1,15}})/?([?#].*)?", url)
+    match = re.fullmatch(f"(?:{hosts})/api/download/models/({url_forms.NUMBER})/?([?#].*)?", url)
     return None if match is None else _version(None, match[1], match[2])
 
 
@@ -212,7 +212,7 @@ def _version(model: str | None, version: str | None, query: str | None) -> Civit
         None if model is None else int(model),
         None if version is None else int(version),
         FileChoice(
-            int(file) if re.fullmatch("[0-9]{1,15}", file) else None,
+            int(file) if re.fullmatch(url_forms.NUMBER, file) else None,
             *(asked.get(name) for name in ("type", "format", "size", "fp")),
         ),
     )

@@ -42,7 +42,7 @@ _INPAINT_OR_EDIT = {
 
 @dataclass(frozen=True)
 class Family:
-    """What is known of a family apart from its architecture."""
+    """The names and the variants of a family."""
 
     title: str
     """The name that people read."""
@@ -139,6 +139,8 @@ FAMILIES: Mapping[BaseModelName, Family] = {
     BaseModelName.SANA: Family("Sana", r"sana(15|16b|sprint)?"),
 }
 
+_TITLES = {name.value: family.title for name, family in FAMILIES.items()}
+
 _UNETS_OF_ADAPTERS = frozenset(UNETS) - {BaseModelName.SDXL_REFINER}
 _LORAS = _UNETS_OF_ADAPTERS | {
     BaseModelName.SD3,
@@ -184,8 +186,8 @@ _NOISE = re.compile(r"[^a-z0-9]+")
 def canonical(text: str) -> BaseModelName | None:
     """Read a family's name as people write it, such as SD 1.5 or Flux.1 D. None if it is not one.
 
-    Capitals, blanks and punctuation do not matter. The slugs and the names that Civitai and
-    InvokeAI show are known.
+    Capitals, blanks and punctuation do not matter. It knows the slugs, and the names that Civitai
+    and InvokeAI show.
     """
     plain = _NOISE.sub("", text.lower())
     for name, family in FAMILIES.items():
@@ -196,8 +198,7 @@ def canonical(text: str) -> BaseModelName | None:
 
 def title_of(slug: str) -> str:
     """Return a family's title. A slug that this version does not know stays as it is."""
-    known = {name.value: family.title for name, family in FAMILIES.items()}
-    return known.get(slug, slug)
+    return _TITLES.get(slug, slug)
 
 
 def listed(names: Iterable[BaseModelName]) -> str:

@@ -56,12 +56,13 @@ HOST_AND_PATH = (
 _CIVITAI = r"(?i:www\.)?(?i:civitai\.(?:com|red|green))(?::443)?"
 CIVITAI_ORIGIN = f"(?i:https?)://{_CIVITAI}"
 _CIVITAI_HOST = f"(?:(?i:https?)://)?{_CIVITAI}"
-_NUMBER = "[0-9]{1,15}"
-CIVITAI_PAGE = f"{_CIVITAI_HOST}/(?:api/v1/)?models/({_NUMBER})(?:/{_PART})?/?({_QUERY})"
-CIVITAI_VERSION = f"{_CIVITAI_HOST}/(?:api/v1/)?model-versions/({_NUMBER})/?({_QUERY})"
+NUMBER = "[0-9]{1,15}"
+"""A number of a model, version or file at Civitai."""
+CIVITAI_PAGE = f"{_CIVITAI_HOST}/(?:api/v1/)?models/({NUMBER})(?:/{_PART})?/?({_QUERY})"
+CIVITAI_VERSION = f"{_CIVITAI_HOST}/(?:api/v1/)?model-versions/({NUMBER})/?({_QUERY})"
 CIVITAI_AIR = (
     "(?:(?:(?i:urn):)?(?i:air):)?(?:[A-Za-z0-9_-]+:){0,2}(?i:civitai):"
-    rf"({_NUMBER})(?:@({_NUMBER}))?(?:\+({_NUMBER}))?(?:\.([A-Za-z]+))?({_QUERY})"
+    rf"({NUMBER})(?:@({NUMBER}))?(?:\+({NUMBER}))?(?:\.([A-Za-z]+))?({_QUERY})"
 )
 """A model of Civitai: its page or a version's, also at the API, and its resource identifier."""
 _OWN_PAGES = (
@@ -99,7 +100,7 @@ _BEFORE_REVISION = (
 NAMES_REVISION = f"^{_EDGE}{_BEFORE_REVISION}"
 """Urls of the Hub that name a revision."""
 NAMES_THIS_REVISION = (f"^{_EDGE}{_BEFORE_REVISION}(?:", f")(?:[/?#]|{_EDGE}$)")
-"""What precedes and what follows the revision in a pattern of urls that name this revision."""
+"""The parts of a pattern before and after a revision: it matches urls that name this revision."""
 
 
 @dataclass(frozen=True)

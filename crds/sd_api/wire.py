@@ -167,8 +167,8 @@ class Artifact(Extensible):
     )
     card: Card | None = Field(
         default=None,
-        description="What the source and the file say about the model, shortened. Nobody has"
-        " checked it.",
+        description="Statements about the model from its source and its file, shortened. Nobody"
+        " has checked them.",
     )
 
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from sd_api.card import Card
 from sd_api.choices import ModelType, contradiction
 from sd_api.load import LoadRequest, RemoveRequest
-from sd_api.names import CARD_FILE, PICTURE_FILE, PREVIEW_FILE, RECEIPT_FILE
+from sd_api.names import ADDED_FILES, CARD_FILE, PICTURE_FILE, PREVIEW_FILE
 from sd_api.reasons import Reason
 from sd_api.taxonomy import published_format
 from sd_api.wire import (
@@ -55,9 +55,6 @@ from sd_loader.store.staging import Staging, begin, resume
 from sd_loader.store.volume import Volume
 
 log = logging.getLogger(__name__)
-
-_ADDED = (CARD_FILE, PICTURE_FILE, PREVIEW_FILE, RECEIPT_FILE)
-"""Files that this module adds to the converted ones. A failed attempt may leave them behind."""
 
 
 def fetch_stage(
@@ -146,7 +143,7 @@ def convert_stage(
                 converted = fetched.converted or run.convert(
                     fetched, source_dir.path, conversion, out.path, report
                 )
-                for name in _ADDED:
+                for name in ADDED_FILES:  # A failed attempt may have left them behind.
                     out.unlink(name)
                 _check_inventory(out.files(), converted)
                 converted, preview = _rendered(conversion, out, converted, report)
@@ -263,7 +260,7 @@ def _recorded(request: LoadRequest, staging: Staging) -> Fetched | None:
     if fetched.converted is not None:
         expected = {path: file.size for path, file in fetched.converted.files.items()}
         with staging.out() as out:
-            present = {path: out.file_size(path) for path in out.files() if path not in _ADDED}
+            present = {path: out.file_size(path) for path in out.files() if path not in ADDED_FILES}
         if present != expected:
             return None
     return fetched

@@ -3,10 +3,10 @@
 import pytest
 
 from sd_api import names
-from sd_api.choices import ModelType
+from sd_api.choices import ComponentName, ModelType
 from sd_api.loadhash import load_hash
 from sd_api.reasons import ExitCode, Reason
-from sd_api.spec import Spec
+from sd_api.spec import Components, Spec
 
 LINK = "https://civitai.com/api/download/models/94640"
 
@@ -117,3 +117,9 @@ def test_every_reason_has_a_remedy(reason):
     assert reason.value.isalnum()
     assert reason.remedy.endswith(".")
     assert reason.exit_code in {ExitCode.TRY_AGAIN, ExitCode.PERMANENT}
+
+
+def test_every_component_of_the_spec_has_a_name():
+    """Rules, messages and options are made from the names, and the CRD from the fields."""
+    fields = Components.model_json_schema(by_alias=True)["properties"]
+    assert fields.keys() - {"from"} == {name.value for name in ComponentName}

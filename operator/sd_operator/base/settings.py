@@ -56,8 +56,8 @@ class LoaderSettings:
     default_credentials: Mapping[str, DefaultSecret] = field(default_factory=dict)
     """For each host, the Secret with a token in each namespace with models, for loads without
     spec.credentialsSecretRef: huggingface.co=SECRET,HOST=SECRET. `:private` after a Secret's name
-    lets it open private repos of the token's owner, too, and `:gateway` lets models use it whose
-    source a caller of the gateway chose. For a mirror of the Hub, name its host."""
+    lets it open private repos of the token's owner, too. `:gateway` lets a model use it if a caller
+    of the gateway chose one of the model's sources. For a mirror of the Hub, name its host."""
     max_bytes: int = defaults.MAX_BYTES
     """Size limit of one source, in bytes."""
     retain_previous_seconds: int = defaults.RETAIN_PREVIOUS_SECONDS
@@ -115,8 +115,8 @@ class Settings:
     civitai_endpoint: str | None = None
     """Base URL of a mirror of Civitai. Empty: Civitai itself."""
     verify_digest: VerifyDigest = VerifyDigest.ALWAYS
-    """always: loads compare the SHA-256 that Civitai states. whenWhole: not for a file of which the
-    conversion leaves out more than 1 GB."""
+    """always: loads compare the SHA-256 that Civitai states. whenWhole: they do not compare it if
+    the conversion leaves out more than 1 GB of the file."""
     trained_url_template: str | None = None
     """Link of a trained model (modelType api_trained), with {id} in place of its id. {key}
     stands for the content of the key trained in the Secret with logins."""

@@ -24,10 +24,12 @@ ATTEMPTS = 5
 """How often a change is tried when other callers change the model at the same time."""
 SOURCE_FIELDS = ("sha256", "gitRevision", "baseModel", "predictionType", "originalConfig")
 """Fields of the spec that are removed when the url changes: they describe its content."""
+NAMING_FIELDS = frozenset({"url", "vae", "components", "originalConfig"})
+"""Fields of the spec that name the hosts of a load."""
 HOST_FIELDS = ("credentialsSecretRef",)
 """Fields of the spec that are removed when the host of the url changes."""
 _BY_GATEWAY = {names.ANNOTATION_REQUESTED_BY: names.REQUESTED_BY_GATEWAY}
-"""Marks a model whose source a caller chose: it may not use every default token."""
+"""Marks a model if a caller chose one of its sources: it may not use every default token."""
 
 
 class Models:
@@ -151,8 +153,8 @@ class Models:
     ) -> Json:
         metadata = body["metadata"]
         await claims.check(self._api, self._settings, namespace, body)
-        chooses = {"annotations": dict(_BY_GATEWAY)} if "url" in patch else {}
-        change = {"metadata": {"uid": metadata["uid"], **chooses}, "spec": patch}
+        mark = {"annotations": dict(_BY_GATEWAY)} if NAMING_FIELDS & patch.keys() else {}
+        change = {"metadata": {"uid": metadata["uid"], **mark}, "spec": patch}
         return await self._api.patch(MODELS, namespace, metadata["name"], change, dry_run=dry_run)
 
     async def delete(self, namespace: str, body: Json) -> None:

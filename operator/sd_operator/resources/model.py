@@ -110,7 +110,7 @@ class Model:
 
     @property
     def is_by_gateway(self) -> bool:
-        """Whether a caller of the gateway chose the source."""
+        """Whether a caller of the gateway chose one of the sources."""
         requested_by = self.annotations.get(names.ANNOTATION_REQUESTED_BY)
         return requested_by == names.REQUESTED_BY_GATEWAY
 

@@ -20,34 +20,36 @@ def own_secret(spec: Spec, entries: Mapping[str, DefaultSecret]) -> str | None:
     that names it would open private repos, or send the token of another host to the Hub.
     """
     ref = spec.credentials_secret_ref
-    is_own = ref is not None and ref.name not in {secret.name for secret in entries.values()}
-    return ref.name if ref is not None and is_own else None
+    if ref is None or ref.name in {secret.name for secret in entries.values()}:
+        return None
+    return ref.name
 
 
 def default_secrets(
-    request: LoadRequest,
-    settings: Settings,
-    *,
-    by_gateway: bool = False,
+    request: LoadRequest, settings: Settings, *, by_gateway: bool = False
 ) -> dict[str, DefaultSecret]:
     """Return the administrator's Secrets for the hosts that a request names.
 
-    A repo of the Hub names the host of the configured endpoint, which may be a mirror; so does a
-    page of Civitai. A request with credentials of its own needs no others. by_gateway: whether a
-    caller of the gateway chose the source, who may use only the entries that say so.
+    A repo of the Hub and a page of Civitai name the host of the configured endpoint, which may be a
+    mirror. A request with credentials of its own gets none of these Secrets.
+
+    by_gateway: whether a caller of the gateway chose one of the sources. The request then gets only
+    the Secrets that are for such callers.
     """
     if request.credentials:
         return {}
     named = {host for url in _links(request, settings) for host in hosts_of(url)}
-    entries = settings.loader.default_credentials
-    allowed = {host: it for host, it in entries.items() if it.for_gateway or not by_gateway}
-    return {host: secret for host, secret in allowed.items() if host in named}
+    return {
+        host: secret
+        for host, secret in settings.loader.default_credentials.items()
+        if host in named and (secret.for_gateway or not by_gateway)
+    }
 
 
 def _links(request: LoadRequest, settings: Settings) -> Iterator[str]:
     hub = settings.hub_endpoint or HUB_ENDPOINT
     sources: list[tuple[str, ModelType | None]] = [(request.url, request.model_type)]
-    sources += [(one.url, ModelType.VAE) for one in request.replacements().values()]
+    sources += [(source.url, ModelType.VAE) for source in request.replacements().values()]
     # A file may lack components, which then come from the administrator's repo for its family.
     if request.components.from_ is not None or settings.loader.default_parts:
         yield hub

@@ -43,7 +43,7 @@ def renders(spec: Spec, overrides: JobOverrides, loader: LoaderSettings) -> bool
     spec.verify.render decides. If it is absent, a whole model is rendered if the Job gets a GPU:
     its own (spec.job.resources) or else those that the administrator configured. An adapter or VAE
     cannot draw an image alone, so by default it is not tried. A model of unknown type is planned as
-    a whole one, and the loader renders it if it is one.
+    a whole model, and the loader renders it only if it is one.
     """
     if spec.verify.render is not None:
         return spec.verify.render

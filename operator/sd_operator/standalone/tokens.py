@@ -29,9 +29,10 @@ class Token:
 
 
 def own_tokens(env: Mapping[str, str], hub_endpoint: str) -> tuple[Token, ...]:
-    """Read the person's tokens. As other programs do, HF_TOKEN is for the configured Hub.
+    """Read the tokens of the person who starts standalone.
 
-    CIVITAI_TOKEN is for the endpoint that the operator asks about models of Civitai.
+    HF_TOKEN is for the configured Hub, as in other programs. CIVITAI_TOKEN is for the endpoint that
+    the operator asks about models of Civitai.
     """
     hub = hub_endpoint or env.get("HF_ENDPOINT") or HUB_ENDPOINT
     return tuple(_read(env, hub, env.get(_CIVITAI_ENDPOINT) or CIVITAI_ENDPOINT))

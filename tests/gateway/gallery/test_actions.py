@@ -7,6 +7,7 @@ from html import unescape
 
 import pytest
 
+from sd_api.names import ANNOTATION_REQUESTED_BY, REQUESTED_BY_GATEWAY
 from sd_api.starters import STARTERS
 from tests.support.gateway import gallerymodels
 
@@ -49,6 +50,26 @@ def test_edit_changes_one_field_and_keeps_the_others(shared_cluster, site):
     assert late.code == 409, "the form is older than the model"
     assert "Someone else changed this model" in late.text
     assert spec_of(shared_cluster, "edited")["revision"] == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "marked"),
+    [
+        ("spec.url", LINK, True),
+        ("spec.vae.url", LINK, True),
+        ("spec.components.from", "org/other", True),
+        ("spec.originalConfig", LINK, True),
+        ("spec.gitRevision", "v2", False),
+    ],
+)
+def test_edit_that_names_a_source_marks_the_model(shared_cluster, site, field, value, marked):
+    """The operator gives a marked model fewer tokens. An edit of another field adds no mark."""
+    name = f"marks-{field.removeprefix('spec.').replace('.', '-').lower()}"
+    gallerymodels.make(shared_cluster, name, url="org/name")
+    form = edit_form(site, name) | {field: value, "action": "apply"}
+    assert site.post(f"/gallery/models/{name}/edit", form).code == 303
+    annotations = shared_cluster.get("sdm", name)["metadata"].get("annotations", {})
+    assert (annotations.get(ANNOTATION_REQUESTED_BY) == REQUESTED_BY_GATEWAY) is marked
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ import pytest
 
 from sd_api.names import RECEIPT_FILE
 from sd_api.reasons import Reason
+from sd_api.wire import Receipt
 from sd_operator.base import times
-from sd_operator.gateway.gallery import components, details, views, words
+from sd_operator.gateway.gallery import components, details, words
 from sd_operator.gateway.gallery.pages import render
 from sd_operator.gateway.gallery.related import related
 from sd_operator.resources.model import Model
-from tests.support.gateway.gallerymodels import HASH, failed, loading, ready
+from tests.support.gateway.gallerymodels import HASH, card_of, failed, loading, ready
 from tests.support.rules.observed import NOW, UID, body
 
 CARD = {
@@ -41,21 +42,28 @@ RECEIPT = {
             ("unet/diffusion_pytorch_model.safetensors", 1_800_000_000),
             ("unet/config.json", 1_000),
             ("preview.png", 300_000),
+            ("picture.jpg", 200_000),
+            (".sd-card.json", 900),
         )
     },
 }
 
 
+def detail_of(source: dict, receipt: Receipt | None = None) -> details.Detail:
+    """Return a model as its own page shows it."""
+    return details.detail(Model.from_body(source), source, NOW, receipt)
+
+
 def page(model: dict, *, images: tuple[str, ...] = (), others: tuple[dict, ...] = ()) -> str:
     """Return the text of a model's page."""
-    detail = details.detail(model, NOW)
+    detail = detail_of(model)
     return unescape(
         render(
             "model.html",
             namespace="art",
             model=detail,
             events=words.events([], NOW),
-            related=related(detail.card, map(views.card, others)),
+            related=related(detail.card, map(card_of, others)),
             images=images,
             digest="",
         )
@@ -106,13 +114,13 @@ def test_page_shows_what_the_source_says_about_the_model():
 )
 def test_card_that_says_nothing_is_not_shown(card):
     """Values of other types, and pages that are not on the web, are left out."""
-    assert details.detail(body(ready(UID, "sketch", card=card)), NOW).about is None
+    assert detail_of(body(ready(UID, "sketch", card=card))).about is None
 
 
 def test_page_of_an_embedding_shows_its_word():
     """The word is what prompts need, so trigger words are not shown beside it."""
     status = ready(UID, "sketch", card={"word": "<fox>", "triggerWords": ["other"]})
-    about = details.detail(body(status, modelType="embeddings"), NOW).about
+    about = detail_of(body(status, modelType="embeddings")).about
     assert about is not None
     assert about.prompt == "<fox>"
 
@@ -122,7 +130,7 @@ def test_files_and_origin_are_shown_apart():
     kind = {"baseModel": "flux", "variant": "dev_fill", "format": "diffusers"}
     model = body(ready(UID, "sketch", sharedBytes=1_900_000_000, loraRank=8, **kind))
     model["metadata"]["creationTimestamp"] = times.stamp(NOW - timedelta(minutes=5))
-    detail = details.detail(model, NOW)
+    detail = detail_of(model)
     files, origin = dict(detail.files), dict(detail.origin)
     assert files["Size"] == "2.1 GB in 14 files, 1.9 GB shared"
     assert files["Folder digest"] == "blake3:" + "ab" * 32
@@ -138,11 +146,11 @@ def test_preview_names_its_prompt_if_the_spec_still_has_it():
     model = body(verify={"prompt": "a fox", "steps": 4})
     wanted = Model.from_body(model).wanted
     model["status"] = ready(UID, "sketch", immutablePath=f".store/{UID}/{wanted}")
-    assert details.detail(model, NOW).painted == "“a fox”, seed 0, 4 steps"
+    assert detail_of(model).painted == "“a fox”, seed 0, 4 steps"
     assert "Rendered with the prompt “a fox”" in page(model, images=("preview.png",))
     assert "Rendered with the prompt" not in page(model)
     model["spec"]["verify"]["prompt"] = "a bear"
-    assert details.detail(model, NOW).painted == ""
+    assert detail_of(model).painted == ""
 
 
 @pytest.mark.parametrize(
@@ -189,12 +197,12 @@ def test_page_of_a_failed_model_unfolds_its_conditions():
 )
 def test_page_shows_the_servers_that_open_the_model(base, servers):
     """Each command resolves the link once, because a reload changes the link's target."""
-    detail = details.detail(body(ready(UID, "sketch", baseModel=base)), NOW)
+    detail = detail_of(body(ready(UID, "sketch", baseModel=base)))
     commands = [server.command for server in detail.servers]
     assert [" ".join(command.split()[:2]) for command in commands] == servers
     assert all('"$(realpath /models/sketch)"' in command for command in commands)
     adapter = body(ready(UID, "sketch", baseModel=base), modelType="lora")
-    assert details.detail(adapter, NOW).servers == ()
+    assert detail_of(adapter).servers == ()
 
 
 # Components
@@ -209,12 +217,12 @@ def store_with(tmp_path: Path, content: str) -> Path:
 
 
 def test_components_are_read_from_the_receipt(tmp_path):
-    """The components are folders and files, the largest first, without the preview."""
+    """The components are folders and files, the largest first, without images and model card."""
     model = body(ready(UID, "sketch"))
     store = store_with(tmp_path, json.dumps(RECEIPT))
     receipt = components.read(store, Model.from_body(model))
     assert receipt is not None
-    detail = details.detail(model, NOW, receipt)
+    detail = detail_of(model, receipt)
     assert [(part.name, part.size, part.files) for part in detail.components] == [
         ("unet", "1.8 GB", "2 files"),
         ("vae", "200 MB", "1 file"),
@@ -225,8 +233,8 @@ def test_components_are_read_from_the_receipt(tmp_path):
 
 def test_memory_is_estimated_from_the_status_without_a_receipt():
     """Adapters have no estimate: they are opened together with a pipeline."""
-    assert details.detail(body(ready(UID, "sketch")), NOW).memory == "about 3.5 GB"
-    assert details.detail(body(ready(UID, "sketch"), modelType="lora"), NOW).memory == ""
+    assert detail_of(body(ready(UID, "sketch"))).memory == "about 3.5 GB"
+    assert detail_of(body(ready(UID, "sketch"), modelType="lora")).memory == ""
     assert "This is an estimate" in page(body(ready(UID, "sketch")))
 
 

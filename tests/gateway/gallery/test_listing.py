@@ -13,7 +13,7 @@ from sd_operator.gateway.gallery import listing, live, views
 from sd_operator.gateway.gallery.listing import Filter
 from sd_operator.gateway.gallery.pages import render
 from sd_operator.gateway.gallery.related import related
-from tests.support.gateway.gallerymodels import loading, ready
+from tests.support.gateway.gallerymodels import card_of, loading, ready
 from tests.support.rules.observed import UID, body
 
 BORN = datetime(2026, 1, 2, tzinfo=UTC)
@@ -22,14 +22,14 @@ BORN = datetime(2026, 1, 2, tzinfo=UTC)
 def card(name: str, model_type: str, base: str | None = "sd-1", **fields: object) -> views.Card:
     """Return the card of a published model; `fields` are fields of its artifact."""
     status = ready(UID, name, baseModel=base, **fields)
-    return views.card(body(status, name=name, modelType=model_type))
+    return card_of(body(status, name=name, modelType=model_type))
 
 
 SHELF = [
     card("ink", "lora"),
     card("oil", "lora", "sdxl", sizeBytes=3_000),
     card("paint", "custom_ckpt", sizeBytes=9_000, sharedBytes=4_000),
-    views.card(body(loading(10), name="young", modelType="lora")),
+    card_of(body(loading(10), name="young", modelType="lora")),
 ]
 
 
@@ -58,7 +58,7 @@ def test_filter_matches_by_text_type_and_phase(fields, matches):
     """
     link = "https://example.com/m.safetensors?token=secret"
     source = body(url=link, modelType="custom_ckpt")
-    assert Filter(**fields).matches(replace(views.card(source), base="SD 1")) is matches
+    assert Filter(**fields).matches(replace(card_of(source), base="SD 1")) is matches
 
 
 def test_query_of_a_filter_has_only_its_set_fields():
@@ -115,7 +115,7 @@ def test_list_has_the_chosen_order(sort, names):
     """Equal models are in the order of their names."""
     bodies = [body(name="mid"), body(ready(UID, "big"), name="big"), body(name="new")]
     bodies[2]["metadata"]["creationTimestamp"] = times.stamp(BORN)
-    assert [one.name for one in listing.ordered(map(views.card, bodies), sort)] == names.split()
+    assert [one.name for one in listing.ordered(map(card_of, bodies), sort)] == names.split()
 
 
 def test_storage_counts_shared_files_once():
@@ -151,7 +151,7 @@ def test_list_of_a_thousand_models_takes_little_time():
         bodies.append(body(ready(UID, f"m-{number}"), name=f"m-{number}", modelType="lora"))
         bodies[-1]["metadata"]["uid"] = f"{number:08}{UID[8:]}"
     start = time.process_time()
-    cards = [views.card(model) for model in bodies]
+    cards = [card_of(model) for model in bodies]
     chosen = Filter("m", type="lora")
     matches = listing.ordered(filter(chosen.matches, cards), "newest")
     text = list_page(cards, matches[: chosen.show], chosen, digest=live.digest(bodies))

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from sd_api.choices import ModelType
 from sd_api.reasons import Reason
+from sd_api.spec import Components
 from sd_operator.gateway.gallery import views
 from sd_operator.gateway.gallery.art import art
 from sd_operator.gateway.gallery.snippets import manifest_yaml, snippet
 from sd_operator.resources.model import Model
-from tests.support.gateway.gallerymodels import artifact, condition, failed, loading, ready
+from tests.support.gateway.gallerymodels import artifact, card_of, condition, failed, loading, ready
 from tests.support.rules.observed import UID, body
 
 STALLED_BUT_SERVED = {
@@ -64,13 +65,13 @@ STALLED_BUT_SERVED = {
 )
 def test_card_shows_the_state_of_a_model(status, expected):
     """A card has phase, tone, progress, and the reason if the phase does not imply it."""
-    card = views.card(body(status))
+    card = card_of(body(status))
     assert (card.phase, card.tone, card.note, card.bar) == expected
 
 
 def test_card_shows_type_base_and_size():
     """Type and base model have display names."""
-    card = views.card(body(ready(UID, "sketch", baseModel="sdxl"), modelType="lora"))
+    card = card_of(body(ready(UID, "sketch", baseModel="sdxl"), modelType="lora"))
     assert (card.type_name, card.base, card.size) == ("LoRA", "SDXL", "2.1 GB")
 
 
@@ -110,8 +111,8 @@ def test_source_is_shown_without_secrets(url, text, link):
 
 def test_only_new_phases_and_quarters_are_announced():
     """Smaller steps of the progress are not announced."""
-    cards = {percent: views.card(body(loading(percent))) for percent in (10, 24, 25, 49)}
-    done = views.card(body(ready(UID, "sketch")))
+    cards = {percent: card_of(body(loading(percent))) for percent in (10, 24, 25, 49)}
+    done = card_of(body(ready(UID, "sketch")))
     assert views.news(None, cards[10]) == "sketch: Downloading"
     assert views.news(cards[10], cards[24]) == ""
     assert views.news(cards[24], cards[25]).startswith("sketch: 25% of")
@@ -161,6 +162,15 @@ def test_yaml_has_no_secrets():
     )
     assert "secret" not in text.replace("Secret parts", "")
     assert text.startswith("# Secret parts of URLs are left out")
+
+
+def test_yaml_has_no_secrets_of_components():
+    """No url of spec.components shows its secret parts."""
+    secret = "https://ann:secret@e.com/m?token=secret"
+    for name in Components.model_json_schema()["properties"]:
+        text = manifest_yaml(body(components={name: secret if name == "from" else {"url": secret}}))
+        assert "secret" not in text.replace("Secret parts", ""), name
+        assert text.startswith("# Secret parts of URLs are left out"), name
 
 
 @given(st.text(max_size=100))

@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 from sd_api.reasons import Reason
+from sd_operator.gateway.gallery.views import Card, card
+from sd_operator.resources.model import Model
 from tests.support.kube.cluster import Cluster
 
 AT = "2026-01-02T03:04:05Z"
@@ -34,6 +36,11 @@ def artifact(uid: str, name: str, **fields: Any) -> Json:
         "lastUpdateTime": AT,
         **fields,
     }
+
+
+def card_of(body: Json) -> Card:
+    """Return the card of a resource."""
+    return card(Model.from_body(body))
 
 
 def condition(kind: str, status: str, reason: str, message: str = "") -> Json:

@@ -13,6 +13,7 @@ from sd_operator.gateway.errors import FieldRefusedError, RefusedError
 from sd_operator.gateway.gallery import catalog, details, edits, form, forms, snippets
 from sd_operator.gateway.gallery.pages import ROOT, model_url, page
 from sd_operator.gateway.keys import Key
+from sd_operator.resources.model import Model
 
 CHANGED = (
     "Someone else changed this model after you opened the form. The form now shows the model as it"
@@ -130,7 +131,7 @@ def to_model(request: Request) -> Response:
 
 def _confirmation(bodies: list[Json], key: Key) -> Response:
     """Ask whether to delete models."""
-    models = [details.doomed(body) for body in bodies]
+    models = [details.doomed(Model.from_body(body)) for body in bodies]
     return page("delete.html", namespace=key.namespace, models=models)
 
 

@@ -1,4 +1,4 @@
-"""What the source and the file say about a model, as its page shows it. Pure and untrusted."""
+"""The model card as the page of a model shows it. Pure; the texts are untrusted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sd_operator.resources.model import Model
 
 @dataclass(frozen=True)
 class CardView:
-    """The model card. Nobody has checked what it says."""
+    """The texts of a model card. Nobody has checked them."""
 
     title: str
     words: tuple[str, ...]

@@ -51,7 +51,7 @@ def components(receipt: Receipt) -> tuple[ComponentSize, ...]:
     sizes: Counter[str] = Counter()
     files: Counter[str] = Counter()
     for path, file in receipt.files.items():
-        if path == names.PREVIEW_FILE:
+        if path in names.ADDED_FILES:
             continue
         component = path.partition("/")[0]
         sizes[component] += file.size

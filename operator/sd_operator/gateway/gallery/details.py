@@ -66,21 +66,20 @@ class Doomed:
     """Whether the files stay when the model is deleted."""
 
 
-def doomed(body: Json) -> Doomed:
+def doomed(model: Model) -> Doomed:
     """Return a model as the page that asks whether to delete it shows it."""
-    model = Model.from_body(body)
-    return Doomed(views.card(body), model.uid, model.retain)
+    return Doomed(views.card(model), model.uid, model.retain)
 
 
-def detail(body: Json, now: datetime, receipt: Receipt | None = None) -> Detail:
+def detail(model: Model, body: Json, now: datetime, receipt: Receipt | None = None) -> Detail:
     """Return a model as its own page shows it.
 
+    body: the JSON that the model was read from.
     receipt: that of the published version, if the gateway can read the volume.
     """
-    model = Model.from_body(body)
     text, link = views.source(model)
     artifact = model.status.artifact
-    card = views.card(body)
+    card = views.card(model)
     return Detail(
         card=card,
         headline=words.headline(model, now),

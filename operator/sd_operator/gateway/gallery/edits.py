@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from sd_api.redaction import redact_url
-from sd_api.spec import Spec
 from sd_operator.gateway.gallery import form
+from sd_operator.gateway.gallery.snippets import DEFAULTS
 
 IMMUTABLE = frozenset({"metadata.name", "spec.modelId", "spec.storage.claimName"})
 FIELDS = tuple(field for field in form.FIELDS if field.path not in IMMUTABLE)
-
-_DEFAULTS = Spec().model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def texts(spec: Mapping[str, Any]) -> dict[str, str]:
@@ -24,7 +22,7 @@ def texts(spec: Mapping[str, Any]) -> dict[str, str]:
 def edited(spec: Mapping[str, Any], submitted: Mapping[str, str]) -> dict[str, Any]:
     """Return the spec with the fields whose text differs from the one that was shown.
 
-    So a url whose secret parts are not shown keeps them unless its text is changed.
+    A url is shown without its secret parts, and keeps them unless its text is changed.
     """
     changed = copy.deepcopy(dict(spec))
     shown = texts(spec)
@@ -49,7 +47,7 @@ def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any
 
 
 def _text(value: object, field: form.Field) -> str:
-    if value is None or value == _get(_DEFAULTS, field.path):
+    if value is None or value == _get(DEFAULTS, field.path):
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"

@@ -9,7 +9,7 @@ from sd_operator.gateway.errors import FieldRefusedError, map_api_error
 from sd_operator.gateway.gallery import form
 
 FIELDS_MAX = 512
-"""Maximum number of fields. A long list has fewer check boxes."""
+"""Maximum number of fields of a form, such as the selected models of a list."""
 
 
 async def read(request: Request) -> dict[str, str]:

@@ -18,6 +18,7 @@ from sd_operator.clients.kube import Json
 from sd_operator.gateway.feed import Change
 from sd_operator.gateway.gallery import views
 from sd_operator.gateway.gallery.pages import render
+from sd_operator.resources.model import Model
 
 HEARTBEAT_SECONDS = 15.0
 REFRESH_SECONDS = 1.0
@@ -49,7 +50,7 @@ class Updates:
         """The names of the parts that pages must fetch again, in the order of the changes."""
         bodies = list(bodies)
         self._versions = {_uid(body): _version(body) for body in bodies}
-        self._cards = {_uid(body): views.card(body) for body in bodies}
+        self._cards = {_uid(body): _card(body) for body in bodies}
 
     def messages(self, change: Change) -> Iterator[Message]:
         """Yield the messages for a change; none if it is already known."""
@@ -63,7 +64,7 @@ class Updates:
             return
         if self._versions.get(uid) == _version(change.body):
             return
-        before, after = self._cards.get(uid), views.card(change.body)
+        before, after = self._cards.get(uid), _card(change.body)
         self._versions[uid], self._cards[uid] = _version(change.body), after
         if before is None or _shape(before) != _shape(after):
             self.stale[LISTING] = None
@@ -77,6 +78,10 @@ class Updates:
             news = render("_news.html", text=text)
             yield NEWS, news
             yield f"news-{name}", news
+
+
+def _card(body: Json) -> views.Card:
+    return views.card(Model.from_body(body))
 
 
 def _stage(card: views.Card) -> str | None:

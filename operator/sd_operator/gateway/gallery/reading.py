@@ -9,7 +9,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sd_operator.clients.kube import Json
 from sd_operator.gateway.context import Context
 from sd_operator.gateway.gallery import (
     catalog,
@@ -41,9 +40,11 @@ class Reading:
         """Show the models that match the filter in the URL."""
         chosen = listing.Filter.of(request.query_params)
         bodies = await self._models.all(key.namespace)
-        if _shows(request, bodies):
+        digest = live.digest(bodies)
+        if request.query_params.get("digest") == digest:
             return Response(status_code=204)
-        cards = [views.card(body) for body in bodies]
+        models = [Model.from_body(body) for body in bodies]
+        cards = [views.card(model) for model in models]
         matches = listing.ordered(filter(chosen.matches, cards), chosen.sort)
         shown = matches[: chosen.show]
         names = {card.name for card in shown}
@@ -52,7 +53,7 @@ class Reading:
             namespace=key.namespace,
             filter=chosen,
             cards=shown,
-            images=await self._images(b for b in bodies if b["metadata"]["name"] in names),
+            images=await self._images(model for model in models if model.name in names),
             found=len(matches),
             total=len(cards),
             choices=listing.choices(cards, chosen),
@@ -60,7 +61,7 @@ class Reading:
             views=listing.VIEWS,
             storage=listing.storage(cards),
             starters=catalog.offers(cards) if not cards else (),
-            digest=live.digest(bodies),
+            digest=digest,
         )
         if request.headers.get("hx-trigger") == "filter":
             response.headers["HX-Push-Url"] = f"{ROOT}/{chosen.url()}"
@@ -69,24 +70,25 @@ class Reading:
     async def model(self, request: Request, key: Key) -> Response:
         """Show one model."""
         body = await self._models.get(key.namespace, request.path_params["name"])
-        if _shows(request, [body]):
+        digest = live.digest([body])
+        if request.query_params.get("digest") == digest:
             return Response(status_code=204)
+        model = Model.from_body(body)
         now = self._clock.now()
         receipt = None
         if self._store is not None:
-            model = Model.from_body(body)
             receipt = await asyncio.to_thread(components.read, self._store, model)
-        detail = details.detail(body, now, receipt)
-        others = map(views.card, await self._models.all(key.namespace))
+        detail = details.detail(model, body, now, receipt)
+        cards = await self._cards(key)
         events = await self._models.events(key.namespace, body)
         return page(
             "model.html",
             namespace=key.namespace,
             model=detail,
             events=words.events(events[:EVENTS_MAX], now),
-            related=related.related(detail.card, others),
-            images=(await self._images([body])).get(detail.card.name, ()),
-            digest=live.digest([body]),
+            related=related.related(detail.card, cards),
+            images=(await self._images([model])).get(model.name, ()),
+            digest=digest,
         )
 
     async def image(self, request: Request, key: Key) -> Response:
@@ -104,15 +106,19 @@ class Reading:
 
     async def starter(self, _: Request, key: Key) -> Response:
         """Show the starter catalog, and which of its models are there already."""
-        cards = [views.card(body) for body in await self._models.all(key.namespace)]
-        return page("starter.html", namespace=key.namespace, starters=catalog.offers(cards))
+        starters = catalog.offers(await self._cards(key))
+        return page("starter.html", namespace=key.namespace, starters=starters)
 
-    async def _images(self, bodies: Iterable[Json]) -> dict[str, tuple[str, ...]]:
+    async def _cards(self, key: Key) -> tuple[views.Card, ...]:
+        """Return all models of the key's namespace."""
+        bodies = await self._models.all(key.namespace)
+        return tuple(views.card(Model.from_body(body)) for body in bodies)
+
+    async def _images(self, models: Iterable[Model]) -> dict[str, tuple[str, ...]]:
         """Return the file names of the images on the volume, by the names of the models."""
         store = self._store
         if store is None:
             return {}
-        models = [Model.from_body(body) for body in bodies]
         stated = {model.name: previews.paths(model) for model in models}
 
         def existing() -> dict[str, tuple[str, ...]]:
@@ -122,8 +128,3 @@ class Reading:
             }
 
         return await asyncio.to_thread(existing)
-
-
-def _shows(request: Request, bodies: Iterable[Json]) -> bool:
-    """Return whether the page that sends this request shows the models as they are now."""
-    return request.query_params.get("digest") == live.digest(bodies)

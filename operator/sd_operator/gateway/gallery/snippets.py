@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from sd_api.choices import ComponentName
 from sd_api.loader_env import STORE_MOUNT
 from sd_api.names import GROUP
 from sd_api.opening import python_code
@@ -19,14 +20,23 @@ from sd_api.redaction import redact_url
 from sd_api.spec import Spec
 from sd_operator.resources.model import Model
 
-_URLS = (("url",), ("webhook",), ("originalConfig",), ("vae", "url"))
-_DEFAULTS = Spec().model_dump(mode="json", by_alias=True, exclude_none=True)
+_URLS = (
+    ("url",),
+    ("webhook",),
+    ("originalConfig",),
+    ("vae", "url"),
+    ("components", "from"),
+    *(("components", name, "url") for name in ComponentName),
+)
+"""The fields of the spec with a url, whose secret parts the YAML leaves out."""
+DEFAULTS = Spec().model_dump(mode="json", by_alias=True, exclude_none=True)
+"""The fields of the spec that have a default other than null."""
 _HIDDEN = "# Secret parts of URLs are left out. Add them before you apply this.\n"
-_TRANSFORMERS = frozenset({"flux", "flux2", "qwen-image", "wan", "z-image"})
+_SERVED = frozenset({"flux", "flux2", "qwen-image", "wan", "z-image"})
 _SERVERS: tuple[tuple[str, str, frozenset[str] | None], ...] = (
     ("diffusers: examples/serving/server.py", "python3 server.py {}", None),
-    ("SGLang Diffusion", "sglang serve --model-type diffusion --model-path {}", _TRANSFORMERS),
-    ("vLLM-Omni", "vllm serve {} --omni", _TRANSFORMERS | {"sd-3"}),
+    ("SGLang Diffusion", "sglang serve --model-type diffusion --model-path {}", _SERVED),
+    ("vLLM-Omni", "vllm serve {} --omni", _SERVED | {"sd-3"}),
 )
 """Name, command and families of each server of docs/serving.md; None stands for all families."""
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
@@ -51,7 +61,7 @@ def manifest_yaml(body: Mapping[str, Any]) -> str:
     spec = {
         name: copy.deepcopy(value)
         for name, value in (body.get("spec") or {}).items()
-        if value != _DEFAULTS.get(name)
+        if value != DEFAULTS.get(name)
     }
     redacted = [_redact(spec, path) for path in _URLS]
     head = {"apiVersion": body.get("apiVersion"), "kind": body.get("kind")}

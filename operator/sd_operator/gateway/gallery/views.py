@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from sd_api.choices import ModelType
 from sd_api.reasons import ReadyReason
@@ -13,8 +12,6 @@ from sd_api.redaction import redact_url
 from sd_api.status import Condition, ConditionType, Phase
 from sd_api.taxonomy import title_of
 from sd_operator.resources.model import Model
-
-Json = Mapping[str, Any]
 
 TYPES: Mapping[str, str] = {
     ModelType.HUGGINGFACE: "Hugging Face repo",
@@ -75,9 +72,8 @@ class Card:
     """Those of them that were on the volume already, as files of other models."""
 
 
-def card(body: Json) -> Card:
+def card(model: Model) -> Card:
     """Return a model as the list shows it."""
-    model = Model.from_body(body)
     status, artifact = model.status, model.status.artifact
     phase = status.phase or Phase.PENDING
     stalled = find(status.conditions, ConditionType.STALLED)

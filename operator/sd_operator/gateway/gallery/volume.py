@@ -11,7 +11,7 @@ _STEP = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def read(store: Path, path: str, max_bytes: int) -> bytes | None:
-    """Return the content of a regular file, or None if there is none or it is too large."""
+    """Return the content of a regular file. None if the file does not exist or is too large."""
     try:
         with ExitStack() as opened:
             file = _open(opened, store, path)

@@ -26,7 +26,7 @@ _NOT_PROCESSED = (
 _SUSPENDED = "Loading is suspended. Resume it to load the model."
 _PHASES = {
     Phase.PENDING: "The load is about to start.",
-    Phase.QUEUED: "Other models load first; this one waits for its turn.",
+    Phase.QUEUED: "Other models load first. This model waits in the queue.",
     Phase.DOWNLOADING: "The loader downloads the source.",
     Phase.CONVERTING: "The loader converts the source to a diffusers folder.",
     Phase.VERIFYING: "The loader verifies the converted model and publishes it.",
