@@ -59,7 +59,7 @@ class File:
     faults: Faults = field(default_factory=Faults)
 
     def metadata(self) -> dict[str, str | None]:
-        """Return what the API says of the file's content."""
+        """Return the metadata of the file, as the API states it."""
         return {"format": self.format, "size": self.size, "fp": self.fp}
 
 
@@ -162,7 +162,7 @@ class FakeCivitai(FileServer):
             return json_answer(200, self._model(model))
         for model, version in self._versions():
             hashes = {_stated(file) for file in version.files}
-            is_meant = str(version.version_id) == rest if kind == "model-versions" else False
+            is_meant = kind == "model-versions" and str(version.version_id) == rest
             if (is_meant or rest.upper() in hashes) and version.status == "Published":
                 return json_answer(200, self._version(model, version))
         return json_answer(404, {"error": "Model not found"})
@@ -305,7 +305,7 @@ def _chosen(version: Version, asked: Mapping[str, str]) -> File | None:
     if not choice:
         return version.primary()
     for file in version.files:
-        said = {**file.metadata(), "type": file.type}
-        if all(said[key] == value for key, value in choice.items()):
+        stated = {**file.metadata(), "type": file.type}
+        if all(stated[key] == value for key, value in choice.items()):
             return file
     return None

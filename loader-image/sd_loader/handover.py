@@ -96,7 +96,7 @@ class Fetched(Contract):
     """The file, or the folder of a diffusers repo, relative to the source folder."""
     source: Source
     model_type: ModelType | None = None
-    """What the source is, whatever the request names. None if it cannot be read."""
+    """The type that the source shows, even if the request names another. None: not known."""
     files: Mapping[str, Arrived] = {}
     """The downloaded model files, by their paths relative to the source folder."""
     converted: Converted | None = None
@@ -108,7 +108,7 @@ class Fetched(Contract):
     picture: _Name | None = None
     """The file of a picture that the source shows, relative to the source folder."""
     civitai: CivitaiFacts | None = None
-    """What Civitai says about the source. None if it is elsewhere, or Civitai did not answer."""
+    """The facts from Civitai. None if the source is elsewhere, or if Civitai did not answer."""
     original_config: _Name | None = None
     """The file of spec.originalConfig, relative to the source folder."""
     extras: tuple[ExtraComponent, ...] = ()

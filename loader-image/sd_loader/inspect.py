@@ -28,9 +28,10 @@ _CARD_BYTES_MAX = 64 << 10
 
 
 class Inspection(Contract):
-    """What a file is. Fields of the same name as in the status have the same values.
+    """The properties of a model file.
 
-    format is that of status.source, the others are those of status.artifact.
+    The format has the value of status.source.format. The other fields have the values of the fields
+    of the same name in status.artifact.
     """
 
     model_type: ModelType

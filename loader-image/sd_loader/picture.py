@@ -33,7 +33,7 @@ class PictureError(Exception):
 
 
 def can_decode() -> bool:
-    """Whether this image of the loader has a decoder. The slim one has none."""
+    """Whether Pillow is installed. The slim container image of the loader does not have it."""
     return find_spec("PIL") is not None
 
 

@@ -51,7 +51,8 @@ class VersionAnswer:
     """Download, or the only use on Civitai's site that the creator allows."""
 
     early_access: str | None
-    """Until when the version is for buyers only. Empty: for good. None: it is for everyone."""
+    """The date until which the version is for buyers only. Empty: it is always for buyers only.
+    None: it is for everyone."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def _images(answer: Json) -> Iterator[CivitaiImage]:
 
 
 def _early_access(answer: Json) -> str | None:
-    """Return until when a version is for buyers only, as the old fields or the new one say it."""
+    """Return the value of `VersionAnswer.early_access`, from the new field or the old ones."""
     paid = _part(answer, "paidAccess")
     if paid.get("permanent") is True:
         return ""

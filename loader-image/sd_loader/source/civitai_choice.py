@@ -57,7 +57,7 @@ def choose(
 
 
 def describe(file: CivitaiFile) -> str:
-    """Return a file's name and what Civitai says of its content."""
+    """Return a file's name and its type, format, size and precision, for messages."""
     words = [_plain(word, 16) for word in (file.format, file.size, file.fp) if word is not None]
     if file.type.lower() != "model":
         words.insert(0, _plain(file.type, 16))

@@ -1,8 +1,8 @@
 """`.index/<namespace>.json`: which models a namespace offers on this volume.
 
 The list is for programs that read the volume and have no access to the API server. It is derived
-from links and receipts, and the loader never reads it, so a wrong one harms nobody but its readers.
-It has no urls, which may be private to the namespace.
+from links and receipts, and the loader never reads it: a wrong list misleads only its readers. It
+has no urls, which may be private to the namespace.
 
 Each change of a link is followed by a refresh. Two refreshes at once may each have seen only one of
 two changes, so a refresh reads the links again after it has written, and repeats if one changed.
@@ -112,7 +112,7 @@ def _write(volume: Volume, uid: str, namespace: str, versions: Mapping[str, Vers
 
 
 def _entry(volume: Volume, model_id: str, version: Version) -> dict[str, object]:
-    """Return what the list says about a model. Empty if the model has no readable receipt."""
+    """Return a model's entry in the list. Empty if the model has no readable receipt."""
     folder = volume.find(STORE_DIR, version.uid, version.load_hash)
     if folder is None:
         return {}

@@ -85,8 +85,8 @@ def _vae_of_repo(
     if family is None or LATENT_CHANNELS[family] != LATENT_CHANNELS[base_model]:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"it is a VAE of {plan.base_model or 'another family'}, whose latents do not have"
-            f" {LATENT_CHANNELS[base_model]} channels as those of {base_model}",
+            f"it is a VAE of {plan.base_model or 'another family'}, whose latents do not have the"
+            f" {LATENT_CHANNELS[base_model]} channels of {base_model}",
         )
     warnings = []
     if (family in SDXL_FAMILIES) != (base_model in SDXL_FAMILIES):

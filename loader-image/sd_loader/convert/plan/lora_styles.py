@@ -33,7 +33,7 @@ class Layout(Enum):
 
 
 class Alphas(Enum):
-    """Whether the layers of a style may, must or must not have alphas."""
+    """What diffusers requires of the alphas of a style: a layer may, must, or must not have one."""
 
     OPTIONAL = "optional"
     NEEDED = "needed"

@@ -48,7 +48,8 @@ _WIDTHS = frozenset(
         "z_dim",
     }
 )
-"""Keys of configs that must be equal for components to fit each other."""
+"""Keys whose values must be the same in the config of a component and in that of the component that
+it replaces."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ _ASSUMED = {
     _SD_CHANNELS: BaseModelName.SD1,
     LATENT_CHANNELS[BaseModelName.FLUX]: BaseModelName.FLUX,
 }
-"""Families by number of latent channels, for a VAE that does not show its family."""
+"""The family of a VAE that does not show it, by the number of latent channels."""
 
 _INSTEAD = "use its repo in diffusers' layout, with spec.modelType: vae"
 _OF_OTHERS = (
@@ -170,7 +170,7 @@ def _families(channels: int) -> list[BaseModelName]:
 
 
 def _described(channels: int) -> str:
-    """The file, in words for messages."""
+    """Describe such a VAE, for messages."""
     return f"a VAE of {channels} latent channels, as {' and '.join(_families(channels))} have it"
 
 
