@@ -27,7 +27,7 @@ from sd_loader.convert.tables.architecture import (
     load_architecture,
     load_templates,
 )
-from sd_loader.convert.tables.bind import bind, left_over
+from sd_loader.convert.tables.bind import bind, left_out, left_over
 from sd_loader.convert.tables.dimensions import Dimensions
 from sd_loader.convert.tables.families import LATENT_CHANNELS, SDXL_FAMILIES
 from sd_loader.convert.tables.vae_names import current_names
@@ -136,7 +136,7 @@ def vae_files(
             *component_files(folder, component.stem, items),
             json_file(f"{start}{CONFIG_NAME}", config),
         ),
-        warnings=_warnings(extra),
+        warnings=left_out(extra, "have no place in the VAE"),
     )
 
 
@@ -232,12 +232,3 @@ def _family(file: TensorFile, channels: int) -> BaseModelName | None:
     if any(name.startswith(UNET_PREFIX) for name in file.tensors):
         return BaseModelName.SD1
     return None
-
-
-def _warnings(extra: list[str]) -> tuple[str, ...]:
-    if not extra:
-        return ()
-    return (
-        f"{len(extra)} tensors have no place in the VAE and were left out,"
-        f" first {snippet(extra[0])}",
-    )
