@@ -121,11 +121,13 @@ def _entry(volume: Volume, model_id: str, version: Version) -> dict[str, object]
             artifact = read_receipt(folder).artifact
         except (OSError, ValueError):
             return {}
-    facts = artifact.model_dump(
-        mode="json", by_alias=True, exclude_defaults=True, exclude={"card": {"page"}}
-    )
     # The bytes that are shared depend on the other models.
-    facts.pop("sharedBytes", None)
+    facts = artifact.model_dump(
+        mode="json",
+        by_alias=True,
+        exclude_defaults=True,
+        exclude={"card": {"page"}, "shared_bytes": True},
+    )
     return {
         "modelId": model_id,
         "immutablePath": immutable_path(version.uid, version.load_hash),
