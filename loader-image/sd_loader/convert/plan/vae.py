@@ -21,7 +21,6 @@ from sd_loader.convert.plan.config_rules import check_heads
 from sd_loader.convert.plan.precision import published_items
 from sd_loader.convert.tables import encoders
 from sd_loader.convert.tables.architecture import (
-    ARCHITECTURES,
     Component,
     fill_in,
     load_architecture,
@@ -29,7 +28,7 @@ from sd_loader.convert.tables.architecture import (
 )
 from sd_loader.convert.tables.bind import bind, left_out, left_over
 from sd_loader.convert.tables.dimensions import Dimensions
-from sd_loader.convert.tables.families import LATENT_CHANNELS, SDXL_FAMILIES
+from sd_loader.convert.tables.families import LATENT_CHANNELS
 from sd_loader.convert.tables.vae_names import current_names
 from sd_loader.convert.write.files import FolderPlan, PlannedFile, component_files, json_file
 from sd_loader.diffusers_repo.index import CONFIG_NAME
@@ -142,26 +141,13 @@ def vae_files(
 
 def vae_template(base_model: BaseModelName) -> dict[str, Any]:
     """The config of the base model's VAE, with its widths still open."""
-    path = f"{VAE}/{CONFIG_NAME}"
-    if _has_quant_conv(base_model):
-        return dict(load_architecture(_like(base_model)).templates[path])
-    return dict(load_templates(base_model.value)[path])
-
-
-def _has_quant_conv(base_model: BaseModelName) -> bool:
-    """Whether the VAE has a convolution after its encoder and one before its decoder."""
-    return LATENT_CHANNELS[base_model] == _SD_CHANNELS
-
-
-def _like(base_model: BaseModelName) -> str:
-    """The name of the architecture that has the VAE of SD 1, 2 or XL."""
-    usual = BaseModelName.SDXL if base_model in SDXL_FAMILIES else BaseModelName.SD1
-    return (base_model if base_model.value in ARCHITECTURES else usual).value
+    return dict(load_templates(base_model.value)[f"{VAE}/{CONFIG_NAME}"])
 
 
 def _table(base_model: BaseModelName) -> Component:
-    if _has_quant_conv(base_model):
-        return load_architecture(_like(base_model)).component(VAE)
+    # Only the VAEs of SD 1, 2 and XL have a convolution before and after the latents.
+    if LATENT_CHANNELS[base_model] == _SD_CHANNELS:
+        return load_architecture(base_model.value).component(VAE)
     return encoders.vae("")
 
 
