@@ -130,11 +130,6 @@ class FakeCivitai(FileServer):
         self.models[model.model_id] = model
         return model
 
-    def page(self, model_id: int, version_id: int | None = None) -> str:
-        """Return the address of a model's page, as a browser shows it."""
-        version = "" if version_id is None else f"?modelVersionId={version_id}"
-        return f"{self.url}/models/{model_id}/tiny-model{version}"
-
     def asked(self) -> list[str]:
         """Return the paths and queries of all requests to the API, in order."""
         return [one.target for one in self.requests if one.path.startswith("/api/v1/")]
