@@ -17,6 +17,8 @@ TEXT_MAX_LENGTH = 200
 CivitaiText = Annotated[str, StringConstraints(min_length=1, max_length=TEXT_MAX_LENGTH)]
 MAX_WORDS = 64
 """Trained words of a version that are kept."""
+MAX_USES = 8
+"""Commercial uses that are kept."""
 MAX_IMAGES = 10
 """Images of a version that are kept. Civitai's API lists ten."""
 
@@ -62,7 +64,7 @@ class CivitaiLicence(Contract):
     """Whether merges of the model may be shared."""
     different_licence: bool | None = None
     """Whether merges may have other permissions."""
-    commercial_use: Annotated[tuple[CivitaiText, ...], Field(max_length=8)] | None = None
+    commercial_use: Annotated[tuple[CivitaiText, ...], Field(max_length=MAX_USES)] | None = None
     """The allowed uses: Image, RentCivit, Rent and Sell. Commercial use is not allowed if this is
     empty, or if its only item is the word None."""
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from sd_api.fields import COUNT_MAX, HEX_64_PATTERN
 from sd_loader.civitai_facts import (
     MAX_IMAGES,
+    MAX_USES,
     MAX_WORDS,
     TEXT_MAX_LENGTH,
     CivitaiFacts,
@@ -175,7 +176,7 @@ def _early_access(answer: Json) -> str | None:
 def _uses(value: object) -> tuple[str, ...] | None:
     """Read allowCommercialUse, which is a list, one word, or words in braces."""
     words = _WORD.findall(value) if isinstance(value, str) else _texts(value)
-    return None if value is None else tuple(words)[:8]
+    return None if value is None else tuple(words)[:MAX_USES]
 
 
 def _text(answer: Json, name: str) -> str | None:
