@@ -62,7 +62,6 @@ class ModelAnswer:
 
     name: str | None
     type: str | None
-    mode: str | None
     creator: str | None
     licence: CivitaiLicence
     versions: tuple[int, ...]
@@ -96,7 +95,6 @@ def read_model(answer: Json) -> ModelAnswer:
     return ModelAnswer(
         name=_text(answer, "name"),
         type=_text(answer, "type"),
-        mode=_text(answer, "mode"),
         creator=_text(_part(answer, "creator"), "username"),
         licence=CivitaiLicence(
             no_credit=_flag(answer, "allowNoCredit"),
