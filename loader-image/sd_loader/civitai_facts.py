@@ -88,3 +88,8 @@ class CivitaiFacts(Contract):
     images: Annotated[tuple[CivitaiImage, ...], Field(max_length=MAX_IMAGES)] = ()
     file: CivitaiFile | None = None
     """The file that is loaded. None if it is not known which one a download link means."""
+
+    @property
+    def label(self) -> str:
+        """The name of the version in messages."""
+        return f"version {self.version_id}"

@@ -125,7 +125,7 @@ def explaining(found: Found) -> Iterator[None]:
         obstacle = found.obstacle
         if obstacle is not None and error.reason in _REFUSALS:
             raise LoaderError(
-                obstacle.reason, f"{_name(found.facts)} {obstacle.words}: {error.message}"
+                obstacle.reason, f"{found.facts.label} {obstacle.words}: {error.message}"
             ) from error
         if error.reason is Reason.DIGEST_MISMATCH and found.checks.is_stated:
             raise LoaderError(
@@ -145,7 +145,7 @@ def _find(
     api = CivitaiApi(client, endpoint, _listing_token(ref, client, required=ref.needs_token))
     pinned = _pinned(pin, place)
     version, model = _ask(api, place, pinned, ref.field)
-    name, obstacle = _name(version.facts), _obstacle(version)
+    name, obstacle = version.facts.label, _obstacle(version)
     if not version.files:
         reason = obstacle.reason if obstacle else Reason.SOURCE_NOT_FOUND
         words = obstacle.words if obstacle else "has no file that can be downloaded"
@@ -190,7 +190,7 @@ def _ask(
     if place.model_id is not None and owner not in (None, place.model_id):
         raise LoaderError(
             Reason.INVALID_SPEC,
-            f"{_name(version.facts)} belongs to model {owner}, not to model {place.model_id};"
+            f"{version.facts.label} belongs to model {owner}, not to model {place.model_id};"
             " correct one of them",
             field=field,
         )
@@ -309,11 +309,6 @@ def _facts(
     if model is None:
         return facts
     return facts.model_copy(update={"creator": model.creator, "licence": model.licence})
-
-
-def _name(facts: CivitaiFacts) -> str:
-    """Return how messages name the version."""
-    return f"version {facts.version_id}"
 
 
 def _version(facts: CivitaiFacts) -> str:
