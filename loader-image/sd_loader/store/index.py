@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import stat
 from collections.abc import Mapping
 
 from sd_api.names import INDEX_DIR, STAGING_DIR, STORE_DIR, immutable_path
 from sd_loader.errors import LoaderError
-from sd_loader.store.folder import temporary_name
 from sd_loader.store.orphans import links
 from sd_loader.store.ownership import Version, read_owner
 from sd_loader.store.receipt import read_receipt
@@ -27,7 +25,7 @@ from sd_loader.store.volume import Volume
 
 log = logging.getLogger(__name__)
 
-FILE = re.compile(r"([a-z0-9-]{1,63})\.json")
+_FILE = re.compile(r"([a-z0-9-]{1,63})\.json")
 _ATTEMPTS = 50
 """How often a refresh is repeated while links keep changing."""
 _OF_SWEEPS = "sweep"
@@ -52,7 +50,7 @@ def refresh(volume: Volume, uid: str, namespace: str) -> None:
 
 def refresh_all(volume: Volume) -> None:
     """Write the lists of all namespaces that have a model or a list on this volume."""
-    listed = [match[1] for name in _names(volume) if (match := FILE.fullmatch(name))]
+    listed = [match[1] for name in _names(volume) if (match := _FILE.fullmatch(name))]
     for namespace in sorted({*listed, *_versions(volume)}):
         refresh(volume, _OF_SWEEPS, namespace)
 
@@ -66,7 +64,7 @@ def foreign_entries(volume: Volume) -> list[str]:
         return [
             f"{INDEX_DIR}/{name}"
             for name in folder.names()
-            if not FILE.fullmatch(name) or folder.kind(name) not in {None, stat.S_IFREG}
+            if not _FILE.fullmatch(name) or folder.kind(name) not in {None, stat.S_IFREG}
         ]
 
 
@@ -101,12 +99,7 @@ def _write(volume: Volume, uid: str, namespace: str, versions: Mapping[str, Vers
         return
     content = json.dumps({"namespace": namespace, "models": offered}, indent=2) + "\n"
     with volume.make(STAGING_DIR, uid) as staging, volume.make(INDEX_DIR) as index:
-        temporary = temporary_name("index")
-        with staging.create(temporary) as file:
-            file.write(content.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        staging.move(temporary, index, name)
+        staging.write_into(index, name, content.encode())
         index.sync()
     volume.remove_if_empty(uid)
 
