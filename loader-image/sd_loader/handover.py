@@ -72,16 +72,14 @@ class Converted:
 
 
 _Name = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+$")]
-
-
 _Path = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z0-9_]+/[a-z]+$")]
-ComponentName = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z0-9_]+$")]
+_Folder = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z0-9_]+$")]
 
 
 class ExtraComponent(Contract):
     """One or more components of a pipeline that do not come from its source."""
 
-    components: tuple[ComponentName, ...]
+    components: tuple[_Folder, ...]
     """The names of their folders in a pipeline."""
     kind: Literal["file", "repo"]
     path: _Path
