@@ -102,7 +102,7 @@ class Fetched(Contract):
     warnings: tuple[ShortText, ...] = ()
     """Warnings for the user about the source."""
     card: Card = NO_CARD
-    """What the source and the file say about the model, without secrets."""
+    """The card from the source and the file, without secrets."""
     picture: _Name | None = None
     """The file of a picture that the source shows, relative to the source folder."""
     civitai: CivitaiFacts | None = None

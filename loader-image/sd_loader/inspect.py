@@ -47,7 +47,7 @@ class Inspection(Contract):
     """Size of all tensors."""
     warnings: tuple[str, ...]
     card: Card | None
-    """What the file says about the model."""
+    """The card from the file's metadata."""
 
     def to_json(self) -> str:
         """Return one JSON object."""
@@ -84,8 +84,7 @@ class PublishedModel(Contract):
     size_bytes: int
     digest: str
     card: Card | None
-    """What its source and its file said about it. Anyone who can write to the volume can change
-    it."""
+    """The card from its source and its file. Anyone who can write to the volume can change it."""
 
     def to_json(self) -> str:
         """Return one JSON object."""

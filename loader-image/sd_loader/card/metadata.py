@@ -1,7 +1,7 @@
 """Makes a card from the metadata of a file.
 
-`modelspec.*` is what people wrote into the file. What a training program recorded (kohya's `ss_*`)
-counts only where they wrote nothing.
+People write the entries `modelspec.*` into the file. The entries of a training program (kohya's
+`ss_*`) count only for fields that the former leave empty.
 """
 
 from __future__ import annotations

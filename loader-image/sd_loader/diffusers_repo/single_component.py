@@ -55,7 +55,7 @@ class SingleComponent:
 
     class_name: str
     config: Mapping[str, Any]
-    """As the repo has it."""
+    """The config of the repo, unchanged."""
 
     other_family: BaseModelName | None
     """The family. None for a class of Stable Diffusion."""

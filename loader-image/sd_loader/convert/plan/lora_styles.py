@@ -33,7 +33,7 @@ class Layout(Enum):
 
 
 class Alphas(Enum):
-    """What diffusers requires of the alphas of a style: a layer may, must, or must not have one."""
+    """The rule of diffusers for a style: each layer may, must, or must not have an alpha."""
 
     OPTIONAL = "optional"
     NEEDED = "needed"

@@ -156,7 +156,7 @@ def _families(channels: int) -> list[BaseModelName]:
 
 
 def _described(channels: int) -> str:
-    """Describe such a VAE, for messages."""
+    """Describe a VAE with this number of latent channels, for messages."""
     return f"a VAE of {channels} latent channels, as {' and '.join(_families(channels))} have it"
 
 

@@ -20,7 +20,7 @@ LATENT_CHANNELS: Mapping[BaseModelName, int] = {
     BaseModelName.SD3: 16,
     BaseModelName.FLUX: 16,
 }
-"""The latent channels of each family's VAE. A VAE with others does not fit the family."""
+"""The latent channels of each family's VAE. A VAE with another number does not fit."""
 
 FAMILY_BY_CONTEXT_WIDTH: Mapping[int, BaseModelName] = {
     768: BaseModelName.SD1,
