@@ -28,7 +28,11 @@ from sd_loader.convert.tables.architecture import (
 )
 from sd_loader.convert.tables.bind import bind, left_out, left_over
 from sd_loader.convert.tables.dimensions import Dimensions
-from sd_loader.convert.tables.families import LATENT_CHANNELS
+from sd_loader.convert.tables.families import (
+    LATENT_CHANNELS,
+    SD_LATENT_CHANNELS,
+    families_by_latent_channels,
+)
 from sd_loader.convert.tables.vae_names import current_names
 from sd_loader.convert.write.files import FolderPlan, PlannedFile, component_files, json_file
 from sd_loader.diffusers_repo.index import CONFIG_NAME
@@ -55,10 +59,9 @@ _STATED = {
 }
 """Families by the beginning of this metadata entry."""
 
-_SD_CHANNELS = LATENT_CHANNELS[BaseModelName.SD1]
 _FLUX2_CHANNELS = 32
 _ASSUMED = {
-    _SD_CHANNELS: BaseModelName.SD1,
+    SD_LATENT_CHANNELS: BaseModelName.SD1,
     LATENT_CHANNELS[BaseModelName.FLUX]: BaseModelName.FLUX,
 }
 """The family of a VAE that does not show it, by the number of latent channels."""
@@ -88,7 +91,9 @@ def plan_vae(file: TensorFile, conversion: Conversion) -> FolderPlan:
     """Plan the folder of a VAE. Reads no weights and writes nothing."""
     channels = _latent_channels(file.tensors)
     refuse_contradiction(
-        conversion.base_model, _families(channels), f"the file is {_described(channels)}"
+        conversion.base_model,
+        families_by_latent_channels(channels),
+        f"the file is {_described(channels)}",
     )
     family = conversion.base_model or _family(file, channels)
     base_model = family or _ASSUMED[channels]
@@ -146,18 +151,15 @@ def vae_template(base_model: BaseModelName) -> dict[str, Any]:
 
 def _table(base_model: BaseModelName) -> Component:
     # Only the VAEs of SD 1, 2 and XL have a convolution before and after the latents.
-    if LATENT_CHANNELS[base_model] == _SD_CHANNELS:
+    if LATENT_CHANNELS[base_model] == SD_LATENT_CHANNELS:
         return load_architecture(base_model.value).component(VAE)
     return encoders.vae("")
 
 
-def _families(channels: int) -> list[BaseModelName]:
-    return [family for family, own in LATENT_CHANNELS.items() if own == channels]
-
-
 def _described(channels: int) -> str:
     """Describe a VAE with this number of latent channels, for messages."""
-    return f"a VAE of {channels} latent channels, as {' and '.join(_families(channels))} have it"
+    families = " and ".join(families_by_latent_channels(channels))
+    return f"a VAE of {channels} latent channels, as {families} have it"
 
 
 def _latent_channels(tensors: Mapping[str, Tensor]) -> int:
@@ -168,7 +170,7 @@ def _latent_channels(tensors: Mapping[str, Tensor]) -> int:
         raise unsupported(_OF_OTHERS)
     # Binding the rows refuses a shape that is not that of a convolution.
     is_2d = first is not None and len(first.shape) == 4
-    channels = first.shape[1] if first is not None and is_2d else _SD_CHANNELS
+    channels = first.shape[1] if first is not None and is_2d else SD_LATENT_CHANNELS
     if channels not in _ASSUMED:
         raise unsupported(
             f"a VAE of {channels} latent channels, such as FLUX.2's: {_INSTEAD}"
@@ -209,10 +211,12 @@ def _family(file: TensorFile, channels: int) -> BaseModelName | None:
     for beginning, family in _STATED.items():
         if stated.startswith(beginning) and LATENT_CHANNELS[family] == channels:
             return family
-    if channels != _SD_CHANNELS:
+    if channels != SD_LATENT_CHANNELS:
         transformer = transformer_file(file.tensors)
         table = None if transformer is None else transformer.family.table
-        return next((family for family in _families(channels) if family == table), None)
+        return next(
+            (family for family in families_by_latent_channels(channels) if family == table), None
+        )
     if any(name.startswith(_SDXL_TEXT_ENCODERS) for name in file.tensors):
         return BaseModelName.SDXL
     if any(name.startswith(UNET_PREFIX) for name in file.tensors):
