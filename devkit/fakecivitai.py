@@ -59,7 +59,7 @@ class File:
     faults: Faults = field(default_factory=Faults)
 
     def metadata(self) -> dict[str, str | None]:
-        """Return what the API says of the file's content."""
+        """Return the metadata of the file, as the API states it."""
         return {"format": self.format, "size": self.size, "fp": self.fp}
 
 
@@ -130,11 +130,6 @@ class FakeCivitai(FileServer):
         self.models[model.model_id] = model
         return model
 
-    def page(self, model_id: int, version_id: int | None = None) -> str:
-        """Return the address of a model's page, as a browser shows it."""
-        version = "" if version_id is None else f"?modelVersionId={version_id}"
-        return f"{self.url}/models/{model_id}/tiny-model{version}"
-
     def asked(self) -> list[str]:
         """Return the paths and queries of all requests to the API, in order."""
         return [one.target for one in self.requests if one.path.startswith("/api/v1/")]
@@ -162,7 +157,7 @@ class FakeCivitai(FileServer):
             return json_answer(200, self._model(model))
         for model, version in self._versions():
             hashes = {_stated(file) for file in version.files}
-            is_meant = str(version.version_id) == rest if kind == "model-versions" else False
+            is_meant = kind == "model-versions" and str(version.version_id) == rest
             if (is_meant or rest.upper() in hashes) and version.status == "Published":
                 return json_answer(200, self._version(model, version))
         return json_answer(404, {"error": "Model not found"})
@@ -305,7 +300,7 @@ def _chosen(version: Version, asked: Mapping[str, str]) -> File | None:
     if not choice:
         return version.primary()
     for file in version.files:
-        said = {**file.metadata(), "type": file.type}
-        if all(said[key] == value for key, value in choice.items()):
+        stated = {**file.metadata(), "type": file.type}
+        if all(stated[key] == value for key, value in choice.items()):
             return file
     return None

@@ -249,9 +249,9 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
 
 def _component(text: str) -> tuple[str, str]:
     """Read NAME=URL."""
-    name, found, url = text.partition("=")
-    names = [known.value for known in ComponentName]
-    if not found or name not in names:
+    name, equals_sign, url = text.partition("=")
+    names = [component.value for component in ComponentName]
+    if not equals_sign or name not in names:
         raise argparse.ArgumentTypeError(
             f"must be NAME=URL, where NAME is one of {', '.join(names)}; it is {text[:80]!r}"
         )

@@ -1,4 +1,4 @@
-"""What Civitai says about one version of a model, in typed and bounded fields.
+"""The facts that Civitai states about one version of a model. All fields have types and limits.
 
 `source.civitai_api` reads the facts. The handover has them, so later steps need no request.
 All texts are untrusted: a creator wrote them. They are short, but may contain any characters.
@@ -17,6 +17,8 @@ TEXT_MAX_LENGTH = 200
 CivitaiText = Annotated[str, StringConstraints(min_length=1, max_length=TEXT_MAX_LENGTH)]
 MAX_WORDS = 64
 """Trained words of a version that are kept."""
+MAX_USES = 8
+"""Commercial uses that are kept."""
 MAX_IMAGES = 10
 """Images of a version that are kept. Civitai's API lists ten."""
 
@@ -41,7 +43,7 @@ class CivitaiFile(Contract):
     fp: CivitaiText | None = None
     """fp16, bf16, fp32, fp8 and others."""
     is_primary: bool = False
-    """Whether a download without a choice gets this file."""
+    """Whether a download link without ?type=, ?format=, ?size= and ?fp= leads to this file."""
 
 
 class CivitaiImage(Contract):
@@ -54,16 +56,17 @@ class CivitaiImage(Contract):
 
 
 class CivitaiLicence(Contract):
-    """What the creator allows. None: Civitai does not say it."""
+    """The permissions that the creator gives. A field is None if Civitai does not state it."""
 
     no_credit: bool | None = None
-    """Use without naming the creator."""
+    """Whether the model may be used without naming the creator."""
     derivatives: bool | None = None
-    """Sharing of merges."""
+    """Whether merges of the model may be shared."""
     different_licence: bool | None = None
-    """Merges under other permissions."""
-    commercial_use: Annotated[tuple[CivitaiText, ...], Field(max_length=8)] | None = None
-    """Image, RentCivit, Rent and Sell. Empty, or the word None: no commercial use."""
+    """Whether merges may have other permissions."""
+    commercial_use: Annotated[tuple[CivitaiText, ...], Field(max_length=MAX_USES)] | None = None
+    """The allowed uses: Image, RentCivit, Rent and Sell. Commercial use is not allowed if this is
+    empty, or if its only item is the word None."""
 
 
 class CivitaiFacts(Contract):
@@ -85,3 +88,8 @@ class CivitaiFacts(Contract):
     images: Annotated[tuple[CivitaiImage, ...], Field(max_length=MAX_IMAGES)] = ()
     file: CivitaiFile | None = None
     """The file that is loaded. None if it is not known which one a download link means."""
+
+    @property
+    def label(self) -> str:
+        """The name of the version in messages."""
+        return f"version {self.version_id}"

@@ -33,12 +33,12 @@ def both_digests_of_file(fd: int) -> tuple[str, str]:
     return blake3.hexdigest(), sha256.hexdigest()
 
 
-def _read(fd: int, *take: Callable[[memoryview], object]) -> None:
-    """Read a file once, and pass each piece to all that take it."""
+def _read(fd: int, *updates: Callable[[memoryview], object]) -> None:
+    """Read a file once, and pass each piece to all functions."""
     buffer = memoryview(bytearray(_BUFFER_BYTES))
     while count := os.readv(fd, [buffer]):
-        for taker in take:
-            taker(buffer[:count])
+        for update in updates:
+            update(buffer[:count])
 
 
 def folder_digest(files: Mapping[str, str]) -> str:

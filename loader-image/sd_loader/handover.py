@@ -72,16 +72,14 @@ class Converted:
 
 
 _Name = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+$")]
-
-
 _Path = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z0-9_]+/[a-z]+$")]
-ComponentName = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z0-9_]+$")]
+_Folder = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z0-9_]+$")]
 
 
 class ExtraComponent(Contract):
     """One or more components of a pipeline that do not come from its source."""
 
-    components: tuple[ComponentName, ...]
+    components: tuple[_Folder, ...]
     """The names of their folders in a pipeline."""
     kind: Literal["file", "repo"]
     path: _Path
@@ -96,7 +94,7 @@ class Fetched(Contract):
     """The file, or the folder of a diffusers repo, relative to the source folder."""
     source: Source
     model_type: ModelType | None = None
-    """What the source is, whatever the request names. None if it cannot be read."""
+    """The type that the source shows, even if the request names another. None: not known."""
     files: Mapping[str, Arrived] = {}
     """The downloaded model files, by their paths relative to the source folder."""
     converted: Converted | None = None
@@ -104,11 +102,11 @@ class Fetched(Contract):
     warnings: tuple[ShortText, ...] = ()
     """Warnings for the user about the source."""
     card: Card = NO_CARD
-    """What the source and the file say about the model, without secrets."""
+    """The card from the source and the file, without secrets."""
     picture: _Name | None = None
     """The file of a picture that the source shows, relative to the source folder."""
     civitai: CivitaiFacts | None = None
-    """What Civitai says about the source. None if it is elsewhere, or Civitai did not answer."""
+    """The facts from Civitai. None if the source is elsewhere, or if Civitai did not answer."""
     original_config: _Name | None = None
     """The file of spec.originalConfig, relative to the source folder."""
     extras: tuple[ExtraComponent, ...] = ()

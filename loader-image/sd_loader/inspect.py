@@ -28,9 +28,10 @@ _CARD_BYTES_MAX = 64 << 10
 
 
 class Inspection(Contract):
-    """What a file is. Fields of the same name as in the status have the same values.
+    """The properties of a model file.
 
-    format is that of status.source, the others are those of status.artifact.
+    The format has the value of status.source.format. The other fields have the values of the fields
+    of the same name in status.artifact.
     """
 
     model_type: ModelType
@@ -46,7 +47,7 @@ class Inspection(Contract):
     """Size of all tensors."""
     warnings: tuple[str, ...]
     card: Card | None
-    """What the file says about the model."""
+    """The card from the file's metadata."""
 
     def to_json(self) -> str:
         """Return one JSON object."""
@@ -83,8 +84,7 @@ class PublishedModel(Contract):
     size_bytes: int
     digest: str
     card: Card | None
-    """What its source and its file said about it. Anyone who can write to the volume can change
-    it."""
+    """The card from its source and its file. Anyone who can write to the volume can change it."""
 
     def to_json(self) -> str:
         """Return one JSON object."""

@@ -1,7 +1,7 @@
 """Re-encodes the picture that a model's page shows, in a process of its own.
 
-Decoders are large, and the picture is hostile. The process has limits for memory and time, and no
-token; whatever happens to it, the load goes on without a picture.
+Decoders are large, and the picture is hostile. The process has limits for memory and time, and in a
+Job it runs in the container without a token. If it fails, the load goes on without a picture.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PictureError(Exception):
 
 
 def can_decode() -> bool:
-    """Whether this image of the loader has a decoder. The slim one has none."""
+    """Whether Pillow is installed. The slim container image of the loader does not have it."""
     return find_spec("PIL") is not None
 
 

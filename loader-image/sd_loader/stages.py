@@ -238,7 +238,7 @@ def _tidy(volume: Volume, request: LoadRequest, settings: Settings) -> None:
 
 
 def _refuse_other_type(request: LoadRequest, published: Receipt) -> None:
-    """Refuse a published version of another type, which a load without a type may have found."""
+    """Refuse a published version whose type is not the requested one."""
     words = contradiction(request.model_type, published.artifact.model_type)
     if words is not None:
         raise LoaderError(Reason.INVALID_SPEC, words)

@@ -14,6 +14,8 @@ _LOOKED_AT = 8 * TEXT_MAX
 _ITEMS_MAX = 1000
 """How many entries of a list or dictionary are read."""
 _SIDE = re.compile(r"\d{2,5}", re.ASCII)
+_RESOLUTION_MAX = 512
+"""A longer text is not a resolution."""
 _PAGE_MAX = 512
 
 
@@ -55,11 +57,11 @@ def entries(value: object) -> list[tuple[str, object]]:
 
 
 def resolution(value: str | None) -> str | None:
-    """Return WIDTHxHEIGHT of "1024x1024", "(512, 768)" or "512". None of anything else."""
-    sides = _SIDE.findall(value or "")[:3] if len(value or "") < _PAGE_MAX else []
-    if not 1 <= len(sides) <= 2 or re.search(r"\d{6}", value or ""):
+    """Return WIDTHxHEIGHT of "1024x1024", "(512, 768)" or "512". None for anything else."""
+    if value is None or len(value) >= _RESOLUTION_MAX or re.search(r"\d{6}", value):
         return None
-    return f"{sides[0]}x{sides[-1]}"
+    sides = _SIDE.findall(value)
+    return f"{sides[0]}x{sides[-1]}" if len(sides) in (1, 2) else None
 
 
 def page(url: str) -> str | None:

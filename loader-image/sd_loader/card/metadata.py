@@ -1,7 +1,7 @@
 """Makes a card from the metadata of a file.
 
-`modelspec.*` is what people wrote into the file. What a training program recorded (kohya's `ss_*`)
-counts only where they wrote nothing.
+People write the entries `modelspec.*` into the file. The entries of a training program (kohya's
+`ss_*`) count only for fields that the former leave empty.
 """
 
 from __future__ import annotations
@@ -40,18 +40,14 @@ def card_of_metadata(metadata: Mapping[str, str]) -> Card:
 
 
 def _written(metadata: Mapping[str, str]) -> Card:
-    spec = {name: metadata.get(f"modelspec.{name}") for name in _SPEC}
     return Card(
-        title=text(spec["title"]),
-        trigger_words=words([spec["trigger_phrase"]]),
-        license=text(spec["license"]),
-        author=text(spec["author"]),
-        resolution=resolution(spec["resolution"]),
-        recommended=text(spec["usage_hint"]),
+        title=text(metadata.get("modelspec.title")),
+        trigger_words=words([metadata.get("modelspec.trigger_phrase")]),
+        license=text(metadata.get("modelspec.license")),
+        author=text(metadata.get("modelspec.author")),
+        resolution=resolution(metadata.get("modelspec.resolution")),
+        recommended=text(metadata.get("modelspec.usage_hint")),
     )
-
-
-_SPEC = ("title", "trigger_phrase", "license", "author", "resolution", "usage_hint")
 
 
 def _recorded(metadata: Mapping[str, str]) -> Card:

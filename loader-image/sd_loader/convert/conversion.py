@@ -26,7 +26,7 @@ class Conversion:
     """The options of a conversion."""
 
     model_type: ModelType
-    """The kind of model, as the user names it or the source shows it. It decides how the model is
+    """The kind of model, from the request or else from the source. It decides how the model is
     converted."""
 
     model_id: str

@@ -27,12 +27,12 @@ def convert(
     """Convert the download in `source_dir` into the empty folder `out`."""
     refuse_impossible(conversion)
     companions = Companions(source_dir, fetched.original_config, fetched.extras, fetched.skeleton)
-    present = {name for extra in companions.extras for name in extra.components}
-    if conversion.replaced - present:
+    missing = conversion.replaced.difference(*(extra.components for extra in companions.extras))
+    if missing:
         # Without this check the model's own components would be published.
         raise LoaderError(
             Reason.LOADER_CRASHED,
-            f"{', '.join(sorted(conversion.replaced - present))} of the spec: not downloaded; run"
+            f"these components of the spec are not downloaded: {', '.join(sorted(missing))}; run"
             " fetch again",
         )
     with ExitStack() as stack:

@@ -208,7 +208,7 @@ def choose_file(
         )
     readable = (_SAFE,) if safetensors_only else (_SAFE, *pickled)
     for name in _USUAL.get(model_type, ()) if model_type else ():
-        if name in files and name.endswith(sum(readable, ())):
+        if name in files and any(name.endswith(suffixes) for suffixes in readable):
             return files[name]
     candidates = _candidates(files, readable)
     wanted = _of_precision(candidates, revision)

@@ -154,7 +154,7 @@ def parse_json(
     """Parse a JSON object of the repo. Refuse one that asks to run code of the repo.
 
     infinite: accept -Infinity, as Python writes it. rewritten: only keys that a class documents are
-    published, so that what unknown keys contain does not matter.
+    published, so the content of other keys does not matter.
     """
 
     def constant(text: str) -> float:

@@ -55,7 +55,7 @@ class SingleComponent:
 
     class_name: str
     config: Mapping[str, Any]
-    """As the repo has it."""
+    """The config of the repo, unchanged."""
 
     other_family: BaseModelName | None
     """The family. None for a class of Stable Diffusion."""
@@ -72,15 +72,15 @@ def parse_component(content: bytes, model_type: ModelType) -> SingleComponent:
     name, expected = SINGLE[model_type]
     class_name = config.get("_class_name")
     if isinstance(class_name, str):
-        other_family = OTHER_FAMILIES[model_type].get(class_name)
-        if other_family is not None or class_name == expected:
-            return SingleComponent(name, class_name, config, other_family)
-        for other, (_component, its_class) in SINGLE.items():
-            if class_name == its_class or class_name in OTHER_FAMILIES[other]:
-                raise LoaderError(
-                    Reason.UNSUPPORTED_FORMAT,
-                    f"the repo is a {class_name}: it needs spec.modelType: {other.value}",
-                )
+        needed = _type_of(class_name)
+        if needed is model_type:
+            family = OTHER_FAMILIES[model_type].get(class_name)
+            return SingleComponent(name, class_name, config, family)
+        if needed is not None:
+            raise LoaderError(
+                Reason.UNSUPPORTED_FORMAT,
+                f"the repo is a {class_name}: it needs spec.modelType: {needed.value}",
+            )
     others = ", ".join(sorted(OTHER_FAMILIES[model_type]))
     raise LoaderError(
         Reason.UNSUPPORTED_FORMAT,
@@ -95,6 +95,10 @@ def component_type(content: bytes) -> ModelType | None:
         class_name = str(parse_json(content, CONFIG_NAME, rewritten=True).get("_class_name"))
     except LoaderError:
         return None  # It is not a config of diffusers.
+    return _type_of(class_name)
+
+
+def _type_of(class_name: str) -> ModelType | None:
     for model_type, (_component, its_class) in SINGLE.items():
         if class_name == its_class or class_name in OTHER_FAMILIES[model_type]:
             return model_type

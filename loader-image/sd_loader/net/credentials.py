@@ -56,34 +56,39 @@ def read_default(url: str, settings: Settings) -> DefaultToken | None:
 
     Raise LoaderError if the Secret for the host has no usable token, or is for another host.
     """
-    hosts = hosts_of(url)
-    for host in hosts:
+    for host in hosts_of(url):
         if host in settings.own_tokens:
             return DefaultToken(settings.own_tokens[host], for_private=True)
-    for host in settings.default_credentials.keys() & hosts:
-        secret = settings.default_credentials[host]
-        folder = settings.default_credentials_dir
-        token = _read(folder / file_of(host, "token"))
-        own_host = _read(folder / file_of(host, "host")).lower()
-        if not token:
-            return None
-        if own_host not in ("", host):
-            raise LoaderError(
-                Reason.CREDENTIALS_HOST_MISMATCH,
-                f"the Secret {secret.name}, which the administrator names for {host}, has a"
-                " key `host` that names another host; correct it",
-            )
-        check_token(token, f"the key `token` of the Secret {secret.name}")
-        return DefaultToken(token, secret.for_private)
-    return None
+    named_host = _named_host(url, settings)
+    if named_host is None:
+        return None
+    secret = settings.default_credentials[named_host]
+    folder = settings.default_credentials_dir
+    token = _read(folder / file_of(named_host, "token"))
+    own_host = _read(folder / file_of(named_host, "host")).lower()
+    if not token:
+        return None
+    if own_host not in ("", named_host):
+        raise LoaderError(
+            Reason.CREDENTIALS_HOST_MISMATCH,
+            f"the Secret {secret.name}, which the administrator names for {named_host}, has a"
+            " key `host` that names another host; correct it",
+        )
+    check_token(token, f"the key `token` of the Secret {secret.name}")
+    return DefaultToken(token, secret.for_private)
 
 
 def empty_default(url: str, settings: Settings) -> str | None:
     """Name the administrator's Secret for a url's host, if it has no token."""
-    for host in settings.default_credentials.keys() & hosts_of(url):
-        if not _read(settings.default_credentials_dir / file_of(host, "token")):
-            return settings.default_credentials[host].name
-    return None
+    host = _named_host(url, settings)
+    if host is None or _read(settings.default_credentials_dir / file_of(host, "token")):
+        return None
+    return settings.default_credentials[host].name
+
+
+def _named_host(url: str, settings: Settings) -> str | None:
+    """Return a url's host as the administrator's setting spells it. None if it has no Secret."""
+    return next((host for host in hosts_of(url) if host in settings.default_credentials), None)
 
 
 def read_token_file(path: Path) -> str:

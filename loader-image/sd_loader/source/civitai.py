@@ -1,7 +1,7 @@
 """Finds the link, the digest and the facts of a model on Civitai.
 
 A page or a resource identifier means a model; its file is found by the API. A download link is
-called as it is written. The API's facts about it are looked up, too, but a load does not need them.
+called as it is written. Its facts are requested from the API, too, but a load does not need them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ _REFUSALS = frozenset(
         Reason.NOT_A_MODEL,
     }
 )
-"""Reasons of a download that Civitai refuses; some refusals are pages."""
+"""Reasons with which a download fails if Civitai refuses it. NotAModel is one of them, because some
+refusals are web pages."""
 _ONE_TRY = Retries(delays=())
 
 
@@ -65,7 +66,7 @@ class _Obstacle:
 
 @dataclass(frozen=True)
 class Found:
-    """A place to fetch from, and what Civitai says about it."""
+    """A place to fetch from, and the facts from Civitai about it."""
 
     place: Place
 
@@ -78,7 +79,7 @@ class Found:
     warnings: tuple[str, ...] = ()
 
     def noted(self, fetched: Fetched) -> Fetched:
-        """Add what Civitai says to what was fetched."""
+        """Add the facts and the warnings to the record of the download."""
         warned = fetched.model_copy(update={"warnings": (*self.warnings, *fetched.warnings)})
         if self.facts is None:
             return warned
@@ -98,7 +99,7 @@ class _Pin(Contract):
 def look_up(
     place: Located, ref: SourceRef, checks: Checks, client: HttpClient, into: Path
 ) -> Found:
-    """Find the file of a model on Civitai, or what Civitai says of a download link.
+    """Find the file of a model on Civitai, or the facts about a download link.
 
     Any other place is returned as it is. into: the folder of the download. A record there keeps
     later attempts of a load at the version that the first one found.
@@ -115,7 +116,7 @@ def look_up(
 
 @contextmanager
 def explaining(found: Found) -> Iterator[None]:
-    """Add to a failure of the download what Civitai says of the version."""
+    """Add the facts about the version to the error of a failed download."""
     try:
         yield
     except LoaderError as error:
@@ -124,7 +125,7 @@ def explaining(found: Found) -> Iterator[None]:
         obstacle = found.obstacle
         if obstacle is not None and error.reason in _REFUSALS:
             raise LoaderError(
-                obstacle.reason, f"{_name(found.facts)} {obstacle.words}: {error.message}"
+                obstacle.reason, f"{found.facts.label} {obstacle.words}: {error.message}"
             ) from error
         if error.reason is Reason.DIGEST_MISMATCH and found.checks.is_stated:
             raise LoaderError(
@@ -144,7 +145,7 @@ def _find(
     api = CivitaiApi(client, endpoint, _listing_token(ref, client, required=ref.needs_token))
     pinned = _pinned(pin, place)
     version, model = _ask(api, place, pinned, ref.field)
-    name, obstacle = _name(version.facts), _obstacle(version)
+    name, obstacle = version.facts.label, _obstacle(version)
     if not version.files:
         reason = obstacle.reason if obstacle else Reason.SOURCE_NOT_FOUND
         words = obstacle.words if obstacle else "has no file that can be downloaded"
@@ -177,7 +178,7 @@ def _find(
 def _ask(
     api: CivitaiApi, place: CivitaiModel, pinned: _Pin | None, field: str
 ) -> tuple[VersionAnswer, ModelAnswer | None]:
-    """Ask for the version that a link means, and for its model."""
+    """Request the version that a link means, and its model."""
     model, version_id = None, place.version_id
     if pinned is not None:
         version_id = pinned.version_id
@@ -189,7 +190,7 @@ def _ask(
     if place.model_id is not None and owner not in (None, place.model_id):
         raise LoaderError(
             Reason.INVALID_SPEC,
-            f"{_name(version.facts)} belongs to model {owner}, not to model {place.model_id};"
+            f"{version.facts.label} belongs to model {owner}, not to model {place.model_id};"
             " correct one of them",
             field=field,
         )
@@ -199,7 +200,7 @@ def _ask(
 def _find_for_link(
     place: Link, meant: CivitaiModel, ref: SourceRef, checks: Checks, client: HttpClient
 ) -> Found:
-    """Find what Civitai says of a download link. The load goes on without it if that fails."""
+    """Find the facts about a download link. If the request fails, the load goes on without them."""
     from sd_loader.source.civitai_api import CivitaiApi  # It imports httpx2, which takes 0.1 s.
 
     endpoint = client.settings.civitai_endpoint
@@ -310,13 +311,8 @@ def _facts(
     return facts.model_copy(update={"creator": model.creator, "licence": model.licence})
 
 
-def _name(facts: CivitaiFacts) -> str:
-    """Return how messages name the version."""
-    return f"version {facts.version_id}"
-
-
 def _version(facts: CivitaiFacts) -> str:
-    """Return version and file as the end of a resource identifier has them."""
+    """Return model, version and file as at the end of a resource identifier."""
     model = "" if facts.model_id is None else f"{facts.model_id}@"
     file = "" if facts.file is None else f"+{facts.file.id}"
     return f"{model}{facts.version_id}{file}"

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from sd_api.fields import COUNT_MAX, HEX_64_PATTERN
 from sd_loader.civitai_facts import (
     MAX_IMAGES,
+    MAX_USES,
     MAX_WORDS,
     TEXT_MAX_LENGTH,
     CivitaiFacts,
@@ -51,7 +52,8 @@ class VersionAnswer:
     """Download, or the only use on Civitai's site that the creator allows."""
 
     early_access: str | None
-    """Until when the version is for buyers only. Empty: for good. None: it is for everyone."""
+    """The date until which the version is for buyers only. Empty: it is always for buyers only.
+    None: it is for everyone."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,6 @@ class ModelAnswer:
 
     name: str | None
     type: str | None
-    mode: str | None
     creator: str | None
     licence: CivitaiLicence
     versions: tuple[int, ...]
@@ -94,7 +95,6 @@ def read_model(answer: Json) -> ModelAnswer:
     return ModelAnswer(
         name=_text(answer, "name"),
         type=_text(answer, "type"),
-        mode=_text(answer, "mode"),
         creator=_text(_part(answer, "creator"), "username"),
         licence=CivitaiLicence(
             no_credit=_flag(answer, "allowNoCredit"),
@@ -161,7 +161,7 @@ def _images(answer: Json) -> Iterator[CivitaiImage]:
 
 
 def _early_access(answer: Json) -> str | None:
-    """Return until when a version is for buyers only, as the old fields or the new one say it."""
+    """Return the value of `VersionAnswer.early_access`, from the new field or the old ones."""
     paid = _part(answer, "paidAccess")
     if paid.get("permanent") is True:
         return ""
@@ -174,7 +174,7 @@ def _early_access(answer: Json) -> str | None:
 def _uses(value: object) -> tuple[str, ...] | None:
     """Read allowCommercialUse, which is a list, one word, or words in braces."""
     words = _WORD.findall(value) if isinstance(value, str) else _texts(value)
-    return None if value is None else tuple(words)[:8]
+    return None if value is None else tuple(words)[:MAX_USES]
 
 
 def _text(answer: Json, name: str) -> str | None:

@@ -46,7 +46,7 @@ def choose(
     if not readable:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"{_title(version)} has no file that the loader reads, only {_listed(wanted)}",
+            f"{version.facts.label} has no file that the loader reads, only {_listed(wanted)}",
         )
     same = [file for file in readable if sha256 is not None and file.sha256 == sha256]
     best = max(
@@ -57,7 +57,7 @@ def choose(
 
 
 def describe(file: CivitaiFile) -> str:
-    """Return a file's name and what Civitai says of its content."""
+    """Return a file's name and its type, format, size and precision, for messages."""
     words = [_plain(word, 16) for word in (file.format, file.size, file.fp) if word is not None]
     if file.type.lower() != "model":
         words.insert(0, _plain(file.type, 16))
@@ -78,7 +78,7 @@ def _wanted(version: VersionAnswer, choice: FileChoice) -> list[CivitaiFile]:
         if not fitting:
             raise LoaderError(
                 Reason.INVALID_SPEC,
-                f"{_title(version)} has no file with {_criteria(choice)}; it has"
+                f"{version.facts.label} has no file with {_criteria(choice)}; it has"
                 f" {_listed(version.files) or 'no file that can be downloaded'}",
             )
         return fitting
@@ -91,7 +91,7 @@ def _wanted(version: VersionAnswer, choice: FileChoice) -> list[CivitaiFile]:
     if not models:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"{_title(version)} has no model file, only {_listed(version.files)}",
+            f"{version.facts.label} has no model file, only {_listed(version.files)}",
         )
     return models
 
@@ -138,7 +138,3 @@ def _listed(files: Sequence[CivitaiFile]) -> str:
     shown = ", ".join(describe(file) for file in files[:_SHOWN_FILES])
     more = len(files) - _SHOWN_FILES
     return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _title(version: VersionAnswer) -> str:
-    return f"version {version.facts.version_id}"

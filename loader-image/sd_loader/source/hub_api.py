@@ -66,7 +66,7 @@ class Repo:
     """The files by their paths."""
 
     card: Card = NO_CARD
-    """What its README.md says in the front matter."""
+    """The card from the front matter of its README.md."""
 
     @property
     def pinned(self) -> str:

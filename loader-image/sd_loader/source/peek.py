@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 Peek = Callable[[int, "Callable[[], RemoteFile | None]"], None]
 """Takes a file's size, and a function that opens it for reading ranges.
 
-The function returns None if the server cannot serve ranges of one version. What Peek raises ends
-the load.
+The function returns None if the server cannot serve ranges of one version. An exception from
+Peek ends the load.
 """
 
 

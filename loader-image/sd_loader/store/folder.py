@@ -167,16 +167,17 @@ class Folder:
     def write(self, name: str, content: bytes) -> None:
         """Replace a file atomically and durably."""
         # Another Pod may take the temporary file for an orphan and remove it.
-        insist(lambda: self._replace(name, content))
+        insist(lambda: self.write_into(self, name, content))
         self.sync()
 
-    def _replace(self, name: str, content: bytes) -> None:
+    def write_into(self, target: Folder, name: str, content: bytes) -> None:
+        """Replace a file of another folder atomically. The temporary file is in this folder."""
         temporary = temporary_name(_NEW)
         with self.create(temporary) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        self.move(temporary, self, name)
+        self.move(temporary, target, name)
 
     def remove_unfinished(self) -> None:
         """Remove the temporary files of interrupted calls of `write`."""

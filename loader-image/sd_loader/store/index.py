@@ -1,8 +1,8 @@
 """`.index/<namespace>.json`: which models a namespace offers on this volume.
 
 The list is for programs that read the volume and have no access to the API server. It is derived
-from links and receipts, and the loader never reads it, so a wrong one harms nobody but its readers.
-It has no urls, which may be private to the namespace.
+from links and receipts, and the loader never reads it: a wrong list misleads only its readers. It
+has no urls, which may be private to the namespace.
 
 Each change of a link is followed by a refresh. Two refreshes at once may each have seen only one of
 two changes, so a refresh reads the links again after it has written, and repeats if one changed.
@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import stat
 from collections.abc import Mapping
 
 from sd_api.names import INDEX_DIR, STAGING_DIR, STORE_DIR, immutable_path
 from sd_loader.errors import LoaderError
-from sd_loader.store.folder import temporary_name
 from sd_loader.store.orphans import links
 from sd_loader.store.ownership import Version, read_owner
 from sd_loader.store.receipt import read_receipt
@@ -27,7 +25,7 @@ from sd_loader.store.volume import Volume
 
 log = logging.getLogger(__name__)
 
-FILE = re.compile(r"([a-z0-9-]{1,63})\.json")
+_FILE = re.compile(r"([a-z0-9-]{1,63})\.json")
 _ATTEMPTS = 50
 """How often a refresh is repeated while links keep changing."""
 _OF_SWEEPS = "sweep"
@@ -52,7 +50,7 @@ def refresh(volume: Volume, uid: str, namespace: str) -> None:
 
 def refresh_all(volume: Volume) -> None:
     """Write the lists of all namespaces that have a model or a list on this volume."""
-    listed = [match[1] for name in _names(volume) if (match := FILE.fullmatch(name))]
+    listed = [match[1] for name in _names(volume) if (match := _FILE.fullmatch(name))]
     for namespace in sorted({*listed, *_versions(volume)}):
         refresh(volume, _OF_SWEEPS, namespace)
 
@@ -66,7 +64,7 @@ def foreign_entries(volume: Volume) -> list[str]:
         return [
             f"{INDEX_DIR}/{name}"
             for name in folder.names()
-            if not FILE.fullmatch(name) or folder.kind(name) not in {None, stat.S_IFREG}
+            if not _FILE.fullmatch(name) or folder.kind(name) not in {None, stat.S_IFREG}
         ]
 
 
@@ -101,18 +99,13 @@ def _write(volume: Volume, uid: str, namespace: str, versions: Mapping[str, Vers
         return
     content = json.dumps({"namespace": namespace, "models": offered}, indent=2) + "\n"
     with volume.make(STAGING_DIR, uid) as staging, volume.make(INDEX_DIR) as index:
-        temporary = temporary_name("index")
-        with staging.create(temporary) as file:
-            file.write(content.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        staging.move(temporary, index, name)
+        staging.write_into(index, name, content.encode())
         index.sync()
     volume.remove_if_empty(uid)
 
 
 def _entry(volume: Volume, model_id: str, version: Version) -> dict[str, object]:
-    """Return what the list says about a model. Empty if the model has no readable receipt."""
+    """Return a model's entry in the list. Empty if the model has no readable receipt."""
     folder = volume.find(STORE_DIR, version.uid, version.load_hash)
     if folder is None:
         return {}
@@ -121,11 +114,13 @@ def _entry(volume: Volume, model_id: str, version: Version) -> dict[str, object]
             artifact = read_receipt(folder).artifact
         except (OSError, ValueError):
             return {}
-    facts = artifact.model_dump(
-        mode="json", by_alias=True, exclude_defaults=True, exclude={"card": {"page"}}
-    )
     # The bytes that are shared depend on the other models.
-    facts.pop("sharedBytes", None)
+    facts = artifact.model_dump(
+        mode="json",
+        by_alias=True,
+        exclude_defaults=True,
+        exclude={"card": {"page"}, "shared_bytes": True},
+    )
     return {
         "modelId": model_id,
         "immutablePath": immutable_path(version.uid, version.load_hash),

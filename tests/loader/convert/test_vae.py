@@ -355,7 +355,9 @@ def test_conversion_fails_if_the_vae_of_the_spec_is_not_downloaded(tmp_path: Pat
     The checkpoint's own VAE is not used instead.
     """
     path = save_safetensors(tmp_path / "model.safetensors", tiny_sd15())
-    with pytest.raises(LoaderError, match="vae of the spec: not downloaded") as caught:
+    with pytest.raises(
+        LoaderError, match="components of the spec are not downloaded: vae; run fetch again"
+    ) as caught:
         convert_file(path, tmp_path / "out", vae={"url": "org/vae"})
     assert caught.value.reason is Reason.LOADER_CRASHED
 

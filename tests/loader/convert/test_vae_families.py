@@ -196,6 +196,6 @@ def test_a_vae_of_another_family_cannot_replace_a_checkpoints_own(
     words = {
         "file": "the file is a VAE of 16 latent channels, as sd-3 and flux have it, and not for"
         " sdxl",
-        "repo": "it is a VAE of flux, whose latents do not have 4 channels as those of sdxl",
+        "repo": "it is a VAE of flux, whose latents do not have the 4 channels of sdxl",
     }
     assert caught.value.message == f"vae from elsewhere: {words[kind]}"

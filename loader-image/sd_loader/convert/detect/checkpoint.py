@@ -83,7 +83,7 @@ def family_of(
 
 
 def remedy_of(found: TransformerFile) -> str:
-    """What a user can do about a file that has only a part of its pipeline."""
+    """How the user can still load a file that lacks components of its pipeline, for messages."""
     return REPO_INSTEAD if found.family.table is None else _SKELETON_INSTEAD
 
 

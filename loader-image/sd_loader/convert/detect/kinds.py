@@ -131,7 +131,7 @@ def model_type_of(tensors: Mapping[str, Tensor]) -> ModelType | None:
 
 
 def found_type(tensors: Mapping[str, Tensor]) -> ModelType:
-    """The type that a file is loaded as if the user names none.
+    """The type of a file for a user who does not name one.
 
     A file that is not recognised counts as a checkpoint, which most users load. The plan then
     reports why it cannot be loaded.

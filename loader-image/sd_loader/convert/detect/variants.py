@@ -1,7 +1,7 @@
-"""Tells which variant of its family a pipeline is, by its configs. Pure.
+"""Finds the variant of a pipeline within its family, by its configs. Pure.
 
-`sd_api.taxonomy` says what each variant is. The values of the configs come from a file or a repo,
-so a value of another type than expected tells nothing.
+`sd_api.taxonomy` describes each variant. The values of the configs come from a file or a repo, so a
+value of an unexpected type counts as missing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sd_api.taxonomy import UNETS
 _Config = Mapping[str, Any]
 
 _BY_CHANNELS = {4: "normal", 8: "edit", 9: "inpaint"}
-"""By the input channels of a UNet."""
+"""The variant of a UNet, by its number of input channels."""
 
 _FILL_INPUTS = 6
 """FLUX.1 Fill reads six values for each that it predicts: one of the latents, one of the image's
@@ -36,7 +36,7 @@ def variant_of(
     options: _Config = MappingProxyType({}),
     components: Collection[str] = (),
 ) -> str | None:
-    """Return status.artifact.variant. None if the configs do not tell it.
+    """Return the value of status.artifact.variant. None if the configs do not show it.
 
     class_name: the pipeline's class. config: that of the UNet or the transformer. options: the
     pipeline's own settings. components: the names of its components that are not null.

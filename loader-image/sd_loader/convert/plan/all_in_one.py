@@ -23,7 +23,7 @@ from sd_loader.convert.plan.precision import published_items, torch_dtype
 from sd_loader.convert.plan.small_files import vocabulary_files
 from sd_loader.convert.tables import encoders
 from sd_loader.convert.tables.architecture import Component, fill_in, load_templates
-from sd_loader.convert.tables.bind import bind, left_over
+from sd_loader.convert.tables.bind import bind, left_out, left_over
 from sd_loader.convert.tables.clip import with_prefix
 from sd_loader.convert.tables.dimensions import Dimensions
 from sd_loader.convert.tables.transformers import TRANSFORMER, load_transformer
@@ -192,7 +192,7 @@ def plan_all_in_one(
         base_model=family,
         variant=variant_of(family, class_name, contents[f"{TRANSFORMER}/{CONFIG_NAME}"]),
         pipeline_class=class_name,
-        warnings=tuple(_warnings(layout, unused, has_t5=has_t5)),
+        warnings=_warnings(layout, unused, has_t5=has_t5),
     )
 
 
@@ -361,16 +361,11 @@ def _tokenizer(configs: Path, folder: str, repo: str) -> list[SmallFile]:
     return found
 
 
-def _warnings(layout: _Layout, unused: list[str], *, has_t5: bool) -> list[str]:
+def _warnings(layout: _Layout, unused: list[str], *, has_t5: bool) -> tuple[str, ...]:
     warnings = []
     if not has_t5:
         warnings.append(
             f"the file has no T5 ({layout.t5}): the pipeline works without it, and follows long"
             " prompts less closely"
         )
-    if unused:
-        warnings.append(
-            f"{len(unused)} tensors have no place in the pipeline and were left out,"
-            f" first {snippet(unused[0])}"
-        )
-    return warnings
+    return (*warnings, *left_out(unused))

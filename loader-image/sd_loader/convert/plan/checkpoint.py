@@ -21,13 +21,13 @@ from sd_loader.convert.tables.bind import (
     bind,
     canonical_names,
     is_missing,
+    left_out,
     left_over,
     require,
 )
 from sd_loader.convert.tables.dimensions import Dimensions
 from sd_loader.convert.tables.unet import fitting, unet_blocks, with_blocks
 from sd_loader.convert.write.files import FolderPlan, PlannedFile, component_files
-from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor, TensorFile
 
 _SD2_V = "768-v"
@@ -121,9 +121,4 @@ def _architecture(
 
 def _warnings(prediction: str | None, unused: list[str]) -> tuple[str, ...]:
     warnings = [prediction] if prediction is not None else []
-    if unused:
-        warnings.append(
-            f"{len(unused)} tensors have no place in the pipeline and were left out,"
-            f" first {snippet(unused[0])}"
-        )
-    return tuple(warnings)
+    return (*warnings, *left_out(unused))

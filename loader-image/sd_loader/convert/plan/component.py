@@ -18,15 +18,13 @@ from sd_loader.convert.plan.repo_component import component_tensors, files_of
 from sd_loader.convert.plan.repo_configs import component_config, read_small
 from sd_loader.convert.plan.vae import vae_template
 from sd_loader.convert.tables.architecture import DIFFUSERS_WEIGHTS
-from sd_loader.convert.tables.families import LATENT_CHANNELS
+from sd_loader.convert.tables.families import SD_LATENT_CHANNELS, families_by_latent_channels
 from sd_loader.convert.write.files import FolderPlan, component_files, json_file
 from sd_loader.diffusers_repo.index import CONFIG_NAME, Pipeline
 from sd_loader.diffusers_repo.listed_files import choose_single
 from sd_loader.diffusers_repo.single_component import SINGLE, parse_component
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Tensor
-
-_SD_CHANNELS = LATENT_CHANNELS[BaseModelName.SD1]
 
 
 def plan_component(
@@ -83,13 +81,12 @@ def _checked(
         upcast = {} if wanted is None else {"upcast_attention": wanted}
         return checked_controlnet({**config, **upcast}, tensors)
     checked = checked_config("vae", pipeline, config, tensors, {})
-    channels = checked.get("latent_channels", _SD_CHANNELS)
+    channels = checked.get("latent_channels", SD_LATENT_CHANNELS)
     factor = checked.get("scaling_factor")
-    if channels != _SD_CHANNELS:
-        like = (it for it, own in LATENT_CHANNELS.items() if own == channels)
-        return checked, next(
-            (it for it in like if vae_template(it)["scaling_factor"] == factor), None
-        )
+    if channels != SD_LATENT_CHANNELS:
+        like = families_by_latent_channels(channels)
+        fitting = (family for family in like if vae_template(family)["scaling_factor"] == factor)
+        return checked, next(fitting, None)
     if factor == vae_template(BaseModelName.SDXL)["scaling_factor"]:
         # The refiner has the same VAE.
         is_refiner = conversion.base_model is BaseModelName.SDXL_REFINER

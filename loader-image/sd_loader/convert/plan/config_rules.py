@@ -83,7 +83,7 @@ def check_levels(component: str, config: Mapping[str, Any]) -> None:
 
 
 def is_checked(class_name: str) -> bool:
-    """Whether the tensors that a class makes from its config are known."""
+    """Return whether `check_opens` knows the tensors that a class makes from its config."""
     return class_name in _SHAPES
 
 

@@ -24,13 +24,12 @@ from sd_loader.convert.tables.architecture import (
     fill_in,
     load_architecture,
 )
-from sd_loader.convert.tables.bind import bind, left_over, not_of
+from sd_loader.convert.tables.bind import bind, left_out, left_over, not_of
 from sd_loader.convert.tables.dimensions import Dimensions
 from sd_loader.convert.tables.families import CONTEXT_WIDTHS
 from sd_loader.convert.write.files import FolderPlan, component_files, json_file
 from sd_loader.diffusers_repo.index import CONFIG_NAME
 from sd_loader.errors import LoaderError
-from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor, TensorFile
 
 _CLASS = "ControlNetModel"
@@ -89,7 +88,7 @@ def plan_controlnet(file: TensorFile, conversion: Conversion) -> FolderPlan:
         files=(*component_files("", component.stem, items), json_file(CONFIG_NAME, config)),
         base_model=family.value,
         pipeline_class=_CLASS,
-        warnings=_warnings(not_of(component, file.tensors)),
+        warnings=left_out(not_of(component, file.tensors), "do not belong to the ControlNet"),
     )
 
 
@@ -172,12 +171,3 @@ def _family(tensors: Mapping[str, Tensor], prefix: str | None) -> BaseModelName:
             is_matrix = len(tensors[start + name].shape) == 2
             return BaseModelName.SD2 if is_matrix else BaseModelName.SD1
     return BaseModelName.SD1
-
-
-def _warnings(extra: list[str]) -> tuple[str, ...]:
-    if not extra:
-        return ()
-    return (
-        f"{len(extra)} tensors do not belong to the ControlNet and were left out,"
-        f" first {snippet(extra[0])}",
-    )

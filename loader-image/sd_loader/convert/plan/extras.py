@@ -11,7 +11,7 @@ from sd_api.reasons import Reason
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.component import plan_component
-from sd_loader.convert.plan.open_files import OpenFiles
+from sd_loader.convert.plan.open_files import OpenFiles, refuse_pickle
 from sd_loader.convert.plan.planned_extras import PlannedComponent, PlannedExtras
 from sd_loader.convert.plan.repo_check import checked_config
 from sd_loader.convert.plan.repo_component import (
@@ -33,7 +33,6 @@ from sd_loader.diffusers_repo.index import (
     refuse_replaced,
 )
 from sd_loader.errors import LoaderError
-from sd_loader.formats import SAFETENSORS
 
 
 def plan_extras(
@@ -66,11 +65,7 @@ def _vae_of_file(
     path: Path, base_model: BaseModelName, conversion: Conversion, opened: OpenFiles
 ) -> tuple[PlannedComponent, Sequence[str]]:
     file = opened.open(path)
-    if conversion.safetensors_only and file.format != SAFETENSORS:
-        raise LoaderError(
-            Reason.UNSAFE_MODEL,
-            "spec.fromSafetensors asks for safetensors, but the file is a pickle",
-        )
+    refuse_pickle(file, conversion)
     vae = vae_files(file, base_model, conversion.precision, folder=VAE)
     return PlannedComponent(vae.files), vae.warnings
 
@@ -85,8 +80,8 @@ def _vae_of_repo(
     if family is None or LATENT_CHANNELS[family] != LATENT_CHANNELS[base_model]:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"it is a VAE of {plan.base_model or 'another family'}, whose latents do not have"
-            f" {LATENT_CHANNELS[base_model]} channels as those of {base_model}",
+            f"it is a VAE of {plan.base_model or 'another family'}, whose latents do not have the"
+            f" {LATENT_CHANNELS[base_model]} channels of {base_model}",
         )
     warnings = []
     if (family in SDXL_FAMILIES) != (base_model in SDXL_FAMILIES):

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from sd_api.choices import ModelType
-from sd_api.reasons import Reason
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.checkpoint import family_of
 from sd_loader.convert.detect.kinds import transformer_file
@@ -14,13 +13,11 @@ from sd_loader.convert.detect.quantized import refuse_quantized
 from sd_loader.convert.plan.all_in_one import missing_of, plan_all_in_one
 from sd_loader.convert.plan.checkpoint import plan_checkpoint
 from sd_loader.convert.plan.companions import Companions
-from sd_loader.convert.plan.open_files import OpenFiles
+from sd_loader.convert.plan.open_files import OpenFiles, refuse_pickle
 from sd_loader.convert.plan.original import NO_ORIGINAL, OriginalConfig, read_original
 from sd_loader.convert.plan.planned_extras import NO_EXTRAS, PlannedExtras
 from sd_loader.convert.plan.scaled_fp8 import scaled
 from sd_loader.convert.write.files import FolderPlan
-from sd_loader.errors import LoaderError
-from sd_loader.formats import SAFETENSORS
 from sd_loader.tensors import TensorFile
 
 _UNSCALED = (ModelType.LORA, ModelType.EMBEDDINGS)
@@ -95,12 +92,3 @@ def plan_download(
     extras = plan_extras(companions, base_model, conversion, opened)
     plan = plan_file(file, conversion, opened, extras, original)
     return replace(plan, warnings=(*plan.warnings, *extras.warnings))
-
-
-def refuse_pickle(file: TensorFile, conversion: Conversion) -> None:
-    """Refuse a pickle if only safetensors may be loaded."""
-    if conversion.safetensors_only and file.format != SAFETENSORS:
-        raise LoaderError(
-            Reason.UNSAFE_MODEL,
-            "spec.fromSafetensors asks for safetensors, but the file is a pickle",
-        )

@@ -16,7 +16,7 @@ from sd_loader.convert.plan.precision import dtype_in, published_dtype
 from sd_loader.convert.plan.repo_model import PlannedModel
 from sd_loader.convert.plan.vae import CLASS, vae_prefix
 from sd_loader.convert.tables import encoders
-from sd_loader.convert.tables.bind import bind, left_over
+from sd_loader.convert.tables.bind import bind, left_out, left_over
 from sd_loader.convert.tables.transformer_widths import differences
 from sd_loader.convert.tables.transformers import load_transformer
 from sd_loader.convert.tables.vae_names import current_names
@@ -26,7 +26,6 @@ from sd_loader.diffusers_repo.index import CONFIG_NAME
 from sd_loader.diffusers_repo.listed import Component
 from sd_loader.diffusers_repo.listed_files import STEMS
 from sd_loader.errors import LoaderError
-from sd_loader.snippet import snippet
 from sd_loader.tensors import Dtype, Source, TensorFile
 
 _IN_DIFFUSERS_LAYOUT = "encoder.down_blocks."
@@ -129,19 +128,10 @@ def _planned(
     ]
     weights = component_files(name, STEMS[Role.MODEL], items)
     files = [*weights, json_file(f"{name}/{CONFIG_NAME}", config)]
-    return PlannedModel(files, config, (), frozenset(), _left_out(unused))
+    return PlannedModel(files, config, (), frozenset(), left_out(unused))
 
 
 def _dtype(component: Component, name: str, source: Source, precision: Revision | None) -> Dtype:
     # Unlike repos, files may have types that no pipeline computes in.
     own = published_dtype(source.dtype, None)
     return dtype_in(component.class_name, name, own, precision)
-
-
-def _left_out(unused: list[str]) -> tuple[str, ...]:
-    if not unused:
-        return ()
-    return (
-        f"{len(unused)} tensors have no place in the pipeline and were left out,"
-        f" first {snippet(unused[0])}",
-    )

@@ -33,7 +33,7 @@ class Layout(Enum):
 
 
 class Alphas(Enum):
-    """Whether the layers of a style may, must or must not have alphas."""
+    """The rule of diffusers for a style: each layer may, must, or must not have an alpha."""
 
     OPTIONAL = "optional"
     NEEDED = "needed"

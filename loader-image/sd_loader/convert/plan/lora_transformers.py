@@ -107,7 +107,7 @@ def transformer_lora(
 ) -> tuple[TransformerLora, tuple[str, ...]] | None:
     """Return the LoRA and the families that it fits. None if it has no layer of a transformer.
 
-    base_model: the family that the user specifies. It decides if the LoRA fits several.
+    base_model: the family that the user specifies. If the LoRA fits several, it decides which.
     """
     names = [*islice(filter(_BLOCK.match, tensors), _SAMPLE)]
     readings: list[TransformerLora] = []

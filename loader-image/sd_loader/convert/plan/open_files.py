@@ -8,8 +8,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sd_api.reasons import Reason
+from sd_loader.convert.conversion import Conversion
 from sd_loader.diffusers_repo.component_files import RepoFile
-from sd_loader.formats import open_tensor_file
+from sd_loader.errors import LoaderError
+from sd_loader.formats import SAFETENSORS, open_tensor_file
 from sd_loader.tensors import Dtype, Tensor, TensorFile
 
 _ONE = {
@@ -60,3 +63,12 @@ class OpenFiles:
             for path in paths
             if path.parent == component and path.suffix in _WEIGHT_SUFFIXES
         ]
+
+
+def refuse_pickle(file: TensorFile, conversion: Conversion) -> None:
+    """Refuse a pickle if only safetensors may be loaded."""
+    if conversion.safetensors_only and file.format != SAFETENSORS:
+        raise LoaderError(
+            Reason.UNSAFE_MODEL,
+            "spec.fromSafetensors asks for safetensors, but the file is a pickle",
+        )

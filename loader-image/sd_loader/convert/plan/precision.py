@@ -30,7 +30,7 @@ def published_dtype(source: Dtype, precision: Revision | None) -> Dtype:
 
 
 def dtype_in(class_name: str, name: str, own: Dtype, precision: Revision | None) -> Dtype:
-    """The type in which a tensor of a listed class is published.
+    """The type in which a tensor is published whose class is in the generated list.
 
     A tensor keeps its own type unless another precision is requested. diffusers and transformers
     keep some modules in fp32 when they narrow a model.

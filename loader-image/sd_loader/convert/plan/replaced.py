@@ -17,7 +17,7 @@ from sd_loader.convert.detect.kinds import transformer_file, unsupported
 from sd_loader.convert.detect.quantized import refuse_quantized
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.file_components import transformer_files, vae_files
-from sd_loader.convert.plan.open_files import OpenFiles
+from sd_loader.convert.plan.open_files import OpenFiles, refuse_pickle
 from sd_loader.convert.plan.repo_component import files_of
 from sd_loader.convert.plan.repo_configs import read_json
 from sd_loader.convert.plan.repo_model import PlannedModel, model_config, plan_model
@@ -28,7 +28,6 @@ from sd_loader.diffusers_repo.index import CONFIG_NAME, shown
 from sd_loader.diffusers_repo.listed import Component
 from sd_loader.diffusers_repo.listed_files import STEMS, choose_model
 from sd_loader.errors import LoaderError, prefixing
-from sd_loader.formats import SAFETENSORS
 from sd_loader.tensors import TensorFile
 
 _WIDTHS = frozenset(
@@ -48,7 +47,8 @@ _WIDTHS = frozenset(
         "z_dim",
     }
 )
-"""Keys of configs that must be equal for components to fit each other."""
+"""Keys whose values must be the same in the config of a component and in that of the component that
+it replaces."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,7 @@ def _of_file(
     config: dict[str, Any],
     conversion: Conversion,
 ) -> PlannedModel:
-    if conversion.safetensors_only and file.format != SAFETENSORS:
-        raise LoaderError(
-            Reason.UNSAFE_MODEL,
-            "spec.fromSafetensors asks for safetensors, but the file is a pickle",
-        )
+    refuse_pickle(file, conversion)
     file = scaled(file)
     refuse_quantized(file.tensors)
     if name == "vae":

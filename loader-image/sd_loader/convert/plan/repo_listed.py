@@ -75,7 +75,8 @@ def plan_listed_repo(
                 files += model.files
                 formats |= model.formats
                 warnings += model.warnings
-                main = model.config if name == TRANSFORMER else main
+                if name == TRANSFORMER:
+                    main = model.config
             else:
                 files.append(_settings(repo, name, component))
     files.append(json_file(INDEX_NAME, _index(pipeline)))

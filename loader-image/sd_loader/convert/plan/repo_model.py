@@ -34,7 +34,7 @@ class PlannedModel:
 
     files: list[PlannedFile]
     config: dict[str, Any]
-    """As it is published."""
+    """The config.json that is published."""
 
     weights: Sequence[TensorFile]
     """The files of the repo with its weights."""

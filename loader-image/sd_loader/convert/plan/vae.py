@@ -21,15 +21,18 @@ from sd_loader.convert.plan.config_rules import check_heads
 from sd_loader.convert.plan.precision import published_items
 from sd_loader.convert.tables import encoders
 from sd_loader.convert.tables.architecture import (
-    ARCHITECTURES,
     Component,
     fill_in,
     load_architecture,
     load_templates,
 )
-from sd_loader.convert.tables.bind import bind, left_over
+from sd_loader.convert.tables.bind import bind, left_out, left_over
 from sd_loader.convert.tables.dimensions import Dimensions
-from sd_loader.convert.tables.families import LATENT_CHANNELS, SDXL_FAMILIES
+from sd_loader.convert.tables.families import (
+    LATENT_CHANNELS,
+    SD_LATENT_CHANNELS,
+    families_by_latent_channels,
+)
 from sd_loader.convert.tables.vae_names import current_names
 from sd_loader.convert.write.files import FolderPlan, PlannedFile, component_files, json_file
 from sd_loader.diffusers_repo.index import CONFIG_NAME
@@ -56,13 +59,12 @@ _STATED = {
 }
 """Families by the beginning of this metadata entry."""
 
-_SD_CHANNELS = LATENT_CHANNELS[BaseModelName.SD1]
 _FLUX2_CHANNELS = 32
 _ASSUMED = {
-    _SD_CHANNELS: BaseModelName.SD1,
+    SD_LATENT_CHANNELS: BaseModelName.SD1,
     LATENT_CHANNELS[BaseModelName.FLUX]: BaseModelName.FLUX,
 }
-"""Families by number of latent channels, for a VAE that does not show its family."""
+"""The family of a VAE that does not show it, by the number of latent channels."""
 
 _INSTEAD = "use its repo in diffusers' layout, with spec.modelType: vae"
 _OF_OTHERS = (
@@ -89,7 +91,9 @@ def plan_vae(file: TensorFile, conversion: Conversion) -> FolderPlan:
     """Plan the folder of a VAE. Reads no weights and writes nothing."""
     channels = _latent_channels(file.tensors)
     refuse_contradiction(
-        conversion.base_model, _families(channels), f"the file is {_described(channels)}"
+        conversion.base_model,
+        families_by_latent_channels(channels),
+        f"the file is {_described(channels)}",
     )
     family = conversion.base_model or _family(file, channels)
     base_model = family or _ASSUMED[channels]
@@ -136,42 +140,26 @@ def vae_files(
             *component_files(folder, component.stem, items),
             json_file(f"{start}{CONFIG_NAME}", config),
         ),
-        warnings=_warnings(extra),
+        warnings=left_out(extra, "have no place in the VAE"),
     )
 
 
 def vae_template(base_model: BaseModelName) -> dict[str, Any]:
     """The config of the base model's VAE, with its widths still open."""
-    path = f"{VAE}/{CONFIG_NAME}"
-    if _has_quant_conv(base_model):
-        return dict(load_architecture(_like(base_model)).templates[path])
-    return dict(load_templates(base_model.value)[path])
-
-
-def _has_quant_conv(base_model: BaseModelName) -> bool:
-    """Whether the VAE has a convolution after its encoder and one before its decoder."""
-    return LATENT_CHANNELS[base_model] == _SD_CHANNELS
-
-
-def _like(base_model: BaseModelName) -> str:
-    """The name of the architecture that has the VAE of SD 1, 2 or XL."""
-    usual = BaseModelName.SDXL if base_model in SDXL_FAMILIES else BaseModelName.SD1
-    return (base_model if base_model.value in ARCHITECTURES else usual).value
+    return dict(load_templates(base_model.value)[f"{VAE}/{CONFIG_NAME}"])
 
 
 def _table(base_model: BaseModelName) -> Component:
-    if _has_quant_conv(base_model):
-        return load_architecture(_like(base_model)).component(VAE)
+    # Only the VAEs of SD 1, 2 and XL have a convolution before and after the latents.
+    if LATENT_CHANNELS[base_model] == SD_LATENT_CHANNELS:
+        return load_architecture(base_model.value).component(VAE)
     return encoders.vae("")
 
 
-def _families(channels: int) -> list[BaseModelName]:
-    return [family for family, own in LATENT_CHANNELS.items() if own == channels]
-
-
 def _described(channels: int) -> str:
-    """The file, in words for messages."""
-    return f"a VAE of {channels} latent channels, as {' and '.join(_families(channels))} have it"
+    """Describe a VAE with this number of latent channels, for messages."""
+    families = " and ".join(families_by_latent_channels(channels))
+    return f"a VAE of {channels} latent channels, as {families} have it"
 
 
 def _latent_channels(tensors: Mapping[str, Tensor]) -> int:
@@ -182,7 +170,7 @@ def _latent_channels(tensors: Mapping[str, Tensor]) -> int:
         raise unsupported(_OF_OTHERS)
     # Binding the rows refuses a shape that is not that of a convolution.
     is_2d = first is not None and len(first.shape) == 4
-    channels = first.shape[1] if first is not None and is_2d else _SD_CHANNELS
+    channels = first.shape[1] if first is not None and is_2d else SD_LATENT_CHANNELS
     if channels not in _ASSUMED:
         raise unsupported(
             f"a VAE of {channels} latent channels, such as FLUX.2's: {_INSTEAD}"
@@ -223,21 +211,14 @@ def _family(file: TensorFile, channels: int) -> BaseModelName | None:
     for beginning, family in _STATED.items():
         if stated.startswith(beginning) and LATENT_CHANNELS[family] == channels:
             return family
-    if channels != _SD_CHANNELS:
+    if channels != SD_LATENT_CHANNELS:
         transformer = transformer_file(file.tensors)
         table = None if transformer is None else transformer.family.table
-        return next((family for family in _families(channels) if family == table), None)
+        return next(
+            (family for family in families_by_latent_channels(channels) if family == table), None
+        )
     if any(name.startswith(_SDXL_TEXT_ENCODERS) for name in file.tensors):
         return BaseModelName.SDXL
     if any(name.startswith(UNET_PREFIX) for name in file.tensors):
         return BaseModelName.SD1
     return None
-
-
-def _warnings(extra: list[str]) -> tuple[str, ...]:
-    if not extra:
-        return ()
-    return (
-        f"{len(extra)} tensors have no place in the VAE and were left out,"
-        f" first {snippet(extra[0])}",
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from sd_api.loader_env import LoaderEnv
 from sd_api.reasons import Reason
@@ -112,6 +112,13 @@ def left_over(component: Component, tensors: Mapping[str, Tensor]) -> list[str]:
                 f" {snippet(name)}",
             )
     return extra
+
+
+def left_out(names: Sequence[str], why: str = "have no place in the pipeline") -> tuple[str, ...]:
+    """Return a warning that these tensors are not published. Empty if there are none."""
+    if not names:
+        return ()
+    return (f"{len(names)} tensors {why} and were left out, first {snippet(names[0])}",)
 
 
 def not_of(component: Component, names: Iterable[str]) -> list[str]:

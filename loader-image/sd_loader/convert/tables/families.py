@@ -20,7 +20,9 @@ LATENT_CHANNELS: Mapping[BaseModelName, int] = {
     BaseModelName.SD3: 16,
     BaseModelName.FLUX: 16,
 }
-"""The latent channels of each family's VAE. A VAE with others does not fit the family."""
+"""The latent channels of each family's VAE. A VAE with another number does not fit."""
+SD_LATENT_CHANNELS = LATENT_CHANNELS[BaseModelName.SD1]
+"""The latent channels of SD 1, 2 and XL."""
 
 FAMILY_BY_CONTEXT_WIDTH: Mapping[int, BaseModelName] = {
     768: BaseModelName.SD1,
@@ -70,3 +72,8 @@ def families_by_text_width(width: int) -> frozenset[BaseModelName]:
     return frozenset(
         family for family, sizes in PUBLISHED_SIZES.items() if sizes["text_encoder"] == width
     )
+
+
+def families_by_latent_channels(channels: int) -> list[BaseModelName]:
+    """Families whose VAE has this number of latent channels. Empty if none has."""
+    return [family for family, own in LATENT_CHANNELS.items() if own == channels]

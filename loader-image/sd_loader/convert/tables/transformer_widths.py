@@ -1,4 +1,4 @@
-"""What the config of a transformer says about the sizes that its key table names.
+"""Compares the config of a transformer with the tensors of a single file.
 
 A single file has no config: a diffusers repo gives it. Both must describe the same model.
 """
@@ -124,11 +124,11 @@ _EXPRESSIONS: Mapping[str, Mapping[str, str]] = {
         "inputs": "all_patch_size.0*all_patch_size.0*in_channels",
     },
 }
-"""By family: sizes by the names of the key table, and numbers of layers by the beginning of their
-published names, as keys of the config.
+"""For each family: how a size follows from the keys of the config.
 
-`a|b` is b where a is null, and `a.0` the first item of a list. Sizes that follow from others in
-diffusers' code are left out.
+A size has the name that the key table gives it. The number of layers has the beginning of the
+layers' published names. In an expression, `a|b` is b if a is null, and `a.0` is the first item of a
+list. Sizes that diffusers computes from other sizes are left out.
 """
 
 
@@ -143,17 +143,17 @@ class _Switch:
     lists layers."""
 
     default: bool = False
-    """What diffusers assumes if the config lacks the key."""
+    """The value that diffusers uses if the config does not have the key."""
 
     def found(self, names: Iterable[str]) -> bool | list[int]:
-        """What a file shows: whether it has such a tensor, or which layers have one."""
+        """Whether a file has such a tensor, or the numbers of the layers that have one."""
         matches = [match for name in names if (match := self.mark.match(name)) is not None]
         if self.mark.groups:
             return sorted({int(match[1]) for match in matches})
         return bool(matches)
 
     def expected(self, config: Mapping[str, Any]) -> bool | list[int]:
-        """What a config says."""
+        """The result of `found` for a file that agrees with this config."""
         value = config.get(self.key, self.default)
         if self.mark.groups:
             return sorted(value) if isinstance(value, list) else []
@@ -184,19 +184,19 @@ class Difference:
     """The key or keys of the config."""
 
     config: str
-    """What the config says."""
+    """The value in the config, or that it is missing."""
 
     file: str
-    """What the file shows."""
+    """The value that the file shows."""
 
 
 def differences(
     family: str, config: Mapping[str, Any], dimensions: Mapping[str, int], names: Iterable[str]
 ) -> Iterator[Difference]:
-    """Yield what a config and a file of a family do not agree on.
+    """Yield the contradictions between a config and a file of a family.
 
-    dimensions: what the file's shapes show, and its numbers of layers. names: the published
-    names of its tensors.
+    dimensions: the sizes that the file's shapes show, and its numbers of layers. names: the
+    published names of its tensors.
     """
     for dimension, expression in _EXPRESSIONS[family].items():
         found = dimensions.get(dimension)
@@ -206,9 +206,9 @@ def differences(
             yield Difference(expression, shown, str(found))
     names = list(names)
     for switch in _SWITCHES.get(family, ()):
-        told, shows = switch.expected(config), switch.found(names)
-        if told != shows:
-            yield Difference(switch.key, _shown(told), _shown(shows))
+        in_config, in_file = switch.expected(config), switch.found(names)
+        if in_config != in_file:
+            yield Difference(switch.key, _shown(in_config), _shown(in_file))
 
 
 def _shown(value: bool | list[int]) -> str:
