@@ -11,12 +11,9 @@ from devkit.fakehub import FakeHub
 from devkit.tiny import write_checkpoint
 from sd_api.reasons import ExitCode, Reason
 from tests.support.loader.loadercli import Containers, Ended, failed
+from tests.support.models.lorashapes import LORA
 
 TOKEN = "hf_canary"
-LORA = {
-    "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": (4, 768),
-    "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora_up.weight": (1280, 4),
-}
 
 
 @pytest.fixture

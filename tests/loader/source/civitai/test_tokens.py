@@ -14,11 +14,10 @@ from sd_loader.settings import Settings
 from tests.support.loader import fetches
 from tests.support.loader.loadercli import Containers, artifact_of
 from tests.support.models.conversions import load_request
+from tests.support.models.lorashapes import LORA
 
 PAGE = "https://civitai.com/models/7"
 TOKEN = "s3cret"
-LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
-LORA = {f"{LAYER}.lora_down.weight": (4, 768), f"{LAYER}.lora_up.weight": (1280, 4)}
 
 
 @pytest.fixture
