@@ -125,7 +125,7 @@ def test_gated_repo_is_refused_before_the_file_is_requested(
     assert hub.served["/file"] == 0
 
 
-def test_large_file_of_the_hub_waits_for_the_gated_default_repo(
+def test_gated_default_repo_is_refused_before_a_large_file_is_downloaded(
     containers: Containers, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The header of the file shows the family. Only the header is downloaded."""
@@ -237,22 +237,16 @@ def test_component_of_a_repo_is_replaced_by_a_file(
 
 NEEDLESS = [
     pytest.param(
-        skeletons.flux,
-        SKELETON,
         WHOLE,
         "spec.components.from is for single files, which lack components, but the repo is a FLUX",
         id="components of a whole repo",
     ),
     pytest.param(
-        skeletons.flux,
-        SKELETON,
         {"components": {"transformer_2": {"url": "org/none"}}},
         "the repo is a FLUX pipeline (FluxPipeline) without the component transformer_2",
         id="a component that the repo lacks",
     ),
     pytest.param(
-        skeletons.flux,
-        SKELETON,
         {"vae": {"url": "org/a"}, "components": {"vae": {"url": "org/b"}}},
         "spec.components.vae: spec.vae gives a VAE as well; remove one of them",
         id="two VAEs",
@@ -261,20 +255,13 @@ NEEDLESS = [
 ]
 
 
-@pytest.mark.parametrize(("make", "url", "fields", "message"), NEEDLESS)
-def test_components_that_mean_nothing_are_refused(
-    containers: Containers,
-    hub: FakeHub,
-    tmp_path: Path,
-    make: Callable[[], Files],
-    url: str,
-    fields: dict[str, Any],
-    message: str,
+@pytest.mark.parametrize(("fields", "message"), NEEDLESS)
+def test_components_without_a_use_are_refused(
+    containers: Containers, hub: FakeHub, tmp_path: Path, fields: dict[str, Any], message: str
 ) -> None:
     """Nothing but the index is downloaded."""
-    add_repo(hub, tmp_path, make())
-    ended = load(containers, url, **fields)
-    failed(ended, Reason.INVALID_SPEC, message)
+    add_repo(hub, tmp_path, skeletons.flux())
+    failed(load(containers, SKELETON, **fields), Reason.INVALID_SPEC, message)
     assert not [path for path in hub.served if not path.endswith("model_index.json")]
 
 
