@@ -16,7 +16,7 @@ from sd_loader.formats import open_tensor_file
 from sd_loader.net import ranges
 from tests.support.loader.loadercli import Containers, Ended, artifact_of, failed, load_request
 from tests.support.models import familyrepos, skeletons
-from tests.support.models.familyrepos import DIFFUSION, Files
+from tests.support.models.familyrepos import DIFFUSION, Files, typed
 from tests.support.models.skeletons import file_of
 
 pytestmark = pytest.mark.usefixtures("slim")
@@ -61,7 +61,7 @@ def test_second_fine_tune_downloads_only_its_transformer(
     assert (folder / "text_encoder_2/model.safetensors").read_bytes() == repo[T5]
     config = json.loads((folder / "transformer/config.json").read_text())
     assert config == skeletons.FLUX_CONFIG
-    shapes = {name: ("BF16", shape) for name, shape in skeletons.published_shapes("flux").items()}
+    shapes = typed(skeletons.published_shapes("flux"))
     assert published(containers, TRANSFORMER) == shapes
     assert not any(path.endswith(".safetensors") and "/transformer/" in path for path in hub.served)
 
@@ -91,7 +91,7 @@ def test_default_repo_of_the_family_gives_the_components(
     assert ended.result is not None
     assert ended.result.source is not None
     assert ended.result.source.components_from == f"{SKELETON}@{hub.repos[SKELETON].commit()}"
-    shapes = {name: ("BF16", it) for name, it in skeletons.published_shapes("qwen-image").items()}
+    shapes = typed(skeletons.published_shapes("qwen-image"))
     assert published(containers, TRANSFORMER) == shapes
 
 
