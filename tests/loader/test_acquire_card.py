@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,23 +21,6 @@ from tests.support.models.conversions import load_request
 LORA = {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": (4, 8)}
 METADATA = {"modelspec.title": "Fish", "modelspec.license": "MIT", "ss_output_name": "last"}
 BODY = safetensors_bytes(LORA, METADATA)
-
-
-@pytest.fixture
-def hub() -> Iterator[FakeHub]:
-    """A Hub without repos."""
-    with FakeHub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def settings(hub: FakeHub, tmp_path: Path) -> Settings:
-    """Settings for the fake Hub."""
-    return Settings(
-        hub_endpoint=hub.url,
-        allowed_hosts=frozenset({hub.host}),
-        credentials_dir=tmp_path / "secret",
-    )
 
 
 def repo(hub: FakeHub, folder: Path, card_data: object) -> None:
