@@ -143,7 +143,7 @@ class FakeCivitai(FileServer):
         """Answer a request for the API, a download or a page."""
         kind, _, rest = request.path.strip("/").rpartition("/")
         match kind:
-            case "api/v1/models" | "api/v1/model-versions" | "api/v1/model-versions/by-hash":
+            case "api/v1/models" | "api/v1/model-versions":
                 failed = self.failure(request, "api", self.api_faults)
                 return failed or self._api(kind.removeprefix("api/v1/"), rest)
             case "api/download/models":
@@ -161,9 +161,7 @@ class FakeCivitai(FileServer):
                 return json_answer(404, {"error": f"No model with id {rest}"})
             return json_answer(200, self._model(model))
         for model, version in self._versions():
-            hashes = {_stated(file) for file in version.files}
-            is_meant = str(version.version_id) == rest if kind == "model-versions" else False
-            if (is_meant or rest.upper() in hashes) and version.status == "Published":
+            if str(version.version_id) == rest and version.status == "Published":
                 return json_answer(200, self._version(model, version))
         return json_answer(404, {"error": "Model not found"})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -258,13 +257,3 @@ def test_a_lasting_rate_limit_is_reported(civitai: FakeCivitai, api: CivitaiApi)
     with pytest.raises(LoaderError, match="too many requests") as caught:
         api.version(70)
     assert caught.value.reason is Reason.RATE_LIMITED
-
-
-def test_the_fake_finds_versions_by_the_hash_of_a_file(
-    civitai: FakeCivitai, weights: Path, settings: Settings
-) -> None:
-    """The API has this endpoint, too, and accepts the hash in upper and lower case."""
-    civitai.add(Model(7, "LORA", [Version(70, [File(700, weights)])]))
-    with HttpClient(settings).session() as session:
-        url = f"{civitai.url}/api/v1/model-versions/by-hash/{sha256(weights)}"
-        assert json.loads(session.get(url).content)["id"] == 70
