@@ -68,7 +68,7 @@ def test_the_hubs_card_comes_with_the_listing_of_the_repo(
     assert not any("README" in asked.path for asked in hub.requests)
 
 
-def test_what_civitai_says_comes_first(
+def test_values_of_civitai_come_first(
     hub: FakeHub, settings: Settings, into: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """People see Civitai's values on the model's page."""
@@ -110,7 +110,7 @@ def test_a_safe_picture_is_kept_and_a_failure_is_a_warning(
         assert warning in fetched.warnings[0]
 
 
-def test_no_picture_is_downloaded_that_cannot_be_decoded(
+def test_a_picture_is_downloaded_only_if_it_can_be_decoded(
     hub: FakeHub, settings: Settings, into: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The slim image has no decoder."""
@@ -133,7 +133,7 @@ def test_an_odd_card_does_not_fail_the_load(
     assert (fetched.card.title, fetched.card.license) == ("style", "MIT")
 
 
-def test_no_card_has_the_token(
+def test_a_card_does_not_have_the_token(
     hub: FakeHub, settings: Settings, into: Path, tmp_path: Path
 ) -> None:
     """A server that received the token may quote it."""

@@ -170,7 +170,7 @@ def test_other_files_among_the_lists_are_foreign(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError(28, "full"), LoaderError("VolumeNotWritable", "no")])
-def test_a_list_that_cannot_be_written_fails_no_load(
+def test_a_load_succeeds_although_its_list_cannot_be_written(
     tmp_path: Path,
     parts: Parts,
     monkeypatch: pytest.MonkeyPatch,
