@@ -225,29 +225,14 @@ def test_key_table_covers_every_tensor_of_the_published_models(net: Any) -> None
 
 TENSOR = torch.zeros(2, 2)
 OTHERS = {
-    "a difference": (
-        (
-            "difference",
-            "control_model.a",
-        ),
-        "its difference",
-    ),
+    "a difference": (("difference", "control_model.a"), "its difference"),
     "a ControlNet-LoRA": (("lora_controlnet",), "ControlNet-LoRA"),
     "a ControlNet-LLLite": (("lllite_unet_input_blocks_4.up",), "LLLite"),
-    "a union": (
-        (
-            "control_add_embedding.linear_1.weight",
-            "task_embedding",
-        ),
-        "union",
-    ),
+    "a union": (("control_add_embedding.linear_1.weight", "task_embedding"), "union"),
     "a T2I adapter": (("adapter.body.0.resnets.0.block1.weight",), "T2I adapter"),
     "one of FLUX.1": (("controlnet_x_embedder.weight",), "a ControlNet of FLUX.1, which diffusers"),
     "SDXL in the original layout": (
-        (
-            "control_model.time_embed.0.weight",
-            "control_model.label_emb.0.0.weight",
-        ),
+        ("control_model.time_embed.0.weight", "control_model.label_emb.0.0.weight"),
         "original layout",
     ),
     "a checkpoint": (
