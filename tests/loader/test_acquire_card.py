@@ -30,7 +30,7 @@ def repo(hub: FakeHub, folder: Path, card_data: object) -> None:
     hub.add_repo("org/style", folder, card_data=card_data)
 
 
-def says(monkeypatch: pytest.MonkeyPatch, facts: CivitaiFacts) -> None:
+def give_facts(monkeypatch: pytest.MonkeyPatch, facts: CivitaiFacts) -> None:
     """Let the look-up at Civitai return these facts for each link."""
     look_up = acquire.look_up
 
@@ -73,7 +73,7 @@ def test_values_of_civitai_come_first(
 ) -> None:
     """People see Civitai's values on the model's page."""
     facts = CivitaiFacts(version_id=2, model_id=1, model_name="Scales", base_model="Pony")
-    says(monkeypatch, facts)
+    give_facts(monkeypatch, facts)
     link = hub.serve_file("/fish.safetensors", BODY)
     fetched = fetch(load_request(url=link, model_type="lora"), settings, into)
     page = f"{settings.civitai_endpoint}/models/1?modelVersionId=2"
@@ -98,7 +98,7 @@ def test_a_safe_picture_is_kept_and_a_failure_is_a_warning(
 ) -> None:
     """The picture is not decoded in the container that has the token."""
     image = CivitaiImage(url=hub.serve_file("/image", **picture), nsfw_level=1)
-    says(monkeypatch, CivitaiFacts(version_id=2, images=(image,)))
+    give_facts(monkeypatch, CivitaiFacts(version_id=2, images=(image,)))
     link = hub.serve_file("/fish.safetensors", BODY)
     fetched = fetch(load_request(url=link, model_type="lora"), settings, into)
     if warning is None:
@@ -116,7 +116,7 @@ def test_a_picture_is_downloaded_only_if_it_can_be_decoded(
     """The slim image has no decoder."""
     monkeypatch.setattr(supplies, "can_decode", lambda: False)
     image = CivitaiImage(url=hub.serve_file("/image", b"x"), nsfw_level=1)
-    says(monkeypatch, CivitaiFacts(version_id=2, images=(image,)))
+    give_facts(monkeypatch, CivitaiFacts(version_id=2, images=(image,)))
     link = hub.serve_file("/fish.safetensors", BODY)
     fetched = fetch(load_request(url=link, model_type="lora"), settings, into)
     assert (fetched.picture, fetched.warnings) == (None, ())
