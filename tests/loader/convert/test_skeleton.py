@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -46,10 +46,12 @@ def made(
     (tmp_path / "download").write_bytes(file)
     lay(repo, tmp_path / "skeleton/repo")
     for name, content in (given or {}).items():
-        kind, path = ("file", "download") if isinstance(content, bytes) else ("repo", "repo")
-        lay({path: content} if isinstance(content, bytes) else content,
-            tmp_path / name / ("" if kind == "file" else path))  # fmt: skip
-        extras.append(ExtraComponent(components=(name,), kind=kind, path=f"{name}/{path}"))
+        kind: Literal["file", "repo"] = "file" if isinstance(content, bytes) else "repo"
+        if isinstance(content, bytes):
+            lay({"file": content}, tmp_path / name)
+        else:
+            lay(content, tmp_path / name / "repo")
+        extras.append(ExtraComponent(components=(name,), kind=kind, path=f"{name}/{kind}"))
     fetched = Fetched(
         kind="file",
         path="download",
