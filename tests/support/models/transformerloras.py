@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +105,11 @@ def lora_shapes(family: str, style: LoraStyle) -> Shapes:
 def clip_shapes(style: LoraStyle, prefix: str, *, width: int = 768, layer: int = 0) -> Shapes:
     """A LoRA of the attention and the first projection of a layer of CLIP-L."""
     names = {f"self_attn.{name}_proj": width for name in ("q", "k", "v", "out")}
+    own = replace(style, prefix=prefix)
     found: Shapes = {}
     for name, outputs in {**names, "mlp.fc1": 4 * width}.items():
-        path = f"text_model.encoder.layers.{layer}.{name}".replace(".", style.separator)
-        own = {
-            Half.DOWN: (RANK, width),
-            Half.UP: (outputs, RANK),
-            **({Half.ALPHA: ()} if style.separator == "_" else {}),
-        }
-        roles = {half: role for role, half in style.halves.items()}
-        found |= {f"{prefix}{path}.{roles[half]}": shape for half, shape in own.items()}
+        path = f"text_model.encoder.layers.{layer}.{name}"
+        found |= halves(own, path, (outputs, width), alphas=style.separator == "_")
     return found
 
 
