@@ -104,6 +104,15 @@ def qwen_vae() -> Any:
     )  # fmt: skip
 
 
+def flux2_vae() -> Any:
+    """Return the VAE of FLUX.2."""
+    return diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8,), down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",), layers_per_block=1, latent_channels=4,
+        norm_num_groups=4,
+    )  # fmt: skip
+
+
 def wan_vae() -> Any:
     """Return the VAE of Wan."""
     return diffusers.AutoencoderKLWan(

@@ -73,14 +73,6 @@ def hidream() -> Pipeline:
     )  # fmt: skip
 
 
-def _flux2_vae() -> Any:
-    return diffusers.AutoencoderKLFlux2(
-        block_out_channels=(8,), down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",), layers_per_block=1, latent_channels=4,
-        norm_num_groups=4,
-    )  # fmt: skip
-
-
 def _flux2_transformer(*, guided: bool) -> Any:
     return diffusers.Flux2Transformer2DModel(
         in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8,
@@ -105,7 +97,7 @@ def flux2() -> Pipeline:
         text_encoder=transformers.Mistral3ForConditionalGeneration(config),
         tokenizer=tiny.word_tokenizer(chat_template=tiny.TEMPLATE),
         transformer=_flux2_transformer(guided=True),
-        vae=_flux2_vae(),
+        vae=tiny.flux2_vae(),
     )
 
 
@@ -116,7 +108,7 @@ def flux2_klein() -> Pipeline:
         text_encoder=tiny.language("Qwen3ForCausalLM"),
         tokenizer=tiny.word_tokenizer(chat_template=tiny.TEMPLATE),
         transformer=_flux2_transformer(guided=False),
-        vae=_flux2_vae(),
+        vae=tiny.flux2_vae(),
         is_distilled=True,
     )
 
