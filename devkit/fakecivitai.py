@@ -59,7 +59,7 @@ class File:
     faults: Faults = field(default_factory=Faults)
 
     def metadata(self) -> dict[str, str | None]:
-        """Return the metadata of the file, as the API states it."""
+        """Return the properties of the file's content that the API states."""
         return {"format": self.format, "size": self.size, "fp": self.fp}
 
 
@@ -87,9 +87,10 @@ class Version:
         weights = {"format": 100, "size": 10, "fp": 1}
 
         def score(file: File) -> int:
-            known = {key: value for key, value in file.metadata().items() if value is not None}
             points = sum(
-                weights[key] * (1 if value == wanted[key] else -1) for key, value in known.items()
+                weights[key] * (1 if value == wanted[key] else -1)
+                for key, value in file.metadata().items()
+                if value is not None
             )
             return points + (1000 if file.type in {"Model", "Pruned Model"} else 0)
 
@@ -132,13 +133,13 @@ class FakeCivitai(FileServer):
 
     def asked(self) -> list[str]:
         """Return the paths and queries of all requests to the API, in order."""
-        return [one.target for one in self.requests if one.path.startswith("/api/v1/")]
+        return [request.target for request in self.requests if request.path.startswith("/api/v1/")]
 
     def other(self, request: Request) -> Answer:
         """Answer a request for the API, a download or a page."""
         kind, _, rest = request.path.strip("/").rpartition("/")
         match kind:
-            case "api/v1/models" | "api/v1/model-versions" | "api/v1/model-versions/by-hash":
+            case "api/v1/models" | "api/v1/model-versions":
                 failed = self.failure(request, "api", self.api_faults)
                 return failed or self._api(kind.removeprefix("api/v1/"), rest)
             case "api/download/models":
@@ -156,9 +157,7 @@ class FakeCivitai(FileServer):
                 return json_answer(404, {"error": f"No model with id {rest}"})
             return json_answer(200, self._model(model))
         for model, version in self._versions():
-            hashes = {_stated(file) for file in version.files}
-            is_meant = kind == "model-versions" and str(version.version_id) == rest
-            if (is_meant or rest.upper() in hashes) and version.status == "Published":
+            if str(version.version_id) == rest and version.status == "Published":
                 return json_answer(200, self._version(model, version))
         return json_answer(404, {"error": "Model not found"})
 
@@ -246,11 +245,11 @@ class FakeCivitai(FileServer):
         }
 
     def _download(self, request: Request, rest: str) -> Answer:
-        found = [pair for pair in self._versions() if str(pair[1].version_id) == rest]
+        pairs = [pair for pair in self._versions() if str(pair[1].version_id) == rest]
         asked = {key: values[0] for key, values in parse_qs(request.query).items()}
-        if not found or found[0][1].status != "Published":
+        if not pairs or pairs[0][1].status != "Published":
             return json_answer(404, {"error": "Model not found"})
-        model, version = found[0]
+        model, version = pairs[0]
         if model.mode == "Archived":
             return json_answer(410, {"error": "Model archived, not available for download"})
         has_token = bool(self.token) and (
@@ -295,12 +294,12 @@ def _stated(file: File) -> str:
 def _chosen(version: Version, asked: Mapping[str, str]) -> File | None:
     """Return the file that the query of a download link chooses."""
     if "fileId" in asked:
-        return next((one for one in version.files if str(one.file_id) == asked["fileId"]), None)
+        return next((file for file in version.files if str(file.file_id) == asked["fileId"]), None)
     choice = {key: asked[key] for key in _CHOICES if key in asked}
     if not choice:
         return version.primary()
     for file in version.files:
-        stated = {**file.metadata(), "type": file.type}
-        if all(stated[key] == value for key, value in choice.items()):
+        properties = {**file.metadata(), "type": file.type}
+        if all(properties[key] == value for key, value in choice.items()):
             return file
     return None

@@ -9,12 +9,11 @@ import pytest
 from devkit.tiny import write_checkpoint
 from sd_api import names
 from tests.support.kube.cluster import secret_manifest
+from tests.support.models.lorashapes import LORA
 from tests.support.operator.operated import Operated, condition
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
-LORA = {f"{LAYER}.lora_down.weight": (4, 768), f"{LAYER}.lora_up.weight": (1280, 4)}
 TOKEN = "hf_not-to-be-shown"
 
 

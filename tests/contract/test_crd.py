@@ -1,15 +1,13 @@
 """The CRD matches the types, is structural and bounded, and has friendly rules."""
 
 import re
-from functools import cache
 
-import celpy
 import pytest
 import yaml
-from celpy.adapter import json_to_cel
 
 from sd_api.controlnets import CONTROLNET_REPOS
 from sd_api.crd import RULES, custom_resource_definition
+from tests.support.crdrules import broken
 from tests.support.paths import ROOT
 
 VERSION = custom_resource_definition()["spec"]["versions"][0]
@@ -103,27 +101,9 @@ def test_columns_read_the_status_only():
         assert column["jsonPath"].startswith((".status.", ".metadata.creationTimestamp"))
 
 
-@cache
-def programs():
-    """Return each rule's text, program and message."""
-    environment = celpy.Environment()
-    compiled = [(rule, environment.compile(rule), message) for _, rule, message in RULES]
-    return [(rule, environment.program(tree), message) for rule, tree, message in compiled]
-
-
 def violations(spec, old=None, name="a-model"):
     """Return the messages of the rules that an object breaks."""
-
-    def cel(spec):
-        return json_to_cel({"metadata": {"name": name}, "spec": spec})
-
-    messages = []
-    for rule, program, message in programs():
-        if "oldSelf" in rule and old is None:
-            continue
-        if not program.evaluate({"self": cel(spec), "oldSelf": cel(old or {})}):
-            messages.append(message)
-    return messages
+    return broken(RULES, spec, old, name)
 
 
 LINK = "https://civitai.com/api/download/models/94640"

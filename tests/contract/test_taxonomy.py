@@ -56,12 +56,12 @@ def test_a_familys_name_is_read_as_people_write_it(slug: str) -> None:
     assert {text: canonical(text) for text in texts} == dict.fromkeys(texts, slug)
 
 
-def test_another_name_is_not_read_as_a_familys() -> None:
+def test_an_unknown_name_is_not_taken_for_a_family() -> None:
     """A wrong guess would load or filter models of another family."""
     assert [text for text in re.split("[|\n]", OTHERS) if canonical(text)] == []
 
 
-def test_no_familys_name_is_also_anothers() -> None:
+def test_each_name_means_only_one_family() -> None:
     """Each slug and each title is read as its own family."""
     for name, family in FAMILIES.items():
         assert canonical(name) is canonical(family.title) is name
@@ -88,7 +88,7 @@ def test_each_family_is_described_and_loads_as_a_pipeline() -> None:
         (ModelType.EMBEDDINGS, LoraFormat.DIFFUSERS, ArtifactFormat.EMBEDDING_FOLDER),
     ],
 )
-def test_the_format_says_how_the_folder_is_opened(
+def test_the_format_shows_how_the_folder_is_opened(
     model_type: ModelType, lora: LoraFormat, expected: ArtifactFormat
 ) -> None:
     """Only embeddings and LoRAs in PEFT's format do not have the format of diffusers."""

@@ -1,4 +1,4 @@
-"""Fixtures that the loader's tests share: a Hub, containers, folders and small volumes."""
+"""Fixtures that the loader's tests share: Hub, settings, containers, folders, small volumes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from devkit.fakehub import FakeHub
 from devkit.ldm_layouts import sd15_shapes
 from devkit.tiny import SMALLEST_SD15, write_checkpoint
+from sd_loader.settings import Settings
 from tests.support.loader.inprocess import slim_image
 from tests.support.loader.loadercli import Containers
 
@@ -20,6 +21,16 @@ def hub() -> Iterator[FakeHub]:
     """A Hub and file server on loopback."""
     with FakeHub() as server:
         yield server
+
+
+@pytest.fixture
+def settings(hub: FakeHub, tmp_path: Path) -> Settings:
+    """Settings of a loader that may reach the Hub, with a folder for a Secret."""
+    return Settings(
+        hub_endpoint=hub.url,
+        allowed_hosts=frozenset({hub.host}),
+        credentials_dir=tmp_path / "secret",
+    )
 
 
 @pytest.fixture

@@ -48,16 +48,6 @@ def test_missing_file_in_a_folder_named_like_a_host_is_named_as_both(
 
 
 @pytest.fixture
-def settings(hub: FakeHub, tmp_path: Path) -> Settings:
-    """Settings for the fake Hub."""
-    return Settings(
-        hub_endpoint=hub.url,
-        allowed_hosts=frozenset({hub.host}),
-        credentials_dir=tmp_path / "secret",
-    )
-
-
-@pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model file that needs configs from a repo to be converted."""
     monkeypatch.setattr(supplies, "needs", lambda *_: Needs(config_repo="org/pipeline"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,23 +23,6 @@ METADATA = {"modelspec.title": "Fish", "modelspec.license": "MIT", "ss_output_na
 BODY = safetensors_bytes(LORA, METADATA)
 
 
-@pytest.fixture
-def hub() -> Iterator[FakeHub]:
-    """A Hub without repos."""
-    with FakeHub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def settings(hub: FakeHub, tmp_path: Path) -> Settings:
-    """Settings for the fake Hub."""
-    return Settings(
-        hub_endpoint=hub.url,
-        allowed_hosts=frozenset({hub.host}),
-        credentials_dir=tmp_path / "secret",
-    )
-
-
 def repo(hub: FakeHub, folder: Path, card_data: object) -> None:
     """Serve a repo of one LoRA."""
     folder.mkdir()
@@ -48,7 +30,7 @@ def repo(hub: FakeHub, folder: Path, card_data: object) -> None:
     hub.add_repo("org/style", folder, card_data=card_data)
 
 
-def says(monkeypatch: pytest.MonkeyPatch, facts: CivitaiFacts) -> None:
+def give_facts(monkeypatch: pytest.MonkeyPatch, facts: CivitaiFacts) -> None:
     """Let the look-up at Civitai return these facts for each link."""
     look_up = acquire.look_up
 
@@ -86,12 +68,12 @@ def test_the_hubs_card_comes_with_the_listing_of_the_repo(
     assert not any("README" in asked.path for asked in hub.requests)
 
 
-def test_what_civitai_says_comes_first(
+def test_values_of_civitai_come_first(
     hub: FakeHub, settings: Settings, into: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """People see Civitai's values on the model's page."""
     facts = CivitaiFacts(version_id=2, model_id=1, model_name="Scales", base_model="Pony")
-    says(monkeypatch, facts)
+    give_facts(monkeypatch, facts)
     link = hub.serve_file("/fish.safetensors", BODY)
     fetched = fetch(load_request(url=link, model_type="lora"), settings, into)
     page = f"{settings.civitai_endpoint}/models/1?modelVersionId=2"
@@ -116,7 +98,7 @@ def test_a_safe_picture_is_kept_and_a_failure_is_a_warning(
 ) -> None:
     """The picture is not decoded in the container that has the token."""
     image = CivitaiImage(url=hub.serve_file("/image", **picture), nsfw_level=1)
-    says(monkeypatch, CivitaiFacts(version_id=2, images=(image,)))
+    give_facts(monkeypatch, CivitaiFacts(version_id=2, images=(image,)))
     link = hub.serve_file("/fish.safetensors", BODY)
     fetched = fetch(load_request(url=link, model_type="lora"), settings, into)
     if warning is None:
@@ -128,13 +110,13 @@ def test_a_safe_picture_is_kept_and_a_failure_is_a_warning(
         assert warning in fetched.warnings[0]
 
 
-def test_no_picture_is_downloaded_that_cannot_be_decoded(
+def test_a_picture_is_downloaded_only_if_it_can_be_decoded(
     hub: FakeHub, settings: Settings, into: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The slim image has no decoder."""
     monkeypatch.setattr(supplies, "can_decode", lambda: False)
     image = CivitaiImage(url=hub.serve_file("/image", b"x"), nsfw_level=1)
-    says(monkeypatch, CivitaiFacts(version_id=2, images=(image,)))
+    give_facts(monkeypatch, CivitaiFacts(version_id=2, images=(image,)))
     link = hub.serve_file("/fish.safetensors", BODY)
     fetched = fetch(load_request(url=link, model_type="lora"), settings, into)
     assert (fetched.picture, fetched.warnings) == (None, ())
@@ -151,7 +133,7 @@ def test_an_odd_card_does_not_fail_the_load(
     assert (fetched.card.title, fetched.card.license) == ("style", "MIT")
 
 
-def test_no_card_has_the_token(
+def test_a_card_does_not_have_the_token(
     hub: FakeHub, settings: Settings, into: Path, tmp_path: Path
 ) -> None:
     """A server that received the token may quote it."""

@@ -88,8 +88,8 @@ def test_a_page_loads_in_a_job(site: Site) -> None:
     leaves_no_token(site, ended)
 
 
-def test_an_identifier_loads_by_hand(site: Site) -> None:
-    """If the download needs a login and there is no token, the message says so."""
+def test_by_hand_only_a_download_with_a_login_needs_a_token(site: Site) -> None:
+    """Without a token, a version that needs a login is refused, and a public one loads."""
     (site.containers.credentials / "token").unlink()
     arguments = ("--model-type", "embeddings", "--model-id", "m", "--store", site.containers.store)
     url = "urn:air:sd1:embedding:civitai:7@71"
@@ -106,7 +106,7 @@ def test_an_identifier_loads_by_hand(site: Site) -> None:
 
 
 def test_a_person_gives_the_token_by_variable_or_file(site: Site, tmp_path: Path) -> None:
-    """Either token is sent to the configured endpoint of Civitai."""
+    """Either token is sent to the configured endpoint of Civitai. The file shows the type."""
     (site.containers.credentials / "token").unlink()
     (tmp_path / "token").write_text(TOKEN)
     arguments = ("load", "--url", PAGE, "--store", site.containers.store, "--model-id")
@@ -115,11 +115,11 @@ def test_a_person_gives_the_token_by_variable_or_file(site: Site, tmp_path: Path
         ("b", ("--token-file", tmp_path / "token"), {}),
     ):
         ended = site.containers.run(*arguments, model, *more, **env)
-        artifact_of(ended)
+        assert artifact_of(ended).model_type == "embeddings"
         leaves_no_token(site, ended)
 
 
-def test_the_words_of_a_refusal_contain_no_secret(site: Site) -> None:
+def test_the_message_of_a_refusal_has_no_secret(site: Site) -> None:
     """A server may quote the token in its error; the message must not repeat the token."""
     body = f'{{"error": "no {TOKEN}"}}'.encode()
     site.civitai.serve_file("/api/v1/models/7", b"", status=403, body=body)

@@ -16,7 +16,7 @@ from sd_loader.formats import open_tensor_file
 from sd_loader.net import ranges
 from tests.support.loader.loadercli import Containers, Ended, artifact_of, failed, load_request
 from tests.support.models import familyrepos, skeletons
-from tests.support.models.familyrepos import DIFFUSION, Files
+from tests.support.models.familyrepos import DIFFUSION, Files, typed
 from tests.support.models.skeletons import file_of
 
 pytestmark = pytest.mark.usefixtures("slim")
@@ -61,7 +61,7 @@ def test_second_fine_tune_downloads_only_its_transformer(
     assert (folder / "text_encoder_2/model.safetensors").read_bytes() == repo[T5]
     config = json.loads((folder / "transformer/config.json").read_text())
     assert config == skeletons.FLUX_CONFIG
-    shapes = {name: ("BF16", shape) for name, shape in skeletons.published_shapes("flux").items()}
+    shapes = typed(skeletons.published_shapes("flux"))
     assert published(containers, TRANSFORMER) == shapes
     assert not any(path.endswith(".safetensors") and "/transformer/" in path for path in hub.served)
 
@@ -91,7 +91,7 @@ def test_default_repo_of_the_family_gives_the_components(
     assert ended.result is not None
     assert ended.result.source is not None
     assert ended.result.source.components_from == f"{SKELETON}@{hub.repos[SKELETON].commit()}"
-    shapes = {name: ("BF16", it) for name, it in skeletons.published_shapes("qwen-image").items()}
+    shapes = typed(skeletons.published_shapes("qwen-image"))
     assert published(containers, TRANSFORMER) == shapes
 
 
@@ -125,7 +125,7 @@ def test_gated_repo_is_refused_before_the_file_is_requested(
     assert hub.served["/file"] == 0
 
 
-def test_large_file_of_the_hub_waits_for_the_gated_default_repo(
+def test_gated_default_repo_is_refused_before_a_large_file_is_downloaded(
     containers: Containers, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The header of the file shows the family. Only the header is downloaded."""
@@ -237,22 +237,16 @@ def test_component_of_a_repo_is_replaced_by_a_file(
 
 NEEDLESS = [
     pytest.param(
-        skeletons.flux,
-        SKELETON,
         WHOLE,
         "spec.components.from is for single files, which lack components, but the repo is a FLUX",
         id="components of a whole repo",
     ),
     pytest.param(
-        skeletons.flux,
-        SKELETON,
         {"components": {"transformer_2": {"url": "org/none"}}},
         "the repo is a FLUX pipeline (FluxPipeline) without the component transformer_2",
         id="a component that the repo lacks",
     ),
     pytest.param(
-        skeletons.flux,
-        SKELETON,
         {"vae": {"url": "org/a"}, "components": {"vae": {"url": "org/b"}}},
         "spec.components.vae: spec.vae gives a VAE as well; remove one of them",
         id="two VAEs",
@@ -261,20 +255,13 @@ NEEDLESS = [
 ]
 
 
-@pytest.mark.parametrize(("make", "url", "fields", "message"), NEEDLESS)
-def test_components_that_mean_nothing_are_refused(
-    containers: Containers,
-    hub: FakeHub,
-    tmp_path: Path,
-    make: Callable[[], Files],
-    url: str,
-    fields: dict[str, Any],
-    message: str,
+@pytest.mark.parametrize(("fields", "message"), NEEDLESS)
+def test_components_without_a_use_are_refused(
+    containers: Containers, hub: FakeHub, tmp_path: Path, fields: dict[str, Any], message: str
 ) -> None:
     """Nothing but the index is downloaded."""
-    add_repo(hub, tmp_path, make())
-    ended = load(containers, url, **fields)
-    failed(ended, Reason.INVALID_SPEC, message)
+    add_repo(hub, tmp_path, skeletons.flux())
+    failed(load(containers, SKELETON, **fields), Reason.INVALID_SPEC, message)
     assert not [path for path in hub.served if not path.endswith("model_index.json")]
 
 

@@ -21,11 +21,8 @@ from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
 from sd_loader.request import conversion_of
 from tests.support.loader.loadercli import Containers, Ended, artifact_of, failed, load_request
+from tests.support.models.lorashapes import LORA
 
-LORA: Shapes = {
-    "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": (4, 768),
-    "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora_up.weight": (1280, 4),
-}
 EMBEDDING: Shapes = {"emb_params": (2, 768)}
 VAE = vae_shapes(TINY_SD15)
 CONTROLNET = controlnet_shapes(TINY["sd-1"])
@@ -57,6 +54,18 @@ def served(hub: FakeHub, folder: Path, shapes: Shapes) -> str:
     return hub.serve_file("/file.safetensors", folder / "file.safetensors")
 
 
+@pytest.fixture
+def streamed(
+    containers: Containers, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The link of a LoRA that a first Pod has converted while it streamed."""
+    monkeypatch.setattr("sd_loader.streaming.LEAST_BYTES", 1)
+    link = served(hub, tmp_path, LORA)
+    fetched = containers.fetch(load_request(link))
+    assert fetched.code == 0, fetched.stderr
+    return link
+
+
 def type_of(ended: Ended) -> str | None:
     """Return the model type of what was published."""
     return artifact_of(ended).model_type
@@ -83,15 +92,11 @@ def test_checkpoint_behind_a_link_is_found_while_it_streams(
 
 
 def test_adapter_behind_a_link_is_found_while_it_streams(
-    containers: Containers, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    containers: Containers, streamed: str
 ) -> None:
     """A large LoRA or VAE is converted from its ranges, like a checkpoint."""
-    monkeypatch.setattr("sd_loader.streaming.LEAST_BYTES", 1)
-    link = served(hub, tmp_path, LORA)
-    fetched = containers.fetch(load_request(link))
-    assert fetched.code == 0, fetched.stderr
     assert any((containers.store / ".staging").glob("*/*/out/*.safetensors"))
-    assert type_of(containers.convert(load_request(link))) == "lora"
+    assert type_of(containers.convert(load_request(streamed))) == "lora"
 
 
 @pytest.mark.parametrize(
@@ -256,11 +261,8 @@ def test_download_is_taken_over_from_a_request_with_the_wrong_type(
 
 
 def test_streamed_adapter_is_not_published_as_a_checkpoint(
-    containers: Containers, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    containers: Containers, streamed: str
 ) -> None:
     """The request got its type after the first Pod had converted the file."""
-    monkeypatch.setattr("sd_loader.streaming.LEAST_BYTES", 1)
-    link = served(hub, tmp_path, LORA)
-    assert containers.fetch(load_request(link)).code == 0
-    ended = containers.load(load_request(link, model_type="custom_ckpt"))
+    ended = containers.load(load_request(streamed, model_type="custom_ckpt"))
     failed(ended, Reason.UNSUPPORTED_FORMAT, "it needs spec.modelType: lora")

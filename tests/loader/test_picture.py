@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 
 import pytest
@@ -103,14 +104,20 @@ def test_other_files_and_bombs_are_not_decoded(content: bytes, message: str) -> 
         reencoded(content)
 
 
-def test_the_decoder_runs_in_a_process_of_its_own() -> None:
-    """The process returns the picture as a JPEG."""
-    assert decoded(published(encoded(Image.new("RGB", (40, 30)), "WEBP"))).size == (40, 30)
+def test_the_decoder_runs_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process returns the picture as a JPEG. This process cannot import the decoder."""
+    content = encoded(Image.new("RGB", (40, 30)), "WEBP")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "PIL", None)
+        with pytest.raises(ImportError):
+            reencoded(content)
+        picture = published(content)
+    assert decoded(picture).size == (40, 30)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("content", [b"\xff\xd8\xff" * 100, bomb(100, 100), bomb(1 << 30, 1 << 30)])
-def test_a_decoder_that_fails_says_so(content: bytes) -> None:
+def test_a_decoder_that_fails_has_a_message(content: bytes) -> None:
     """Every failure of a decoder becomes a PictureError with a message of one line."""
     with pytest.raises(PictureError, match=r"^[^\n]{1,120}$"):
         published(content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from devkit.fakefiles import FileServer
+from devkit.fakehub import sha256
 from sd_api.reasons import Reason
 from sd_loader.convert.write import wants as wants_module
 from sd_loader.convert.write.files import Item, weights_file
@@ -166,8 +166,7 @@ def test_streamed_folder_equals_that_of_the_whole_file(pod, server, checkpoints,
         assert (pod.out / name).read_bytes() == (whole / name).read_bytes(), name
     assert fetched.source.size_bytes == path.stat().st_size
     if case.share == 1.0:
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        assert (fetched.source.sha256, fetched.source.sha256_missing) == (sha256, None)
+        assert (fetched.source.sha256, fetched.source.sha256_missing) == (sha256(path), None)
     else:
         assert (fetched.source.sha256, fetched.source.sha256_missing) == (None, "RangesOnly")
     assert server.bytes_served < case.share * path.stat().st_size + 4 * MEGABYTE
@@ -271,10 +270,10 @@ def test_source_without_safe_ranges_is_downloaded_first(pod, server, checkpoints
 def test_file_with_an_expected_digest_is_streamed_as_a_whole(pod, server, checkpoints, case):
     """Also the parts come that the conversion does not need."""
     path = checkpoints.file(case)
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    fetched = pod.fetch(server.serve_file("/model", path), sha256=sha256, **case.fields)
+    digest = sha256(path)
+    fetched = pod.fetch(server.serve_file("/model", path), sha256=digest, **case.fields)
     assert fetched.converted == checkpoints.converted(case)
-    assert fetched.source.sha256 == sha256
+    assert fetched.source.sha256 == digest
     assert path.stat().st_size <= server.bytes_served < path.stat().st_size + 4 * MEGABYTE
 
 
@@ -290,11 +289,11 @@ def test_expected_digest_is_checked_over_the_whole_file(pod, server, checkpoints
 def test_interrupted_load_with_an_expected_digest_is_downloaded_first(pod, server, checkpoints):
     """The digest cannot continue from the bytes that were converted; a plain download can."""
     path = checkpoints.file(CASES[0])
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = sha256(path)
     with pytest.raises(LoaderError):
-        pod.fetch(cut_in_half(server, path), Retries(delays=()), sha256=sha256)
-    fetched = pod.fetch(server.serve_file("/model", path), sha256=sha256)
-    assert (fetched.converted, fetched.source.sha256) == (None, sha256)
+        pod.fetch(cut_in_half(server, path), Retries(delays=()), sha256=digest)
+    fetched = pod.fetch(server.serve_file("/model", path), sha256=digest)
+    assert (fetched.converted, fetched.source.sha256) == (None, digest)
     assert (pod.into / fetched.path).read_bytes() == path.read_bytes()
     assert list(pod.out.iterdir()) == []
 

@@ -393,12 +393,3 @@ def test_secrets_are_stored_as_base64_and_shown_without_values(cluster):
 
     assert cluster.get("secret", "s")["data"] == {"token": "YWJj"}
     assert cluster.kubectl("get", "secret", "s").splitlines()[1].split()[:3] == ["s", "Opaque", "1"]
-
-
-def test_ages_are_formatted_as_kubectl_does():
-    """For example, ages of many days have no hours."""
-    from sd_operator.standalone.tables import human_duration
-
-    ages = {0: "0s", 119: "119s", 120: "2m", 150: "2m30s", 601: "10m", 3 * 3600 + 60: "3h1m"}
-    ages |= {30 * 3600: "30h", 3 * 86_400 + 7200: "3d2h", 9 * 86_400: "9d"}
-    assert {seconds: human_duration(seconds) for seconds in ages} == ages

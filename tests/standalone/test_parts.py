@@ -19,6 +19,7 @@ from sd_operator.standalone.resources import DEFINITIONS, JOBS, NAMESPACES, PODS
 from sd_operator.standalone.schema import prune, set_defaults
 from sd_operator.standalone.selectors import selector
 from sd_operator.standalone.storage import HISTORY, Storage
+from sd_operator.standalone.tables import human_duration
 
 WORDS = (
     "annotations backoffLimit claimName conditions containers env finalizers image "
@@ -343,3 +344,10 @@ def test_failing_job_ends_when_its_pods_are_gone():
     assert first.delete == [running]
     assert [c["type"] for c in second.status["conditions"]] == ["FailureTarget", "Failed"]
     assert second.status["conditions"][1]["reason"] == "DeadlineExceeded"
+
+
+def test_ages_are_formatted_as_kubectl_does():
+    """For example, ages of many days have no hours."""
+    ages = {0: "0s", 119: "119s", 120: "2m", 150: "2m30s", 601: "10m", 3 * 3600 + 60: "3h1m"}
+    ages |= {30 * 3600: "30h", 3 * 86_400 + 7200: "3d2h", 9 * 86_400: "9d"}
+    assert {seconds: human_duration(seconds) for seconds in ages} == ages

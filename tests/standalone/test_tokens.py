@@ -28,7 +28,7 @@ def test_each_token_is_for_its_own_host() -> None:
     assert own_tokens({"HF_TOKEN": ""}, "") == ()
 
 
-def test_operator_reads_the_setting_and_it_has_no_token() -> None:
+def test_operator_reads_the_setting_which_has_no_token() -> None:
     """The setting allows private repos, because models and tokens belong to the same user."""
     setting = setting_of(own_tokens(ENV, ""))
     assert "mine" not in setting
@@ -54,8 +54,8 @@ def test_secret_has_the_newest_token(tmp_path) -> None:
     assert base64.b64decode(secret["data"]["token"]) == b"new"
 
 
-def test_projected_volume_shows_several_secrets() -> None:
-    """Each has its own file names; a missing Secret has no files."""
+def test_projected_volume_has_the_files_of_its_secret() -> None:
+    """A key's file has the path that the volume gives it; a missing Secret has no files."""
     items = [{"key": "token", "path": "a.example.token"}]
     volume = {
         "name": "defaults",

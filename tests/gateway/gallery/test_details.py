@@ -92,7 +92,7 @@ def test_page_begins_with_what_people_look_for():
     assert places == sorted(places)
 
 
-def test_page_shows_what_the_source_says_about_the_model():
+def test_page_shows_the_card_of_the_model():
     """Words for prompts can be copied; the page at the source is a link."""
     text = page(body(ready(UID, "sketch", card=CARD)))
     for part in ("Sketch of a fox", "fox, red fur", "Apache 2.0", "512 by 768", "Euler a, 30"):
@@ -112,7 +112,7 @@ def test_page_shows_what_the_source_says_about_the_model():
     ],
     ids=["absent", "empty", "text", "wrong-types", "wrong-words"],
 )
-def test_card_that_says_nothing_is_not_shown(card):
+def test_card_without_a_readable_field_is_not_shown(card):
     """Values of other types, and pages that are not on the web, are left out."""
     assert detail_of(body(ready(UID, "sketch", card=card))).about is None
 

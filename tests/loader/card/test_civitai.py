@@ -54,7 +54,7 @@ def image(level: int | None, name: str = "a", *, is_video: bool = False) -> Civi
         ),
     ],
 )
-def test_a_card_has_what_civitai_says(facts: CivitaiFacts, card: Card) -> None:
+def test_a_card_has_the_values_of_civitai(facts: CivitaiFacts, card: Card) -> None:
     """If the API does not describe the model, the card has neither creator nor licence."""
     assert card_of_civitai(facts, ENDPOINT) == card
 
@@ -89,7 +89,7 @@ def test_only_a_picture_that_is_rated_as_safe_is_taken(
         ),
     ],
 )
-def test_a_licence_is_said_in_words(licence: CivitaiLicence, words: str | None) -> None:
+def test_the_card_states_the_licence_in_words(licence: CivitaiLicence, words: str | None) -> None:
     """The licence names what the creator demands or forbids."""
     card = card_of_civitai(CivitaiFacts(version_id=2, licence=licence), ENDPOINT)
     assert card.license == words

@@ -60,7 +60,7 @@ PLACE = {"title": "style", "author": "org", "page": "https://huggingface.co/org/
         pytest.param({"license": "\x1b\u202e\n"}, {}, id="nothing printable"),
     ],
 )
-def test_a_card_has_what_the_front_matter_says(
+def test_a_card_has_the_values_of_the_front_matter(
     front_matter: dict[str, object], fields: dict[str, object]
 ) -> None:
     """Title, author and page are those of the repo."""

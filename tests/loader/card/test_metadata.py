@@ -67,7 +67,7 @@ def tags(**folders: object) -> dict[str, str]:
         ),
     ],
 )
-def test_a_card_has_what_the_metadata_says(metadata: dict[str, str], card: Card) -> None:
+def test_a_card_has_the_values_of_the_metadata(metadata: dict[str, str], card: Card) -> None:
     """Other fields stay empty."""
     assert card_of_metadata(metadata) == card
 
@@ -133,7 +133,7 @@ NAMES = ("modelspec.title", "modelspec.trigger_phrase", "ss_output_name", "ss_sd
 
 @settings(max_examples=25)
 @given(st.dictionaries(st.sampled_from(NAMES), st.text('a \x1b\u202e\n"<\ud7ff🦊/', max_size=400)))
-def test_whatever_the_metadata_says_a_card_comes_of_it(metadata: dict[str, str]) -> None:
+def test_any_metadata_gives_a_valid_card(metadata: dict[str, str]) -> None:
     """Control and bidi characters are removed, and long texts are cut."""
     card = card_of_metadata(metadata)
     assert Card.decode(card.encode().encode()) == card

@@ -12,18 +12,15 @@ from devkit.ldm_layouts import Shapes
 from sd_api.choices import BaseModelName, ModelType
 from sd_api.reasons import Reason
 from sd_api.taxonomy import LOADED, UNETS
-from sd_api.wire import Source
-from sd_loader.convert.run import convert
 from sd_loader.diffusers_repo import classes
 from sd_loader.diffusers_repo.component_files import RepoFile
 from sd_loader.diffusers_repo.listed_files import choose_single
 from sd_loader.diffusers_repo.single_component import OTHER_FAMILIES, parse_component
 from sd_loader.errors import LoaderError
-from sd_loader.handover import Converted, Fetched
-from tests.support.loader.arrivals import arrived_in
+from sd_loader.handover import Converted
 from tests.support.models.controlnetrepos import FORMS, STEM, configured, repo, shapes
-from tests.support.models.conversions import conversion
 from tests.support.models.familyrepos import NF4, Files, lay
+from tests.support.models.repoconversions import convert_repo
 from tests.support.models.vaeshapes import empty_weights
 
 WEIGHTS = f"{STEM}.safetensors"
@@ -34,12 +31,7 @@ def publish(
     files: Files, tmp_path: Path, model_type: str = "controlnet", **fields: Any
 ) -> tuple[Path, Converted]:
     """Convert a repo that is downloaded completely. Return the folder."""
-    source = lay(files, tmp_path / "repo")
-    out = tmp_path / "out"
-    out.mkdir()
-    fetched = Fetched(kind="repo", path="repo", source=Source(), files=arrived_in(source, tmp_path))
-    options = conversion(model_type=model_type, **fields)
-    return out, convert(fetched, tmp_path, options, out, lambda _progress: None)
+    return convert_repo(lay(files, tmp_path / "repo"), model_type=model_type, **fields)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -14,13 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from devkit.controlnet_layouts import SD1, SD2, TINY, controlnet_shapes
 from sd_api.reasons import Reason
-from sd_api.wire import Source
-from sd_loader.convert.run import convert
 from sd_loader.convert.tables.architecture import load_architecture
 from sd_loader.convert.tables.dimensions import Dimensions, matches
 from sd_loader.errors import LoaderError
-from sd_loader.handover import Converted, Fetched
-from tests.support.loader.arrivals import arrived_in
+from sd_loader.handover import Converted
+from tests.support.models import repoconversions
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import (
     random_tensors,
@@ -29,7 +27,7 @@ from tests.support.models.checkpoints import (
     tiny_sd15,
 )
 from tests.support.models.controlnets import configured, family_of, save_repo, theirs, tiny
-from tests.support.models.conversions import conversion, convert_file, identical
+from tests.support.models.conversions import convert_file, identical
 from tests.support.models.tinyrepo import copy_repo, replace
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -186,12 +184,7 @@ def repo(origin: Path, tmp_path: Path) -> Path:
 
 def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     """Convert a repo into a new folder beside it. `fields` are those of the request."""
-    out = repo.parent / "out"
-    out.mkdir()
-    options = conversion(**{"model_type": "controlnet", **fields})
-    files = arrived_in(repo, repo.parent)
-    fetched = Fetched(kind="repo", path=repo.name, files=files, source=Source())
-    return out, convert(fetched, repo.parent, options, out, lambda _progress: None)
+    return repoconversions.convert_repo(repo, model_type="controlnet", **fields)
 
 
 @pytest.mark.parametrize(
@@ -225,29 +218,14 @@ def test_key_table_covers_every_tensor_of_the_published_models(net: Any) -> None
 
 TENSOR = torch.zeros(2, 2)
 OTHERS = {
-    "a difference": (
-        (
-            "difference",
-            "control_model.a",
-        ),
-        "its difference",
-    ),
+    "a difference": (("difference", "control_model.a"), "its difference"),
     "a ControlNet-LoRA": (("lora_controlnet",), "ControlNet-LoRA"),
     "a ControlNet-LLLite": (("lllite_unet_input_blocks_4.up",), "LLLite"),
-    "a union": (
-        (
-            "control_add_embedding.linear_1.weight",
-            "task_embedding",
-        ),
-        "union",
-    ),
+    "a union": (("control_add_embedding.linear_1.weight", "task_embedding"), "union"),
     "a T2I adapter": (("adapter.body.0.resnets.0.block1.weight",), "T2I adapter"),
     "one of FLUX.1": (("controlnet_x_embedder.weight",), "a ControlNet of FLUX.1, which diffusers"),
     "SDXL in the original layout": (
-        (
-            "control_model.time_embed.0.weight",
-            "control_model.label_emb.0.0.weight",
-        ),
+        ("control_model.time_embed.0.weight", "control_model.label_emb.0.0.weight"),
         "original layout",
     ),
     "a checkpoint": (

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType
-from sd_loader.convert.conversion import Conversion
-from sd_loader.convert.plan.lora import plan_lora
 from sd_loader.convert.plan.lora_styles import STYLES, LoraStyle
-from sd_loader.convert.write.files import FolderPlan
 from sd_loader.errors import LoaderError
-from sd_loader.tensors import Dtype, Tensor, TensorFile
-from tests.support.models.transformerloras import Shapes, clip_shapes, halves, has_alphas
+from tests.support.models.transformerloras import Shapes, clip_shapes, halves, has_alphas, plan
 
 KOHYA, ONE_TRAINER, PEFT = (STYLES["flux"][number] for number in (0, 2, 5))
 WITH_CLIP = [
@@ -33,13 +24,6 @@ def transformer(style: LoraStyle) -> Shapes:
     if style is KOHYA:
         layer = "double_blocks.0.img_attn.proj"
     return halves(style, layer, (3072, 3072), alphas=has_alphas(style))
-
-
-def plan(shapes: Shapes, metadata: dict[str, str] | None = None, **options: Any) -> FolderPlan:
-    """Plan the folder of a LoRA with tensors of these shapes."""
-    tensors = {name: Tensor(-1, Dtype.F16, shape, 0) for name, shape in shapes.items()}
-    file = TensorFile(Path("x"), -1, "safetensors", tensors, metadata or {})
-    return plan_lora(file, Conversion(ModelType.LORA, "x", **options))
 
 
 @pytest.mark.parametrize(("style", "prefix"), WITH_CLIP)
@@ -116,25 +100,3 @@ def test_layers_of_clip_that_do_not_fit_are_refused(
         plan(shapes)
     assert caught.value.reason is reason
     assert words in caught.value.message
-
-
-@pytest.mark.parametrize(
-    ("given", "metadata", "found"),
-    [
-        (BaseModelName.FLUX, {}, "flux"),
-        (BaseModelName.FLUX, {"ss_base_model_version": "chroma"}, "flux"),
-        (None, {"ss_base_model_version": "chroma"}, "chroma"),
-    ],
-)
-def test_spec_base_model_decides_between_families(
-    given: BaseModelName | None, metadata: dict[str, str], found: str
-) -> None:
-    """The spec takes precedence over the metadata."""
-    planned = plan(transformer(KOHYA), metadata, base_model=given)
-    assert (planned.base_model, planned.warnings) == (found, ())
-    with pytest.raises(LoaderError) as caught:
-        plan(transformer(KOHYA), base_model=BaseModelName.SD3)
-    assert caught.value.reason is Reason.INVALID_SPEC
-    assert caught.value.message == (
-        "spec.baseModel is sd-3, but the file is a LoRA of flux and chroma and flux2"
-    )

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sd_api.reasons import Reason
-from sd_api.spec import BaseModelName, ModelType
-from sd_loader.convert.conversion import Conversion
-from sd_loader.convert.plan.lora import plan_lora
+from sd_api.spec import BaseModelName
 from sd_loader.convert.plan.lora_styles import STYLES
 from sd_loader.convert.write.files import FolderPlan
 from sd_loader.errors import LoaderError
-from sd_loader.tensors import Dtype, Tensor, TensorFile
 from tests.support.models.transformerloras import (
     EACH_STYLE,
     Shapes,
     halves,
     has_alphas,
     lora_shapes,
+    plan,
     style_id,
 )
 
 KOHYA, COMFY, ONE_TRAINER, XLABS, _, PEFT, BARE = STYLES["flux"]
 PROJECTION = ("double_blocks.0.img_attn.proj", (3072, 3072))
-
-
-def plan(shapes: Shapes, metadata: dict[str, str] | None = None, **options) -> FolderPlan:
-    """Plan the folder of a LoRA with tensors of these shapes."""
-    tensors = {name: Tensor(-1, Dtype.F16, shape, 0) for name, shape in shapes.items()}
-    file = TensorFile(Path("x"), -1, "safetensors", tensors, metadata or {})
-    return plan_lora(file, Conversion(ModelType.LORA, "x", **options))
 
 
 def names(planned: FolderPlan) -> set[str]:
@@ -206,23 +195,33 @@ def test_a_faulty_lora_is_refused(case):
     assert len(caught.value.message) <= 512
 
 
-@pytest.mark.parametrize("family", ["flux", "chroma"])
-def test_the_spec_decides_between_families_that_a_lora_fits(family):
+@pytest.mark.parametrize(
+    ("family", "version"),
+    [("flux", None), ("flux", "flux1"), ("flux", "chroma"), ("chroma", "flux1")],
+)
+def test_the_spec_decides_between_families_that_a_lora_fits(family, version):
     """The spec takes precedence over the metadata."""
-    planned = plan(
-        FLUX_AND_CHROMA, {"ss_base_model_version": "flux1"}, base_model=BaseModelName(family)
-    )
+    metadata = {"ss_base_model_version": version} if version else {}
+    planned = plan(FLUX_AND_CHROMA, metadata, base_model=BaseModelName(family))
     assert planned.base_model == family
     assert not planned.warnings
 
 
-def test_a_spec_that_names_another_family_is_refused():
+@pytest.mark.parametrize(
+    ("shapes", "given", "families"),
+    [
+        (MODULATION, "sdxl", "flux"),
+        (FLUX_AND_CHROMA, "sd-3", "flux and chroma and flux2"),
+    ],
+)
+def test_a_spec_that_names_another_family_is_refused(shapes, given, families):
     """The layers are certain."""
-    with pytest.raises(
-        LoaderError, match=r"spec\.baseModel is sdxl, but .* a LoRA of flux"
-    ) as caught:
-        plan(MODULATION, base_model=BaseModelName.SDXL)
+    with pytest.raises(LoaderError) as caught:
+        plan(shapes, base_model=BaseModelName(given))
     assert caught.value.reason is Reason.INVALID_SPEC
+    assert caught.value.message == (
+        f"spec.baseModel is {given}, but the file is a LoRA of {families}"
+    )
 
 
 PARTS = st.sampled_from(

@@ -386,8 +386,8 @@ def test_inspect_recognises_each_model(tmp_path, model):
     assert found.base_model == model.base_model
     assert found.pipeline_class == model.pipeline
     variants = {"Inpaint": "inpaint", "InstructPix2Pix": "edit"}
-    told = [variant for task, variant in variants.items() if task in model.pipeline]
-    assert found.variant == (told or ["normal"])[0]
+    expected = [variant for task, variant in variants.items() if task in model.pipeline]
+    assert found.variant == (expected or ["normal"])[0]
     assert len(found.warnings) == (model.base_model == "sd-2" and "Inpaint" not in model.pipeline)
 
 

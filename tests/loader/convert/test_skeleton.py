@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from devkit.ldm_layouts import TINY_SD15, vae_shapes
 from sd_api.choices import ModelType
 from sd_api.reasons import Reason
 from sd_api.wire import Source
@@ -20,32 +19,13 @@ from sd_loader.formats import open_tensor_file
 from sd_loader.handover import Converted, ExtraComponent, Fetched
 from tests.support.loader.arrivals import arrived_in
 from tests.support.models import familyrepos, skeletons
-from tests.support.models.familyrepos import DIFFUSION, Files, encoded, lay
-from tests.support.models.skeletons import file_of, packed
+from tests.support.models.familyrepos import DIFFUSION, Files, encoded, lay, packed, typed, zeros
+from tests.support.models.skeletons import file_of
 from tests.support.models.transformershapes import original_shapes
+from tests.support.models.vaeshapes import original_vae, vae_config
 
-LEVELS = TINY_SD15.vae_levels
 VAE = f"vae/{DIFFUSION}.safetensors"
-VAE_CONFIG = {
-    "_class_name": "AutoencoderKL",
-    "block_out_channels": list(LEVELS),
-    "down_block_types": ["DownEncoderBlock2D"] * len(LEVELS),
-    "latent_channels": 16,
-    "layers_per_block": 2,
-    "scaling_factor": 0.3611,
-    "up_block_types": ["UpDecoderBlock2D"] * len(LEVELS),
-    "use_post_quant_conv": False,
-    "use_quant_conv": False,
-}
-
-
-def vae_tensors(prefix: str = "", latents: int = 16) -> dict[str, Any]:
-    """Return a VAE in the original layout, without the convolutions around the latents."""
-    shapes = {name: it for name, it in vae_shapes(TINY_SD15).items() if "quant_conv" not in name}
-    shapes["encoder.conv_out.weight"] = (2 * latents, LEVELS[-1], 3, 3)
-    shapes["encoder.conv_out.bias"] = (2 * latents,)
-    shapes["decoder.conv_in.weight"] = (LEVELS[-1], latents, 3, 3)
-    return {prefix + name: ("BF16", shape) for name, shape in shapes.items()}
+VAE_CONFIG = vae_config(16, scaling_factor=0.3611)
 
 
 def flux(**vae: object) -> Files:
@@ -66,10 +46,12 @@ def made(
     (tmp_path / "download").write_bytes(file)
     lay(repo, tmp_path / "skeleton/repo")
     for name, content in (given or {}).items():
-        kind, path = ("file", "download") if isinstance(content, bytes) else ("repo", "repo")
-        lay({path: content} if isinstance(content, bytes) else content,
-            tmp_path / name / ("" if kind == "file" else path))  # fmt: skip
-        extras.append(ExtraComponent(components=(name,), kind=kind, path=f"{name}/{path}"))
+        kind: Literal["file", "repo"] = "file" if isinstance(content, bytes) else "repo"
+        if isinstance(content, bytes):
+            lay({"file": content}, tmp_path / name)
+        else:
+            lay(content, tmp_path / name / "repo")
+        extras.append(ExtraComponent(components=(name,), kind=kind, path=f"{name}/{kind}"))
     fetched = Fetched(
         kind="file",
         path="download",
@@ -101,7 +83,7 @@ def config(out: Path, name: str) -> dict[str, Any]:
 def test_file_in_diffusers_layout_keeps_its_names(tmp_path: Path) -> None:
     """The repo's files are linked."""
     shapes = skeletons.published_shapes("flux")
-    file = packed({name: ("BF16", shape) for name, shape in shapes.items()})
+    file = packed(typed(shapes))
     out, result = made(tmp_path, file, flux())
     assert names(out / f"transformer/{DIFFUSION}.safetensors") == shapes.keys()
     assert (out / VAE).samefile(tmp_path / "skeleton/repo" / VAE)
@@ -110,8 +92,8 @@ def test_file_in_diffusers_layout_keeps_its_names(tmp_path: Path) -> None:
 
 def test_vae_of_the_file_is_used(tmp_path: Path) -> None:
     """The files that Stability AI publishes for Stable Diffusion 3.5 also contain a VAE."""
-    tensors = {name: ("BF16", it) for name, it in original_shapes("flux").items()}
-    file = packed({**tensors, **vae_tensors("first_stage_model.")})
+    vae = original_vae(16, "first_stage_model.")
+    file = packed(typed({**original_shapes("flux"), **vae}))
     repo = flux()
     del repo[VAE]
     out, _result = made(tmp_path, file, repo)
@@ -121,8 +103,7 @@ def test_vae_of_the_file_is_used(tmp_path: Path) -> None:
 
 def test_vae_that_no_table_describes_comes_from_the_repo(tmp_path: Path) -> None:
     """A warning states that the file's own VAE is not used."""
-    tensors = {name: ("BF16", it) for name, it in original_shapes("wan").items()}
-    file = packed({**tensors, "vae.encoder.conv1.weight": ("BF16", (4,))})
+    file = packed(typed({**original_shapes("wan"), "vae.encoder.conv1.weight": (4,)}))
     _out, result = made(tmp_path, file, skeletons.wan())
     assert "not used from the file: VAE; the repo gives them" in result.warnings
 
@@ -130,7 +111,7 @@ def test_vae_that_no_table_describes_comes_from_the_repo(tmp_path: Path) -> None
 @pytest.mark.parametrize("layout", ["original", pytest.param("diffusers", marks=pytest.mark.slow)])
 def test_vae_of_the_spec_replaces_the_others(tmp_path: Path, layout: str) -> None:
     """The VAE's file may have either layout. The published config is that of the repo."""
-    vae = vae_tensors()
+    vae = typed(original_vae(16))
     if layout == "diffusers":
         _, result = made(tmp_path / "first", file_of("flux"), flux(), {"vae": packed(vae)})
         with open_tensor_file(tmp_path / "first/out" / VAE) as file:
@@ -164,7 +145,7 @@ T5_CONFIG = familyrepos.t5_config()
 X = packed({"x": ("BF16", (8,))})
 BAD: list[Any] = [
     pytest.param(
-        {"vae": packed(vae_tensors(latents=4))},
+        {"vae": packed(typed(original_vae(4)))},
         Reason.CONVERSION_FAILED,
         "vae from elsewhere: vae: encoder.conv_out.weight has the shape [8, ",
         id="a VAE of other latents",
@@ -225,10 +206,10 @@ def test_second_transformer_must_be_of_the_same_family(tmp_path: Path) -> None:
 def test_scaled_fp8_becomes_fp16(tmp_path: Path) -> None:
     """Most files with only a transformer are in fp8."""
     shapes = original_shapes("qwen-image")
-    tensors: dict[str, Any] = {name: ("F8_E4M3", shape) for name, shape in shapes.items()}
+    tensors = typed(shapes, "F8_E4M3")
     tensors["img_in.scale_weight"] = ("F32", (1,))
     tensors["scaled_fp8"] = ("F8_E4M3", (2,))
-    out, _ = made(tmp_path, skeletons.zeros(tensors), skeletons.qwen())
+    out, _ = made(tmp_path, zeros(tensors), skeletons.qwen())
     with open_tensor_file(out / f"transformer/{DIFFUSION}.safetensors") as file:
         assert {tensor.dtype.label for tensor in file.tensors.values()} == {"F16"}
         assert file.tensors.keys() == shapes.keys()

@@ -64,7 +64,7 @@ CASES = [
 ]
 
 
-def test_a_variant_is_told_by_the_configs() -> None:
+def test_the_configs_show_the_variant() -> None:
     """The variant is absent for an unknown size, and for a value of another type."""
     found = [variant_of(*row[:-1]) for row in CASES]
     assert [row for row, it in zip(CASES, found, strict=True) if it != row[-1]] == []

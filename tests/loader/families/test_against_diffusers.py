@@ -8,13 +8,12 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from devkit.fakehub import FakeHub
-from sd_loader.convert.tables.clip import with_prefix
 from tests.support.loader.loadercli import Containers, artifact_of, load_request
 from tests.support.models import tinyfamilies
 from tests.support.models.catalog import Row
+from tests.support.models.conversions import assert_same_tensors
 from tests.support.models.tinyfamilies import FAMILIES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -39,15 +38,6 @@ def opened(folder: Path, revision: str | None) -> Any:
     return diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True, **dtype)
 
 
-def saved(folder: Path) -> dict[str, torch.Tensor]:
-    """Return all tensors of a folder, by component and name."""
-    return {
-        f"{path.parent.name}/{with_prefix(name.removeprefix('vision_model.'))}": tensor
-        for path in folder.rglob("*.safetensors")
-        for name, tensor in load_file(path).items()
-    }
-
-
 # Chroma of diffusers warns of its own import.
 @pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 @pytest.mark.parametrize("revision", [None, "fp16", "bf16"])
@@ -65,14 +55,7 @@ def test_published_folder_equals_what_diffusers_saves(
 
     peer = opened(repo, revision)
     peer.save_pretrained(tmp_path / "peer")
-    expected, found = saved(tmp_path / "peer"), saved(published)
-    assert found.keys() == expected.keys()
-    different = [
-        name
-        for name, tensor in expected.items()
-        if found[name].dtype != tensor.dtype or not torch.equal(found[name], tensor)
-    ]
-    assert not different
+    assert_same_tensors(published, tmp_path / "peer")
 
     pipeline = opened(published, revision)
     assert type(pipeline) is type(peer)

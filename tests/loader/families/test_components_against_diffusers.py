@@ -15,7 +15,7 @@ from devkit.fakehub import FakeHub
 from sd_api.opening import python_code
 from sd_api.spec import ModelType
 from tests.support.loader.loadercli import Containers, artifact_of, load_request
-from tests.support.models import controlnetrepos
+from tests.support.models import controlnetrepos, tinycomponents
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import random_tensors, save_safetensors
 from tests.support.models.conversions import identical
@@ -44,47 +44,25 @@ VAES = tuple(
     for container in ("diffusers repo", "original .safetensors", "diffusers .safetensors")
 )
 OTHER_VAES = {
-    "AutoencoderKLWan": Row(
-        "vae", "Wan", "diffusers repo", "AutoencoderKLWan.from_pretrained", "AutoencoderKLWan"
-    ),
-    "AutoencoderKLFlux2": Row(
-        "vae",
-        "FLUX.2",
-        "diffusers repo",
-        "AutoencoderKLFlux2.from_pretrained",
-        "AutoencoderKLFlux2",
-    ),
+    Row("vae", family, "diffusers repo", f"{name}.from_pretrained", name): make
+    for family, name, make in (
+        ("Wan", "AutoencoderKLWan", tinycomponents.wan_vae),
+        ("FLUX.2", "AutoencoderKLFlux2", tinycomponents.flux2_vae),
+    )
 }
-ROWS = (*CONTROLNETS, *VAES, *OTHER_VAES.values())
-OTHER_CONFIGS: dict[str, dict[str, Any]] = {
-    "AutoencoderKLWan": {
-        "base_dim": 4,
-        "dim_mult": [1, 1],
-        "num_res_blocks": 1,
-        "temperal_downsample": [False],
-        "z_dim": 16,
-    },
-    "AutoencoderKLFlux2": {
-        "block_out_channels": (8,),
-        "down_block_types": ("DownEncoderBlock2D",),
-        "latent_channels": 4,
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "up_block_types": ("UpDecoderBlock2D",),
-    },
-}
+ROWS = (*CONTROLNETS, *VAES, *OTHER_VAES)
 
 
 def made(row: Row) -> Any:
     """Return a model with random weights."""
     torch.manual_seed(0)
+    if row in OTHER_VAES:
+        return OTHER_VAES[row]()
     kind = getattr(diffusers, row.opens_with)
     if row in CONTROLNETS:
         return kind.from_config(controlnetrepos.configured(row.architecture))
-    if row in VAES:
-        _family, scaling, shift = FACTORS[row.architecture]
-        return kind.from_config(vae_config(16, scaling_factor=scaling, shift_factor=shift))
-    return kind(**OTHER_CONFIGS[row.opens_with])
+    _family, scaling, shift = FACTORS[row.architecture]
+    return kind.from_config(vae_config(16, scaling_factor=scaling, shift_factor=shift))
 
 
 def family_of(row: Row) -> str:

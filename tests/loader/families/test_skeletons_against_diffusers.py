@@ -8,14 +8,14 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from devkit.fakehub import FakeHub
-from sd_loader.convert.tables.clip import with_prefix
 from sd_loader.convert.tables.transformers import load_transformer
 from tests.support.loader.loadercli import Containers, artifact_of, load_request
 from tests.support.models import tinyfamilies
 from tests.support.models.catalog import Row
+from tests.support.models.conversions import assert_same_tensors
 from tests.support.models.tinyfamilies import FAMILIES
 
 pytestmark = [
@@ -68,35 +68,20 @@ def another(transformer: Any, seed: int) -> Any:
     return type(transformer).from_config(transformer.config)
 
 
-def saved(folder: Path) -> dict[str, torch.Tensor]:
-    """Return all tensors of a folder, by component and name."""
-    return {
-        f"{path.parent.name}/{with_prefix(name)}": tensor
-        for path in folder.rglob("*.safetensors")
-        for name, tensor in load_file(path).items()
-    }
-
-
-def assert_same(published: Path, peer: Path) -> None:
-    """Compare the names, types and bits of all tensors."""
-    found, expected = saved(published), saved(peer)
-    assert found.keys() == expected.keys()
-    different = [
-        name
-        for name, tensor in expected.items()
-        if found[name].dtype != tensor.dtype or not torch.equal(found[name], tensor)
-    ]
-    assert not different
+@pytest.fixture
+def repo(hub: FakeHub, tmp_path: Path, family: str) -> Path:
+    """The repo of the family's pipeline, which the Hub serves as org/skeleton."""
+    folder = tinyfamilies.save_repo(tmp_path / "repo", family)
+    hub.add_repo("org/skeleton", folder)
+    return folder
 
 
 @pytest.mark.parametrize("layout", ["original", "diffusers"])
 @pytest.mark.parametrize("family", TESTED)
 def test_file_and_repo_equal_the_pipeline_that_diffusers_saves(
-    tmp_path: Path, hub: FakeHub, containers: Containers, family: str, layout: str
+    tmp_path: Path, hub: FakeHub, containers: Containers, repo: Path, family: str, layout: str
 ) -> None:
     """The pipeline opens with its class, and the repo's transformer weights are not downloaded."""
-    repo = tinyfamilies.save_repo(tmp_path / "repo", family)
-    hub.add_repo("org/skeleton", repo)
     other = another(tinyfamilies.pipeline(family).transformer, seed=7)
     tensors = other.state_dict()
     if layout == "original":
@@ -116,7 +101,7 @@ def test_file_and_repo_equal_the_pipeline_that_diffusers_saves(
     peer = diffusers.DiffusionPipeline.from_pretrained(repo, local_files_only=True)
     peer.register_modules(**parts)
     peer.save_pretrained(tmp_path / "peer")
-    assert_same(published, tmp_path / "peer")
+    assert_same_tensors(published, tmp_path / "peer")
     opened = diffusers.DiffusionPipeline.from_pretrained(published, local_files_only=True)
     assert type(opened) is type(peer)
     assert artifact.pipeline_class == type(peer).__name__
@@ -125,28 +110,19 @@ def test_file_and_repo_equal_the_pipeline_that_diffusers_saves(
 
 @pytest.mark.parametrize("revision", DTYPES)
 @pytest.mark.parametrize("family", ["wan", "flux"])
-def test_narrowed_file_equals_what_diffusers_narrows(
-    tmp_path: Path, hub: FakeHub, containers: Containers, family: str, revision: str
+def test_file_that_is_cast_equals_the_pipeline_that_diffusers_casts(
+    tmp_path: Path, hub: FakeHub, containers: Containers, repo: Path, family: str, revision: str
 ) -> None:
     """Modules that diffusers keeps in fp32 stay in fp32."""
-    repo = tinyfamilies.save_repo(tmp_path / "repo", family)
-    hub.add_repo("org/skeleton", repo)
     other = another(tinyfamilies.pipeline(family).transformer, seed=7)
     save_file(original(family, other.state_dict()), tmp_path / "file")
-    artifact_of(
-        containers.load(
-            load_request(
-                hub.serve_file("/1", tmp_path / "file"),
-                revision=revision,
-                components={"from": "org/skeleton"},
-            )
-        )
-    )
+    fields = {"revision": revision, "components": {"from": "org/skeleton"}}
+    artifact_of(containers.load(load_request(hub.serve_file("/1", tmp_path / "file"), **fields)))
     other.save_pretrained(tmp_path / "other")
-    narrowed = type(other).from_pretrained(tmp_path / "other", dtype=DTYPES[revision])
+    cast = type(other).from_pretrained(tmp_path / "other", dtype=DTYPES[revision])
     peer = diffusers.DiffusionPipeline.from_pretrained(
         repo, local_files_only=True, dtype=DTYPES[revision]
     )
-    peer.register_modules(transformer=narrowed)
+    peer.register_modules(transformer=cast)
     peer.save_pretrained(tmp_path / "peer")
-    assert_same(containers.store / "model", tmp_path / "peer")
+    assert_same_tensors(containers.store / "model", tmp_path / "peer")

@@ -128,7 +128,7 @@ def on(hub: FakeHub, settings: Settings, *, private: bool = False) -> Settings:
     return replace(settings, hub_endpoint=hub.url, default_credentials=entries)
 
 
-def test_default_token_opens_a_gated_repo_and_no_private_one(
+def test_default_token_opens_a_gated_repo_but_not_a_private_one(
     hub: FakeHub, settings: Settings, into: Path
 ) -> None:
     """The Hub's API does not get a token that is not for private repos."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -43,11 +43,7 @@ OTHER = "other"
 
 def files(unet: bytes) -> dict[str, bytes]:
     """Return the files of a model with the common VAE and its own UNet."""
-    return {
-        "model_index.json": CONFIG,
-        "unet/weights": unet * SHARED_FROM,
-        "vae/weights": VAE,
-    }
+    return {"model_index.json": CONFIG, "unet/weights": unet * SHARED_FROM, "vae/weights": VAE}
 
 
 ONE = files(b"1")
@@ -187,7 +183,7 @@ def adopted(volume: Volume, uid: str) -> Receipt:
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "is_logged"),
     [
         (errno.EPERM, False),
         (errno.EXDEV, False),
@@ -206,7 +202,7 @@ def test_each_model_has_its_own_copy_if_links_fail(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     code: int,
-    told: bool,
+    is_logged: bool,
 ) -> None:
     """A volume without hard links needs more space, but the load succeeds.
 
@@ -218,7 +214,7 @@ def test_each_model_has_its_own_copy_if_links_fail(
     assert receipt.artifact.shared_bytes == 0
     assert serves(tmp_path, OTHER, TWO)
     assert vae(tmp_path).st_ino != vae(tmp_path, OTHER).st_ino
-    assert ("vae/weights is not shared" in caplog.text) == told
+    assert ("vae/weights is not shared" in caplog.text) == is_logged
     assert not [path for path in tree(tmp_path) if ".shared-" in path]
 
 
@@ -371,27 +367,19 @@ def test_a_blob_that_cannot_be_removed_does_not_fail_the_removal(
 
 def test_concurrent_loads_and_removals_do_not_damage_models(tmp_path: Path) -> None:
     """Every published model is complete, and nothing is left at the end."""
-    failures: list[BaseException] = []
 
     def come_and_go(number: int) -> None:
-        owner = OWNER.model_copy(update={"uid": f"uid-{number}", "name": f"model-{number}"})
         model_id = f"model-{number}"
-        try:
-            with Volume.open(tmp_path) as volume:
-                for _ in range(10):
-                    load(volume, owner, model_id=model_id, files=ONE)
-                    assert serves(tmp_path, model_id, ONE)
-                    assert find_published(volume, owner.uid, HASH) is not None
-                    remove(volume, owner, model_id)
-        except BaseException as error:  # noqa: BLE001 - told below, in the test's own thread
-            failures.append(error)
+        owner = OWNER.model_copy(update={"uid": f"uid-{number}", "name": model_id})
+        with Volume.open(tmp_path) as volume:
+            for _ in range(10):
+                load(volume, owner, model_id=model_id, files=ONE)
+                assert serves(tmp_path, model_id, ONE)
+                assert find_published(volume, owner.uid, HASH) is not None
+                remove(volume, owner, model_id)
 
-    threads = [threading.Thread(target=come_and_go, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(come_and_go, range(4)))
     with Volume.open(tmp_path) as volume:
         remove(volume, OWNER, MODEL_ID)
     assert tree(tmp_path) == {}

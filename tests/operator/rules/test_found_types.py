@@ -81,7 +81,7 @@ def test_deleting_a_wrong_type_loads_at_once() -> None:
     assert decided(model(status, generation=2), observed()).rule == "load_is_due"
 
 
-def test_wrong_type_that_is_deleted_while_its_job_runs_is_not_held_against_the_spec() -> None:
+def test_deleting_a_wrong_type_during_the_load_loads_again() -> None:
     """The failure counts for the generation that the Job was made from."""
     loads = replace(job(FAILED), generation=1)
     result = failed(Reason.UNSUPPORTED_FORMAT, "the file is a LoRA")

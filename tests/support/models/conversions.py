@@ -1,4 +1,4 @@
-"""Converts a file with the loader, as the convert stage does."""
+"""Converts a file with the loader, as the convert stage does, and compares the results."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from sd_api.load import LoadRequest
 from sd_api.wire import Progress, Source
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.run import convert
+from sd_loader.convert.tables.clip import with_prefix
 from sd_loader.handover import Converted, Fetched
 from sd_loader.request import conversion_of
 
@@ -54,3 +56,22 @@ def identical(one: torch.Tensor, other: torch.Tensor) -> bool:
         one.contiguous().reshape(-1).view(torch.uint8),
         other.contiguous().reshape(-1).view(torch.uint8),
     )
+
+
+def assert_same_tensors(published: Path, peer: Path) -> None:
+    """Compare the names, types and bits of all tensors of two pipelines' folders."""
+    found, expected = _tensors(published), _tensors(peer)
+    assert found.keys() == expected.keys()
+    assert not [name for name in expected if not identical(found[name], expected[name])]
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Return all tensors of a folder, by component and name.
+
+    Newer versions of transformers leave out the prefixes of CLIP's encoders.
+    """
+    return {
+        f"{path.parent.name}/{with_prefix(name.removeprefix('vision_model.'))}": tensor
+        for path in folder.rglob("*.safetensors")
+        for name, tensor in load_file(path).items()
+    }

@@ -6,6 +6,7 @@ They are made without torch: configs and names of tensors are real, but most ten
 from __future__ import annotations
 
 import json
+import math
 import random
 import struct
 from collections.abc import Mapping
@@ -13,32 +14,54 @@ from pathlib import Path
 from typing import Any
 
 Files = dict[str, bytes]
-Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
+Shape = tuple[int, ...]
+Tensors = Mapping[str, tuple[str, Shape]]
 """Types and shapes by name."""
 
 DIFFUSION, ENCODER = "diffusion_pytorch_model", "model"
 _FORMATS = {"F32": "f", "F16": "e"}
+_WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
+"""Bytes of a number; those of all other types have one."""
 
 
 def weights(tensors: Tensors, *, seed: int = 0, metadata: Mapping[str, str] | None = None) -> bytes:
     """Return a .safetensors file of small random numbers, with its tensors in the given order."""
-    header: dict[str, Any] = {"__metadata__": metadata or {"format": "pt"}}
-    data = b""
     numbers = random.Random(seed)
+    header, _ = _header(tensors, metadata)
+    return header + b"".join(
+        _encoded([numbers.uniform(-1, 1) for _ in range(math.prod(shape))], dtype)
+        for dtype, shape in tensors.values()
+    )
+
+
+def packed(tensors: Tensors, seed: int = 0) -> bytes:
+    """Return a .safetensors file of random bits, which are made faster than numbers."""
+    header, size = _header(tensors)
+    return header + random.Random(seed).randbytes(size)
+
+
+def zeros(tensors: Tensors) -> bytes:
+    """Return a .safetensors file of zeros."""
+    header, size = _header(tensors)
+    return header + bytes(size)
+
+
+def typed(shapes: Mapping[str, Shape], dtype: str = "BF16") -> dict[str, tuple[str, Shape]]:
+    """Return the shapes with a type for each."""
+    return {name: (dtype, shape) for name, shape in shapes.items()}
+
+
+def _header(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> tuple[bytes, int]:
+    """Return the bytes before the tensors, and the number of bytes of the tensors."""
+    header: dict[str, Any] = {"__metadata__": metadata or {"format": "pt"}}
+    position = 0
     for name, (dtype, shape) in tensors.items():
-        count = 1
-        for size in shape:
-            count *= size
-        values = [numbers.uniform(-1, 1) for _ in range(count)]
-        content = _encoded(values, dtype)
-        header[name] = {
-            "dtype": dtype,
-            "shape": list(shape),
-            "data_offsets": [len(data), len(data) + len(content)],
-        }
-        data += content
+        end = position + math.prod(shape) * _WIDTHS.get(dtype, 1)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
+        position = end
     text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, position
 
 
 def _encoded(values: list[float], dtype: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Converts a tiny diffusers repo; tests may change its files first."""
+"""Converts a tiny repo; tests may change its files first."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     """Convert a repo into a new folder beside it; `fields` are fields of the request."""
     out = repo.parent / "out"
     out.mkdir()
-    asked = conversion(model_type="huggingface", **fields)
+    asked = conversion(**{"model_type": "huggingface", **fields})
     files = arrived_in(repo, repo.parent)
     fetched = Fetched(kind="repo", path=repo.name, files=files, source=Source())
     return out, convert(fetched, repo.parent, asked, out, lambda _progress: None)

@@ -6,18 +6,14 @@ They are made without torch, with real names of tensors and the sizes of `transf
 from __future__ import annotations
 
 import json
-import math
-import random
-import struct
 from collections.abc import Mapping
-from typing import Any
 
 from sd_loader.convert.tables.bind import bind
 from sd_loader.convert.tables.transformers import load_transformer
 from sd_loader.store.blobs import SHARED_FROM
 from sd_loader.tensors import Dtype, Tensor
 from tests.support.models import familyrepos
-from tests.support.models.familyrepos import DIFFUSION, FLOW, Files, encoded
+from tests.support.models.familyrepos import DIFFUSION, FLOW, Files, encoded, packed, typed
 from tests.support.models.transformershapes import LAYERS, SIZES, Shape, original_shapes
 
 _INNER = {
@@ -59,9 +55,9 @@ WAN_CONFIG = {
 }
 
 
-def file_of(family: str, *, seed: int = 0, prefix: str = "", dtype: str = "BF16") -> bytes:
+def file_of(family: str, *, seed: int = 0) -> bytes:
     """Return a transformer in the original layout, with random bits."""
-    return packed({name: (dtype, it) for name, it in original_shapes(family, prefix).items()}, seed)
+    return packed(typed(original_shapes(family)), seed)
 
 
 def published_shapes(family: str) -> Mapping[str, Shape]:
@@ -71,31 +67,6 @@ def published_shapes(family: str) -> Mapping[str, Shape]:
     }
     bound = bind(load_transformer(family).component(tensors), tensors, {})
     return {name: source.shape for name, source in bound.items()}
-
-
-def packed(tensors: familyrepos.Tensors, seed: int = 0) -> bytes:
-    """Return a .safetensors file with random bits."""
-    header, size = _header(tensors)
-    return header + random.Random(seed).randbytes(size)
-
-
-def zeros(tensors: familyrepos.Tensors) -> bytes:
-    """Return a .safetensors file of zeros."""
-    header, size = _header(tensors)
-    return header + bytes(size)
-
-
-def _header(tensors: familyrepos.Tensors) -> tuple[bytes, int]:
-    """Return the bytes before the tensors, and the number of bytes of the tensors."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name, (dtype, shape) in tensors.items():
-        end = position + math.prod(shape) * {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1}[dtype]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text, position
 
 
 def flux() -> Files:

@@ -1,4 +1,4 @@
-"""Tiny components of pipelines with random weights: tokenizers, encoders, a VAE, a scheduler."""
+"""Tiny components of pipelines with random weights: tokenizers, encoders, VAEs, schedulers."""
 
 from __future__ import annotations
 
@@ -52,8 +52,30 @@ def clip(*, projected: bool = False) -> Any:
     return kind(config)
 
 
-T5 = {"vocab_size": 32, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2,
-      "feed_forward_proj": "gated-gelu"}  # fmt: skip
+_T5 = {"vocab_size": 32, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2,
+       "feed_forward_proj": "gated-gelu"}  # fmt: skip
+
+
+def t5() -> Any:
+    """Return T5's encoder."""
+    return transformers.T5EncoderModel(transformers.T5Config(**_T5))
+
+
+def umt5() -> Any:
+    """Return UMT5's encoder."""
+    return transformers.UMT5EncoderModel(transformers.UMT5Config(**_T5))
+
+
+def two_clips_and_t5() -> dict[str, Any]:
+    """Return the text encoders that SD 3 and HiDream share, and their tokenizers."""
+    return {
+        "text_encoder": clip(projected=True),
+        "tokenizer": clip_tokenizer(),
+        "text_encoder_2": clip(projected=True),
+        "tokenizer_2": clip_tokenizer(),
+        "text_encoder_3": t5(),
+        "tokenizer_3": word_tokenizer(),
+    }
 
 
 def language(kind: str, **config: Any) -> Any:
@@ -72,6 +94,37 @@ def vae(**config: Any) -> Any:
         block_out_channels=(8,), norm_num_groups=4, latent_channels=16, layers_per_block=1,
         use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1159, **config,
     )  # fmt: skip
+
+
+def qwen_vae() -> Any:
+    """Return the VAE of Qwen-Image, which Krea 2 also has."""
+    return diffusers.AutoencoderKLQwenImage(
+        base_dim=4, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False],
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    )  # fmt: skip
+
+
+def flux2_vae() -> Any:
+    """Return the VAE of FLUX.2."""
+    return diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8,), down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",), layers_per_block=1, latent_channels=4,
+        norm_num_groups=4,
+    )  # fmt: skip
+
+
+def wan_vae() -> Any:
+    """Return the VAE of Wan."""
+    return diffusers.AutoencoderKLWan(
+        base_dim=4, z_dim=16, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False]
+    )
+
+
+def wan_scheduler() -> Any:
+    """Return the scheduler of Wan."""
+    return diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
 
 
 def flow(**config: Any) -> Any:

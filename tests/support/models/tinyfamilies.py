@@ -11,17 +11,8 @@ import diffusers
 import torch
 import transformers
 
+from tests.support.models import tinycomponents as tiny
 from tests.support.models import tinynewerfamilies as newer
-from tests.support.models.tinycomponents import (
-    T5,
-    TEMPLATE,
-    clip,
-    clip_tokenizer,
-    flow,
-    language,
-    vae,
-    word_tokenizer,
-)
 
 Pipeline = Any
 
@@ -29,37 +20,32 @@ Pipeline = Any
 def flux() -> Pipeline:
     """Return FLUX.1 dev."""
     return diffusers.FluxPipeline(
-        scheduler=flow(use_dynamic_shifting=True),
-        text_encoder=clip(),
-        tokenizer=clip_tokenizer(),
-        text_encoder_2=transformers.T5EncoderModel(transformers.T5Config(**T5)),
-        tokenizer_2=word_tokenizer(),
+        scheduler=tiny.flow(use_dynamic_shifting=True),
+        text_encoder=tiny.clip(),
+        tokenizer=tiny.clip_tokenizer(),
+        text_encoder_2=tiny.t5(),
+        tokenizer_2=tiny.word_tokenizer(),
         transformer=diffusers.FluxTransformer2DModel(
             in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
             num_attention_heads=2, joint_attention_dim=8, pooled_projection_dim=8,
             axes_dims_rope=(2, 2, 4), guidance_embeds=True,
         ),
-        vae=vae(),
+        vae=tiny.vae(),
     )  # fmt: skip
 
 
 def sd3() -> Pipeline:
     """Return Stable Diffusion 3.5."""
     return diffusers.StableDiffusion3Pipeline(
-        scheduler=flow(),
-        text_encoder=clip(projected=True),
-        tokenizer=clip_tokenizer(),
-        text_encoder_2=clip(projected=True),
-        tokenizer_2=clip_tokenizer(),
-        text_encoder_3=transformers.T5EncoderModel(transformers.T5Config(**T5)),
-        tokenizer_3=word_tokenizer(),
+        scheduler=tiny.flow(),
+        **tiny.two_clips_and_t5(),
         transformer=diffusers.SD3Transformer2DModel(
             sample_size=8, patch_size=2, in_channels=16, num_layers=2, attention_head_dim=8,
             num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16,
             pooled_projection_dim=16, out_channels=16, dual_attention_layers=(0,),
             qk_norm="rms_norm", pos_embed_max_size=8,
         ),
-        vae=vae(),
+        vae=tiny.vae(),
     )  # fmt: skip
 
 
@@ -73,15 +59,12 @@ def _wan_transformer() -> Any:
 def wan() -> Pipeline:
     """Return Wan 2.2 with two transformers."""
     return diffusers.WanPipeline(
-        scheduler=diffusers.UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
-        text_encoder=transformers.UMT5EncoderModel(transformers.UMT5Config(**T5)),
-        tokenizer=word_tokenizer(),
+        scheduler=tiny.wan_scheduler(),
+        text_encoder=tiny.umt5(),
+        tokenizer=tiny.word_tokenizer(),
         transformer=_wan_transformer(),
         transformer_2=_wan_transformer(),
-        vae=diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1], num_res_blocks=1,
-                                       temperal_downsample=[False]),
+        vae=tiny.wan_vae(),
         boundary_ratio=0.875,
     )  # fmt: skip
 
@@ -89,15 +72,15 @@ def wan() -> Pipeline:
 def chroma() -> Pipeline:
     """Return Chroma, which has no CLIP."""
     return diffusers.ChromaPipeline(
-        scheduler=flow(),
-        text_encoder=transformers.T5EncoderModel(transformers.T5Config(**T5)),
-        tokenizer=word_tokenizer(),
+        scheduler=tiny.flow(),
+        text_encoder=tiny.t5(),
+        tokenizer=tiny.word_tokenizer(),
         transformer=diffusers.ChromaTransformer2DModel(
             in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
             num_attention_heads=2, joint_attention_dim=8, axes_dims_rope=(2, 2, 4),
             approximator_hidden_dim=8, approximator_layers=1, approximator_num_channels=8,
         ),
-        vae=vae(),
+        vae=tiny.vae(),
     )  # fmt: skip
 
 
@@ -113,62 +96,60 @@ def qwen_image() -> Pipeline:
               "out_hidden_size": 16}  # fmt: skip
     config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
     return diffusers.QwenImagePipeline(
-        scheduler=flow(),
+        scheduler=tiny.flow(),
         text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(config),
-        tokenizer=word_tokenizer(chat_template=TEMPLATE),
+        tokenizer=tiny.word_tokenizer(chat_template=tiny.TEMPLATE),
         transformer=diffusers.QwenImageTransformer2DModel(
             in_channels=16, out_channels=4, num_layers=1, attention_head_dim=8,
             num_attention_heads=2, joint_attention_dim=16, axes_dims_rope=(2, 2, 4),
         ),
-        vae=diffusers.AutoencoderKLQwenImage(base_dim=4, z_dim=4, dim_mult=[1, 1],
-                                             num_res_blocks=1, temperal_downsample=[False],
-                                             latents_mean=[0.0] * 4, latents_std=[1.0] * 4),
+        vae=tiny.qwen_vae(),
     )  # fmt: skip
 
 
 def z_image() -> Pipeline:
     """Return Z-Image, whose encoder is a language model without a head."""
     return diffusers.ZImagePipeline(
-        scheduler=flow(),
-        text_encoder=language("Qwen3Model"),
-        tokenizer=word_tokenizer(chat_template=TEMPLATE),
+        scheduler=tiny.flow(),
+        text_encoder=tiny.language("Qwen3Model"),
+        tokenizer=tiny.word_tokenizer(chat_template=tiny.TEMPLATE),
         transformer=diffusers.ZImageTransformer2DModel(
             all_patch_size=(2,), all_f_patch_size=(1,), in_channels=16, dim=16, n_layers=1,
             n_refiner_layers=1, n_heads=2, n_kv_heads=1, cap_feat_dim=8, axes_dims=[2, 2, 4],
             axes_lens=[32, 32, 32],
         ),
-        vae=vae(),
+        vae=tiny.vae(),
     )  # fmt: skip
 
 
 def lumina2() -> Pipeline:
     """Return Lumina 2, whose encoder no signature names."""
     return diffusers.Lumina2Pipeline(
-        scheduler=flow(),
-        text_encoder=language("Gemma2Model"),
-        tokenizer=word_tokenizer(),
+        scheduler=tiny.flow(),
+        text_encoder=tiny.language("Gemma2Model"),
+        tokenizer=tiny.word_tokenizer(),
         transformer=diffusers.Lumina2Transformer2DModel(
             sample_size=4, patch_size=2, in_channels=16, hidden_size=24, num_layers=1,
             num_refiner_layers=1, num_attention_heads=3, num_kv_heads=1, multiple_of=4,
             axes_dim_rope=(4, 2, 2), axes_lens=(32, 32, 32), cap_feat_dim=8,
         ),
-        vae=vae(),
+        vae=tiny.vae(),
     )  # fmt: skip
 
 
 def aura_flow() -> Pipeline:
     """Return AuraFlow, with its encoder of UMT5."""
     return diffusers.AuraFlowPipeline(
-        scheduler=flow(),
-        text_encoder=transformers.UMT5EncoderModel(transformers.UMT5Config(**T5)),
-        tokenizer=word_tokenizer(),
+        scheduler=tiny.flow(),
+        text_encoder=tiny.umt5(),
+        tokenizer=tiny.word_tokenizer(),
         transformer=diffusers.AuraFlowTransformer2DModel(
             sample_size=8, patch_size=2, in_channels=4, num_mmdit_layers=1,
             num_single_dit_layers=1, attention_head_dim=8, num_attention_heads=2,
             joint_attention_dim=8, caption_projection_dim=16, out_channels=4,
             pos_embed_max_size=16,
         ),
-        vae=vae(),
+        vae=tiny.vae(),
     )  # fmt: skip
 
 
@@ -176,14 +157,14 @@ def pixart() -> Pipeline:
     """Return PixArt-Sigma, with a scheduler of Stable Diffusion."""
     return diffusers.PixArtSigmaPipeline(
         scheduler=diffusers.DPMSolverMultistepScheduler(),
-        text_encoder=transformers.T5EncoderModel(transformers.T5Config(**T5)),
-        tokenizer=word_tokenizer(),
+        text_encoder=tiny.t5(),
+        tokenizer=tiny.word_tokenizer(),
         transformer=diffusers.PixArtTransformer2DModel(
             sample_size=8, num_layers=1, patch_size=2, attention_head_dim=8,
             num_attention_heads=2, caption_channels=8, in_channels=4, out_channels=8,
             cross_attention_dim=16, use_additional_conditions=False,
         ),
-        vae=vae(),
+        vae=tiny.vae(),
     )  # fmt: skip
 
 

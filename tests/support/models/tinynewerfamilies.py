@@ -7,16 +7,7 @@ from typing import Any
 import diffusers
 import transformers
 
-from tests.support.models.tinycomponents import (
-    T5,
-    TEMPLATE,
-    clip,
-    clip_tokenizer,
-    flow,
-    language,
-    vae,
-    word_tokenizer,
-)
+from tests.support.models import tinycomponents as tiny
 
 Pipeline = Any
 
@@ -24,9 +15,9 @@ Pipeline = Any
 def ltx() -> Pipeline:
     """Return LTX-Video, with a VAE of its own."""
     return diffusers.LTXPipeline(
-        scheduler=flow(),
-        text_encoder=transformers.T5EncoderModel(transformers.T5Config(**T5)),
-        tokenizer=word_tokenizer(),
+        scheduler=tiny.flow(),
+        text_encoder=tiny.t5(),
+        tokenizer=tiny.word_tokenizer(),
         transformer=diffusers.LTXVideoTransformer3DModel(
             in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=8,
             cross_attention_dim=16, num_layers=1, caption_channels=8,
@@ -45,9 +36,9 @@ def ltx() -> Pipeline:
 def sana() -> Pipeline:
     """Return Sana, whose VAE has blocks of different types."""
     return diffusers.SanaPipeline(
-        scheduler=flow(),
-        text_encoder=language("Gemma2Model"),
-        tokenizer=word_tokenizer(),
+        scheduler=tiny.flow(),
+        text_encoder=tiny.language("Gemma2Model"),
+        tokenizer=tiny.word_tokenizer(),
         transformer=diffusers.SanaTransformer2DModel(
             in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2,
             attention_head_dim=4, num_cross_attention_heads=2, cross_attention_head_dim=4,
@@ -69,29 +60,16 @@ def sana() -> Pipeline:
 def hidream() -> Pipeline:
     """Return HiDream, with four text encoders."""
     return diffusers.HiDreamImagePipeline(
-        scheduler=flow(),
-        text_encoder=clip(projected=True),
-        tokenizer=clip_tokenizer(),
-        text_encoder_2=clip(projected=True),
-        tokenizer_2=clip_tokenizer(),
-        text_encoder_3=transformers.T5EncoderModel(transformers.T5Config(**T5)),
-        tokenizer_3=word_tokenizer(),
-        text_encoder_4=language("LlamaForCausalLM"),
-        tokenizer_4=word_tokenizer(),
+        scheduler=tiny.flow(),
+        **tiny.two_clips_and_t5(),
+        text_encoder_4=tiny.language("LlamaForCausalLM"),
+        tokenizer_4=tiny.word_tokenizer(),
         transformer=diffusers.HiDreamImageTransformer2DModel(
             patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1,
             attention_head_dim=8, num_attention_heads=2, caption_channels=[8, 8],
             text_emb_dim=16, axes_dims_rope=(4, 2, 2), max_resolution=(8, 8), llama_layers=[0, 1],
         ),
-        vae=vae(),
-    )  # fmt: skip
-
-
-def _flux2_vae() -> Any:
-    return diffusers.AutoencoderKLFlux2(
-        block_out_channels=(8,), down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",), layers_per_block=1, latent_channels=4,
-        norm_num_groups=4,
+        vae=tiny.vae(),
     )  # fmt: skip
 
 
@@ -115,22 +93,22 @@ def flux2() -> Pipeline:
         text_config=text, vision_config=vision, image_token_index=1
     )
     return diffusers.Flux2Pipeline(
-        scheduler=flow(),
+        scheduler=tiny.flow(),
         text_encoder=transformers.Mistral3ForConditionalGeneration(config),
-        tokenizer=word_tokenizer(chat_template=TEMPLATE),
+        tokenizer=tiny.word_tokenizer(chat_template=tiny.TEMPLATE),
         transformer=_flux2_transformer(guided=True),
-        vae=_flux2_vae(),
+        vae=tiny.flux2_vae(),
     )
 
 
 def flux2_klein() -> Pipeline:
     """Return FLUX.2 Klein, with a language model and an option of the pipeline."""
     return diffusers.Flux2KleinPipeline(
-        scheduler=flow(),
-        text_encoder=language("Qwen3ForCausalLM"),
-        tokenizer=word_tokenizer(chat_template=TEMPLATE),
+        scheduler=tiny.flow(),
+        text_encoder=tiny.language("Qwen3ForCausalLM"),
+        tokenizer=tiny.word_tokenizer(chat_template=tiny.TEMPLATE),
         transformer=_flux2_transformer(guided=False),
-        vae=_flux2_vae(),
+        vae=tiny.flux2_vae(),
         is_distilled=True,
     )
 
@@ -144,11 +122,11 @@ def krea2() -> Pipeline:
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
               "out_hidden_size": 16, "deepstack_visual_indexes": [0]}  # fmt: skip
     return diffusers.Krea2Pipeline(
-        scheduler=flow(use_dynamic_shifting=True),
+        scheduler=tiny.flow(use_dynamic_shifting=True),
         text_encoder=transformers.Qwen3VLModel(
             transformers.Qwen3VLConfig(text_config=text, vision_config=vision)
         ),
-        tokenizer=word_tokenizer(chat_template=TEMPLATE),
+        tokenizer=tiny.word_tokenizer(chat_template=tiny.TEMPLATE),
         transformer=diffusers.Krea2Transformer2DModel(
             in_channels=16, num_layers=1, attention_head_dim=8, num_attention_heads=2,
             num_key_value_heads=1, intermediate_size=16, timestep_embed_dim=8,
@@ -156,9 +134,7 @@ def krea2() -> Pipeline:
             text_num_key_value_heads=1, text_intermediate_size=16, num_layerwise_text_blocks=1,
             num_refiner_text_blocks=1, axes_dims_rope=(4, 2, 2),
         ),
-        vae=diffusers.AutoencoderKLQwenImage(base_dim=4, z_dim=4, dim_mult=[1, 1],
-                                             num_res_blocks=1, temperal_downsample=[False],
-                                             latents_mean=[0.0] * 4, latents_std=[1.0] * 4),
+        vae=tiny.qwen_vae(),
         text_encoder_select_layers=(0, 1, 2),
     )  # fmt: skip
 
@@ -170,11 +146,9 @@ def wan_image_to_video() -> Pipeline:
         image_size=8, intermediate_size=8, patch_size=4,
     )  # fmt: skip
     return diffusers.WanImageToVideoPipeline(
-        scheduler=diffusers.UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
-        text_encoder=transformers.UMT5EncoderModel(transformers.UMT5Config(**T5)),
-        tokenizer=word_tokenizer(),
+        scheduler=tiny.wan_scheduler(),
+        text_encoder=tiny.umt5(),
+        tokenizer=tiny.word_tokenizer(),
         image_encoder=transformers.CLIPVisionModel(vision),
         image_processor=transformers.CLIPImageProcessor(crop_size=8, size={"shortest_edge": 8}),
         transformer=diffusers.WanTransformer3DModel(
@@ -182,6 +156,5 @@ def wan_image_to_video() -> Pipeline:
             out_channels=16, text_dim=8, freq_dim=8, ffn_dim=8, num_layers=1, image_dim=8,
             added_kv_proj_dim=16,
         ),
-        vae=diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1], num_res_blocks=1,
-                                       temperal_downsample=[False]),
+        vae=tiny.wan_vae(),
     )  # fmt: skip

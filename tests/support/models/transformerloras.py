@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+from sd_api.choices import ModelType
+from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.plan.lora import plan_lora
 from sd_loader.convert.plan.lora_keys import Half
 from sd_loader.convert.plan.lora_layers import layer_kinds
 from sd_loader.convert.plan.lora_styles import STYLES, Alphas, LoraStyle
 from sd_loader.convert.tables.dimensions import evaluate
+from sd_loader.convert.write.files import FolderPlan
+from sd_loader.tensors import Dtype, Tensor, TensorFile
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -97,14 +105,16 @@ def lora_shapes(family: str, style: LoraStyle) -> Shapes:
 def clip_shapes(style: LoraStyle, prefix: str, *, width: int = 768, layer: int = 0) -> Shapes:
     """A LoRA of the attention and the first projection of a layer of CLIP-L."""
     names = {f"self_attn.{name}_proj": width for name in ("q", "k", "v", "out")}
+    own = replace(style, prefix=prefix)
     found: Shapes = {}
     for name, outputs in {**names, "mlp.fc1": 4 * width}.items():
-        path = f"text_model.encoder.layers.{layer}.{name}".replace(".", style.separator)
-        own = {
-            Half.DOWN: (RANK, width),
-            Half.UP: (outputs, RANK),
-            **({Half.ALPHA: ()} if style.separator == "_" else {}),
-        }
-        roles = {half: role for role, half in style.halves.items()}
-        found |= {f"{prefix}{path}.{roles[half]}": shape for half, shape in own.items()}
+        path = f"text_model.encoder.layers.{layer}.{name}"
+        found |= halves(own, path, (outputs, width), alphas=style.separator == "_")
     return found
+
+
+def plan(shapes: Shapes, metadata: dict[str, str] | None = None, **options: Any) -> FolderPlan:
+    """Plan the folder of a LoRA with tensors of these shapes."""
+    tensors = {name: Tensor(-1, Dtype.F16, shape, 0) for name, shape in shapes.items()}
+    file = TensorFile(Path("x"), -1, "safetensors", tensors, metadata or {})
+    return plan_lora(file, Conversion(ModelType.LORA, "x", **options))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import struct
-from math import prod
 from typing import Any
 
 from devkit.ldm_layouts import TINY_SD15, Shapes, vae_shapes
 from sd_loader.convert.tables.architecture import load_architecture
+from tests.support.models.familyrepos import typed, zeros
 
 SHARED_CHANNELS = 4
 """The latent channels of Stable Diffusion 1, 2 and XL, whose VAEs have two more convolutions."""
@@ -57,13 +56,7 @@ def vae_config(channels: int, **config: Any) -> dict[str, Any]:
 
 def empty_weights(shapes: Shapes) -> bytes:
     """Return a .safetensors file of these shapes in which every number is 0."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in sorted(shapes.items()):
-        start, end = end, end + 2 * prod(shape)
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + bytes(end)
+    return zeros(typed(dict(sorted(shapes.items()))))
 
 
 def vae_repo(channels: int, **config: Any) -> dict[str, bytes]:

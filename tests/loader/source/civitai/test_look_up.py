@@ -13,6 +13,7 @@ from devkit.fakecivitai import FakeCivitai, File, Model, Version
 from devkit.fakefiles import Faults
 from devkit.fakehub import sha256
 from sd_api.reasons import Reason
+from sd_loader.civitai_facts import CivitaiLicence
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
 from sd_loader.settings import Settings
@@ -125,12 +126,20 @@ def test_a_download_link_is_called_as_written_and_looked_up(
 def test_a_download_link_loads_although_its_look_up_failed(
     civitai: FakeCivitai, fetch: Fetch, path: str, faults: dict[str, Any]
 ) -> None:
-    """The API is requested once, and a warning says why the version's facts are missing."""
+    """The API is requested once, and a warning says why the version's facts are missing.
+
+    If only the request for the model fails, only creator and licence are missing.
+    """
     civitai.serve_file(f"/api/v1/{path}", faults.pop("body", b"{}"), **faults)
     fetched = fetch(f"{civitai.url}/api/download/models/71")
     assert fetched.source.sha256 is not None
     assert civitai.asked().count(f"/api/v1/{path}") == 1
-    if path != "models/7":
+    if path == "models/7":
+        assert fetched.civitai is not None
+        assert fetched.civitai.trained_words == ("tiny",)
+        assert (fetched.civitai.creator, fetched.civitai.licence) == (None, CivitaiLicence())
+        assert fetched.warnings == ()
+    else:
         assert fetched.civitai is None
         assert "Civitai's API did not describe the file: " in fetched.warnings[0]
 
@@ -169,7 +178,7 @@ def test_a_later_attempt_stays_at_the_version_that_was_found_first(
 
 
 @pytest.mark.usefixtures("usual")
-def test_a_record_of_another_load_or_of_nobody_is_ignored(fetch: Fetch, into: Path) -> None:
+def test_an_invalid_record_of_the_version_is_ignored(fetch: Fetch, into: Path) -> None:
     """Anyone who can write to the volume can write the record."""
     for record in (b"", b"[]", b'{"versionId": "70"}', b'{"versionId": 1, "fileId": -1}'):
         (into / "civitai.json").write_bytes(record)
@@ -312,10 +321,8 @@ def test_a_version_that_may_not_be_downloaded_is_refused_with_the_cause(
 def test_a_model_that_does_not_exist_is_not_found(fetch: Fetch) -> None:
     """The message names the model."""
     error = refusal(fetch, PAGE)
-    assert (error.reason, "no published model 7" in error.message) == (
-        Reason.SOURCE_NOT_FOUND,
-        True,
-    )
+    assert error.reason is Reason.SOURCE_NOT_FOUND
+    assert "no published model 7" in error.message
 
 
 @pytest.mark.usefixtures("usual")

@@ -12,13 +12,11 @@ from devkit.tiny import write_checkpoint
 from sd_api.default_credentials import DefaultSecret, file_of
 from sd_loader.settings import Settings
 from tests.support.loader import fetches
-from tests.support.loader.loadercli import Containers, artifact_of
 from tests.support.models.conversions import load_request
+from tests.support.models.lorashapes import LORA
 
 PAGE = "https://civitai.com/models/7"
 TOKEN = "s3cret"
-LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
-LORA = {f"{LAYER}.lora_down.weight": (4, 768), f"{LAYER}.lora_up.weight": (1280, 4)}
 
 
 @pytest.fixture
@@ -47,17 +45,3 @@ def test_api_gets_the_token_only_if_private_models_are_allowed(
     assert sent["/api/download/models/71"] == f"Bearer {TOKEN}"
     api = f"Bearer {TOKEN}" if for_private else None
     assert {sent["/api/v1/models/7"], sent["/api/v1/model-versions/71"]} == {api}
-
-
-@pytest.mark.usefixtures("lora")
-def test_page_by_hand_needs_only_the_variable(civitai: FakeCivitai, tmp_path: Path) -> None:
-    """`sd-loader load --url PAGE` with CIVITAI_TOKEN needs no other option for type or token."""
-    store = tmp_path / "store"
-    store.mkdir()
-    hosts = f"{civitai.host},{civitai.cdn_host}"
-    env = {"SD_LOADER_ALLOWED_HOSTS": hosts, "SD_LOADER_CIVITAI_ENDPOINT": civitai.url}
-    containers = Containers(store, tmp_path / "container", env)
-    arguments = ("--url", PAGE, "--model-id", "style", "--store", store)
-    ended = containers.run("load", *arguments, CIVITAI_TOKEN=TOKEN)
-    assert artifact_of(ended).model_type == "lora"
-    assert TOKEN not in ended.stdout + ended.stderr
