@@ -175,7 +175,9 @@ def _kinds(family: Family, config: Config) -> Iterator[tuple[Kind, int | None]]:
         symbol = symbols[target]
         found = LAYER.search(target)
         sizes = " ".join(_expression(size, family) for size in shape)
-        kind, layer = Kind(symbol.source, target, symbol.op, sizes), None
+        sizes = family.exceptions.get(target, sizes)
+        op = family.ops.get(symbol.op, symbol.op)
+        kind, layer = Kind(symbol.source, target, op, sizes), None
         if found and target[: found.start() - 1] in lists:
             source, count = re.subn(rf"(?<=\.){found[0]}(?=\.)", "{}", symbol.source, count=1)
             if count:

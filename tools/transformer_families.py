@@ -14,7 +14,7 @@ from typing import Any
 import diffusers
 from diffusers.loaders import single_file_utils as converters
 
-from tools.transformer_names import FLUX2, KREA2, LTX, LUMINA2, WAN, Z_IMAGE, renamed
+from tools.transformer_names import FLUX2, KREA2, LTX, LUMINA2, WAN, Z_IMAGE, renamed, sana, wan
 
 Config = dict[str, Any]
 
@@ -49,6 +49,12 @@ class Family:
     constants: frozenset[int] = field(default=frozenset({256}))
     """Sizes above 16 that are the same in every model: 256 frequencies of a time step."""
 
+    exceptions: Mapping[str, str] = field(default_factory=dict)
+    """By diffusers' names: shapes of tensors in which a constant equals one of the sizes."""
+
+    ops: Mapping[str, str] = field(default_factory=dict)
+    """What ranges of rows are, where their share of all rows depends on the model."""
+
 
 def _unchanged(checkpoint: Mapping[str, Any], **_: object) -> Mapping[str, Any]:
     return checkpoint
@@ -76,6 +82,14 @@ def _chroma_seeds(config: Config) -> list[str]:
     return _flux_seeds(config) + _layers(**{approximator: config["approximator_layers"]})
 
 
+def _sana_seeds(config: Config) -> list[str]:
+    return [
+        *_layers(blocks=config["num_layers"]),
+        *(["blocks.0.attn.q_norm.weight"] if config.get("qk_norm") else []),
+        *(["cfg_embedder.mlp.0.weight"] if config.get("guidance_embeds") else []),
+    ]
+
+
 def _auraflow_seeds(config: Config) -> list[str]:
     return _layers(
         double_layers=config["num_mmdit_layers"], single_layers=config["num_single_dit_layers"]
@@ -84,7 +98,7 @@ def _auraflow_seeds(config: Config) -> list[str]:
 
 _SD3 = {
     "sample_size": 16,
-    "patch_size": 2,
+    "patch_size": 7,
     "in_channels": 15,
     "out_channels": 17,
     "num_layers": 4,
@@ -105,6 +119,8 @@ _FLUX = {
 }
 _FLUX_SIZES = {"inner": 3072, "head": 128, "context": 4111, "inputs": 61, "outputs": 59}
 _WAN_CONFIG = {
+    "patch_size": (7, 5, 3),
+    "freq_dim": 251,
     "num_layers": 3,
     "num_attention_heads": 10,
     "in_channels": 37,
@@ -115,11 +131,40 @@ _WAN_CONFIG = {
 _WAN_SIZES = {
     "inner": 1280,
     "inputs": 37,
-    "outputs": 4 * 19,
+    "patch_0": 7,
+    "patch_1": 5,
+    "patch_2": 3,
+    "outputs": 7 * 5 * 3 * 19,
+    "time": 251,
     "context": 4111,
     "mlp": 13313,
     "image": 1291,
+    "image_keys": 1277,
+    "image_positions": 514,
 }
+_WAN_IMAGE = {"image_dim": 1291, "added_kv_proj_dim": 1277}
+
+_QWEN_IMAGE = {
+    "in_channels": 61,
+    "out_channels": 19,
+    "num_layers": 3,
+    "num_attention_heads": 20,
+    "joint_attention_dim": 3583,
+}
+_SANA = {
+    "in_channels": 33,
+    "out_channels": 37,
+    "patch_size": 7,
+    "num_layers": 3,
+    "num_attention_heads": 20,
+    "attention_head_dim": 64,
+    "num_cross_attention_heads": 10,
+    "cross_attention_head_dim": 92,
+    "cross_attention_dim": 1151,
+    "caption_channels": 2309,
+    "mlp_ratio": 2.7,
+}
+_SANA_NORMS = {"qk_norm": "rms_norm_across_heads"}
 
 FAMILIES = {
     "sd-3": Family(
@@ -136,7 +181,8 @@ FAMILIES = {
             "context": 4111,
             "pooled": 2053,
             "positions": 400,
-            "outputs": 4 * 17,
+            "patch": 7,
+            "outputs": 7 * 7 * 17,
             "inputs": 15,
         },
         seeds=_sd3_seeds,
@@ -159,11 +205,23 @@ FAMILIES = {
                 "num_single_layers": 3,
                 "num_attention_heads": 20,
                 "joint_attention_dim": 4111,
+                "timestep_guidance_channels": 251,
+                "mlp_ratio": 2.7,
                 "guidance_embeds": guidance,
             }
             for guidance in (False, True)
         ),
-        {"inner": 2560, "head": 128, "context": 4111, "inputs": 131, "outputs": 137},
+        {
+            "inner": 2560,
+            "head": 128,
+            "context": 4111,
+            "inputs": 131,
+            "outputs": 137,
+            "time": 251,
+            "mlp": 6912,
+            "3*inner+2*mlp": 3 * 2560 + 2 * 6912,
+            "inner+mlp": 2560 + 6912,
+        },
         original=FLUX2,
     ),
     "chroma": Family(
@@ -183,15 +241,7 @@ FAMILIES = {
     "qwen-image": Family(
         diffusers.QwenImageTransformer2DModel,
         _unchanged,
-        (
-            {
-                "in_channels": 61,
-                "out_channels": 19,
-                "num_layers": 3,
-                "num_attention_heads": 20,
-                "joint_attention_dim": 3583,
-            },
-        ),
+        (_QWEN_IMAGE, _QWEN_IMAGE | {"use_additional_t_cond": True}),
         {"inner": 2560, "head": 128, "context": 3583, "inputs": 61, "outputs": 4 * 19},
         original=renamed(),
     ),
@@ -209,10 +259,18 @@ FAMILIES = {
                 "cap_feat_dim": 2549,
             },
         ),
-        {"inner": 2560, "head": 128, "context": 2549, "inputs": 4 * 17, "mlp": 6826},
+        {
+            "inner": 2560,
+            "head": 128,
+            "context": 2549,
+            "inputs": 4 * 17,
+            "mlp": 6826,
+            "time": 256,
+        },
         original=Z_IMAGE,
         unused=("norm_final.weight",),
-        constants=frozenset({256, 1024}),
+        constants=frozenset({1024}),
+        exceptions={"t_embedder.mlp.0.weight": "1024 256"},
     ),
     "lumina2": Family(
         diffusers.Lumina2Transformer2DModel,
@@ -220,9 +278,11 @@ FAMILIES = {
         (
             {
                 "in_channels": 17,
+                "out_channels": 19,
                 "num_layers": 3,
                 "num_refiner_layers": 2,
                 "cap_feat_dim": 1021,
+                "ffn_dim_multiplier": 0.7,
             },
         ),
         {
@@ -231,38 +291,34 @@ FAMILIES = {
             "keys": 768,
             "context": 1021,
             "inputs": 4 * 17,
-            "mlp": 4 * 2304,
+            "outputs": 4 * 19,
+            "mlp": 6656,
+            "time": 1024,
+            "4*inner": 4 * 2304,
         },
         original=LUMINA2,
         unused=("norm_final.weight",),
-        constants=frozenset({256, 1024}),
+        ops={"rows 0-3 of 5": "queries", "rows 3-4 of 5": "keys", "rows 4-5 of 5": "values"},
     ),
     "sana": Family(
         diffusers.SanaTransformer2DModel,
-        converters.convert_sana_transformer_to_diffusers,
-        (
-            {
-                "in_channels": 33,
-                "out_channels": 37,
-                "num_layers": 3,
-                "num_attention_heads": 20,
-                "attention_head_dim": 64,
-                "num_cross_attention_heads": 10,
-                "cross_attention_head_dim": 128,
-                "cross_attention_dim": 1280,
-                "caption_channels": 2309,
-                "mlp_ratio": 2.7,
-            },
-        ),
+        sana,
+        (_SANA, _SANA | _SANA_NORMS, _SANA | _SANA_NORMS | {"guidance_embeds": True}),
         {
             "inner": 1280,
             "context": 2309,
             "inputs": 33,
-            "outputs": 37,
+            "patch": 7,
+            "outputs": 7 * 7 * 37,
             "mlp": 3456,
+            "cross": 920,
+            "cross_context": 1151,
         },
-        seeds=lambda config: _layers(blocks=config["num_layers"]),
-        unused=("pos_embed", "y_embedder.y_embedding"),
+        seeds=_sana_seeds,
+        unused=(
+            *("pos_embed", "y_embedder.y_embedding"),
+            *("logvar_linear.weight", "logvar_linear.bias"),
+        ),
     ),
     "auraflow": Family(
         diffusers.AuraFlowTransformer2DModel,
@@ -317,15 +373,17 @@ FAMILIES = {
             "outputs": 4 * 19,
             "mlp": 6912,
             "shared_mlp": 3584,
+            "experts": 4,
         },
         original=renamed(),
     ),
     "wan": Family(
         diffusers.WanTransformer3DModel,
-        converters.convert_wan_transformer_to_diffusers,
+        wan,
         (
             _WAN_CONFIG,
-            _WAN_CONFIG | {"image_dim": 1291, "added_kv_proj_dim": 1280},
+            _WAN_CONFIG | _WAN_IMAGE,
+            _WAN_CONFIG | _WAN_IMAGE | {"pos_embed_seq_len": 514},
         ),
         _WAN_SIZES,
         original=WAN,
@@ -339,11 +397,11 @@ FAMILIES = {
                 "out_channels": 137,
                 "num_layers": 3,
                 "num_attention_heads": 20,
-                "cross_attention_dim": 1280,
+                "cross_attention_dim": 1152,
                 "caption_channels": 4111,
             },
         ),
-        {"inner": 1280, "context": 4111, "inputs": 131, "outputs": 137},
+        {"inner": 1280, "context": 4111, "cross_context": 1152, "inputs": 131, "outputs": 137},
         original=LTX,
     ),
     "krea-2": Family(
@@ -358,8 +416,9 @@ FAMILIES = {
                 "intermediate_size": 16381,
                 "text_hidden_dim": 1152,
                 "num_text_layers": 13,
-                "text_num_attention_heads": 9,
-                "text_num_key_value_heads": 9,
+                "text_num_attention_heads": 12,
+                "text_num_key_value_heads": 3,
+                "timestep_embed_dim": 251,
                 "text_intermediate_size": 6911,
                 "num_layerwise_text_blocks": 2,
                 "num_refiner_text_blocks": 2,
@@ -373,6 +432,9 @@ FAMILIES = {
             "context": 1152,
             "text_layers": 13,
             "text_mlp": 6911,
+            "text_head": 96,
+            "text_keys": 288,
+            "time": 251,
             "inputs": 61,
         },
         original=KREA2,

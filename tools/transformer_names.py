@@ -7,6 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
+
+from diffusers.loaders.single_file_utils import (
+    convert_sana_transformer_to_diffusers,
+    convert_wan_transformer_to_diffusers,
+)
 
 
 def renamed(*pairs: tuple[str, str]) -> Callable[[str], str]:
@@ -60,6 +66,7 @@ WAN = renamed(
     (r"^condition_embedder\.image_embedder\.ff\.net\.0\.proj", "img_emb.proj.1"),
     (r"^condition_embedder\.image_embedder\.ff\.net\.2", "img_emb.proj.3"),
     (r"^condition_embedder\.image_embedder\.norm2", "img_emb.proj.4"),
+    (r"^condition_embedder\.image_embedder\.pos_embed", "img_emb.emb_pos"),
     (r"\.attn2\.", ".cross_attn."),
     (r"\.attn1\.", ".self_attn."),
     (r"\.to_out\.0\.", ".o."),
@@ -129,3 +136,52 @@ KREA2 = renamed(
     (r"\.norm2\.weight", ".postnorm.scale"),
     (r"\.scale_shift_table", ".mod.lin"),
 )
+
+_WAN_POSITIONS = {"img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed"}
+
+
+def wan(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Convert Wan, also the model for a first and a last frame.
+
+    diffusers' converter does not know that model's positions; its script convert_wan_to_diffusers
+    does.
+    """
+    return convert_wan_transformer_to_diffusers(
+        {_WAN_POSITIONS.get(name, name): tensor for name, tensor in checkpoint.items()}
+    )
+
+
+_SANA_NORMS = {
+    "attn.q_norm": "attn1.norm_q",
+    "attn.k_norm": "attn1.norm_k",
+    "cross_attn.q_norm": "attn2.norm_q",
+    "cross_attn.k_norm": "attn2.norm_k",
+}
+_SANA_TIME = "time_embed.emb.timestep_embedder."
+
+
+def sana(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Convert Sana, Sana 1.5 or Sana Sprint.
+
+    diffusers' converter knows the first only; its script convert_sana_to_diffusers knows all.
+    """
+    has_norms = "blocks.0.attn.q_norm.weight" in checkpoint
+    is_guided = "cfg_embedder.mlp.0.weight" in checkpoint
+    layers = {name.split(".")[1] for name in checkpoint if name.startswith("blocks.")}
+    own: dict[str, Any] = {}
+    if has_norms:
+        for layer in layers:
+            for source, target in _SANA_NORMS.items():
+                own[f"transformer_blocks.{layer}.{target}.weight"] = checkpoint.pop(
+                    f"blocks.{layer}.{source}.weight"
+                )
+    if is_guided:
+        for source, target in ((0, 1), (2, 2)):
+            for part in ("weight", "bias"):
+                own[f"time_embed.guidance_embedder.linear_{target}.{part}"] = checkpoint.pop(
+                    f"cfg_embedder.mlp.{source}.{part}"
+                )
+    made = convert_sana_transformer_to_diffusers(checkpoint) | own
+    if not is_guided:
+        return made
+    return {name.replace(_SANA_TIME, "time_embed.timestep_embedder."): made[name] for name in made}

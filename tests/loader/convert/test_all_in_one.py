@@ -225,6 +225,24 @@ def test_contradicting_components_are_refused(
     assert message in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"inner": 96}, "is 96 wide, which is not a multiple of 64"),
+        ({"patch": 4}, "reads patches of 4 latents; sd-3 reads patches of 2"),
+    ],
+    ids=["a width between two numbers of heads", "patches"],
+)
+def test_sizes_that_give_no_config_need_a_repo(
+    opened: OpenFiles, sizes: dict[str, int], message: str
+) -> None:
+    """The file has no config: where its sizes do not show one, a repo must give it."""
+    with pytest.raises(LoaderError) as caught:
+        planned(opened, None, whole("sd-3", **sizes))
+    assert message in caught.value.message
+    assert "spec.components.from" in caught.value.message
+
+
 def test_tokenizer_that_names_code_is_refused(opened: OpenFiles, configs: Path) -> None:
     """The repo of configs may be a mirror's."""
     (configs / "tokenizer_3/tokenizer_config.json").write_text('{"auto_map": {}}')

@@ -6,14 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sd_api.choices import LoraFormat
 from sd_api.reasons import Reason
-from sd_api.spec import BaseModelName
+from sd_api.spec import BaseModelName, LoraOptions
 from sd_loader.convert.plan.lora_styles import STYLES
 from sd_loader.convert.write.files import FolderPlan
 from sd_loader.errors import LoaderError
 from tests.support.models.transformerloras import (
     EACH_STYLE,
     Shapes,
+    control_shapes,
     halves,
     has_alphas,
     lora_shapes,
@@ -21,7 +23,7 @@ from tests.support.models.transformerloras import (
     style_id,
 )
 
-KOHYA, COMFY, ONE_TRAINER, XLABS, _, PEFT, BARE = STYLES["flux"]
+KOHYA, COMFY, ONE_TRAINER, XLABS, _, PEFT, BARE, BFL = STYLES["flux"]
 PROJECTION = ("double_blocks.0.img_attn.proj", (3072, 3072))
 
 
@@ -80,6 +82,64 @@ def test_the_family_is_detected_from_layers_widths_and_metadata(shapes, metadata
     assert any("set spec.baseModel" in warning for warning in planned.warnings) is (found is None)
 
 
+def test_a_width_of_no_published_model_needs_the_family():
+    """Whoever trains on a model of their own names its family in spec.baseModel."""
+    shapes = one(PEFT, "transformer_blocks.70.attn.to_q", (64, 64), alphas=False)
+    with pytest.raises(LoaderError, match=r"wide: set spec\.baseModel if the LoRA is for a model"):
+        plan(shapes)
+    planned = plan(shapes, base_model=BaseModelName.QWEN_IMAGE)
+    assert planned.base_model == "qwen-image"
+    assert planned.warnings == ("the layers are 64 wide, as in no published model of qwen-image",)
+
+
+def test_a_control_lora_of_bfl_is_published_whole():
+    """It replaces the norms of queries and keys, too."""
+    shapes = control_shapes()
+    planned = plan(shapes)
+    assert (planned.base_model, planned.lora_rank) == ("flux", 2)
+    assert names(planned) == shapes.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "message"),
+    [
+        ("single_blocks.37.linear2.", Reason.UNSUPPORTED_FORMAT, "lacks single_blocks.37.linear2"),
+        ("vector_in.out_layer.", Reason.UNSUPPORTED_FORMAT, "lacks vector_in.out_layer"),
+        ("guidance_in.out_layer.", Reason.UNSUPPORTED_FORMAT, "lacks guidance_in.out_layer"),
+        ("double_blocks.0.txt_attn.norm.key_norm.scale", Reason.UNSUPPORTED_FORMAT, "key_norm"),
+    ],
+    ids=["a block", "a layer", "half of the guidance", "a norm"],
+)
+def test_a_control_lora_that_is_not_whole_is_refused(change, reason, message):
+    """Diffusers reads it only as a whole."""
+    shapes = {name: it for name, it in control_shapes().items() if not name.startswith(change)}
+    with pytest.raises(LoaderError, match=f"the file .*{message}.*in BFL's style") as caught:
+        plan(shapes)
+    assert caught.value.reason is reason
+
+
+def test_a_control_lora_is_not_an_adapter_of_peft():
+    """PEFT has no place for norms. A norm of another shape is refused as well."""
+    with pytest.raises(LoaderError, match="also replaces norms of queries and keys") as caught:
+        plan(control_shapes(), lora=LoraOptions(format=LoraFormat.PEFT))
+    assert caught.value.reason is Reason.INVALID_SPEC
+    name = "double_blocks.0.img_attn.norm.key_norm.scale"
+    with pytest.raises(LoaderError, match=r"key_norm.scale \[128, 1\] is not a norm of flux"):
+        plan(control_shapes() | {name: (128, 1)})
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{"ss_base_model_version": "hunyuan_video"}, {"modelspec.architecture": "hunyuan-video/lora"}],
+)
+def test_a_lora_of_hunyuan_video_is_not_taken_for_one_of_flux(metadata):
+    """Both models are equally wide, and musubi gives their attention layers the same names."""
+    shapes = one(layer="double_blocks.0.img_attn.qkv", shape=(9216, 3072))
+    with pytest.raises(LoaderError, match=r"^the file is a LoRA of HunyuanVideo by its metadata; "):
+        plan(shapes, metadata)
+    assert plan(shapes, metadata, base_model=BaseModelName.FLUX).base_model == "flux"
+
+
 def without(shapes: Shapes, ending: str) -> Shapes:
     """The tensors whose names do not end so."""
     return {name: shape for name, shape in shapes.items() if not name.endswith(ending)}
@@ -94,6 +154,11 @@ REFUSED = {
         one(layer="double_blocks.0.img_attn.qkv", shape=(3072 * 2, 3072)),
         CONTRADICTS,
         "change a layer of [6144, 3072]",
+    ),
+    "feed-forward": (
+        one(STYLES["flux2"][1], "double_blocks.0.img_mlp.0", (20000, 3072)),
+        CONTRADICTS,
+        "change a layer of [20000, 3072]",
     ),
     "block": (one(layer="double_blocks.19.img_attn.proj"), CONTRADICTS, "has 19 double_blocks"),
     "two widths": (

@@ -22,7 +22,9 @@ from sd_loader.convert.tables.architecture import Row
 from tests.support.models.adapters import NAME, Tensors, loaded
 from tests.support.models.transformerloras import (
     EACH_STYLE,
+    SIZES,
     clip_shapes,
+    control_shapes,
     has_alphas,
     layers_of,
     lora_shapes,
@@ -65,6 +67,9 @@ def part(tensor: torch.Tensor, row: Row) -> torch.Tensor:
     words = row.op.split()
     if words[:1] == ["swap"]:
         return torch.cat(tensor.chunk(2)[::-1])
+    if words and words[0] in ("queries", "keys", "values"):
+        widths = [SIZES["lumina2"][name] for name in ("inner", "keys", "keys")]
+        return tensor.split(widths)[("queries", "keys", "values").index(words[0])]
     if words[:1] == ["rows"]:
         first, last = map(int, words[1].split("-"))
         pieces = tensor.chunk(int(words[3]))
@@ -119,6 +124,26 @@ def test_diffusers_reads_every_layer_of_the_published_file(tmp_path, case):
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         assert (found[name] - value).abs().max() <= 1e-6 * value.abs().max(), name
+
+
+@pytest.mark.slow
+def test_diffusers_reads_a_control_lora_as_the_file_states(tmp_path):
+    """Norms and biases are read, and the rows of a layer of several modules are cut."""
+    generator = torch.Generator().manual_seed(2)
+    tensors = {
+        name: torch.randn(shape, generator=generator) for name, shape in control_shapes().items()
+    }
+    _, out = loaded(tmp_path, tensors)
+    published = load_file(out / f"{NAME}.safetensors")
+    assert published.keys() == tensors.keys()
+    state = MIXINS["flux"].lora_state_dict(published)
+    block = "single_transformer_blocks.37."
+    linear = "single_blocks.37.linear1.lora_B."
+    norm = tensors["single_blocks.37.norm.query_norm.scale"]
+    assert torch.equal(state[f"transformer.{block}attn.norm_q.weight"], norm)
+    for part in ("weight", "bias"):
+        cut = tensors[linear + part][2 * 3072 : 3 * 3072]
+        assert torch.equal(state[f"transformer.{block}attn.to_v.lora_B.{part}"], cut)
 
 
 @pytest.mark.slow

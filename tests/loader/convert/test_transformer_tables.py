@@ -96,19 +96,36 @@ OPTIONAL = [
     pytest.param("flux2", "guidance_in.", id="FLUX.2 Klein has no guidance"),
     pytest.param("wan", "img", id="Wan from text has no image"),
     pytest.param("sd-3", "attn.ln_", id="SD 3 medium has no norms of query and key"),
+    pytest.param("sana", "cfg_embedder.", id="only Sana Sprint has guidance"),
 ]
 
 
 @pytest.mark.parametrize(("family", "part"), OPTIONAL)
 def test_variants_differ_in_groups_of_tensors(family: str, part: str) -> None:
     """A group that a variant does not have may be absent, but only as a whole."""
-    shapes = original_shapes(family)
+    shapes = without(original_shapes(family), "emb_pos")
     assert len(bound(family, without(shapes, part))) < len(bound(family, shapes))
     group = [name for name in shapes if part in name]
     for lacking in (group[0], group[-1]):
         with pytest.raises(LoaderError, match="a tensor is missing") as caught:
             bound(family, {name: shapes[name] for name in shapes if name != lacking})
         assert caught.value.reason is Reason.CONVERSION_FAILED
+
+
+def test_wan_for_two_images_has_their_positions() -> None:
+    """The model for a first and a last frame has one tensor more than that for an image."""
+    shapes = original_shapes("wan")
+    added = bound("wan", shapes).keys() - bound("wan", without(shapes, "emb_pos")).keys()
+    assert added == {"condition_embedder.image_embedder.pos_embed"}
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_queries_of_lumina_are_as_wide_as_the_model(heads: int) -> None:
+    """The keys and values share the other rows, however many heads they have."""
+    sizes = SIZES | {"inner": 32, "keys": heads * 8}
+    found = bound("lumina2", original_shapes("lumina2", sizes=sizes))
+    widths = [found[f"layers.0.attn.to_{part}.weight"][0] for part in "qkv"]
+    assert widths == [32, heads * 8, heads * 8]
 
 
 def test_dual_attention_of_sd3_widens_the_modulation_of_its_layer() -> None:
@@ -147,6 +164,9 @@ def test_dual_attention_of_sd3_widens_the_modulation_of_its_layer() -> None:
             id="a layer of a very large number",
         ),
         pytest.param({"y_embedder.mlp.0.weight": (48,)}, "[48]; as ", id="too few dimensions"),
+        pytest.param(
+            {"x_embedder.proj.weight": (48, 16, 2, 3)}, "[48, 16, 2, 3]; as ", id="uneven patches"
+        ),
     ],
 )
 def test_contradicting_tensors_are_refused(

@@ -9,7 +9,7 @@ import pytest
 
 from sd_api.taxonomy import TRANSFORMERS
 from sd_loader.convert.tables.bind import bind, left_over
-from sd_loader.convert.tables.transformer_widths import differences
+from sd_loader.convert.tables.transformer_widths import differences, unknown_value
 from sd_loader.convert.tables.transformers import TABLES, load_transformer
 from sd_loader.tensors import Dtype, Tensor
 from tests.support.models.transformershapes import original_shapes
@@ -70,6 +70,58 @@ def test_config_of_another_model_is_named_by_its_keys(
 ) -> None:
     """Each key that does not fit is stated with both values."""
     assert found("flux", FLUX | change) == [difference]
+
+
+KLEIN = {"num_attention_heads": 3, "attention_head_dim": 8, "guidance_embeds": False}
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "sizes"),
+    [
+        ("z-image", {"dim": 16}, {"time": 16}),
+        ("z-image", {"dim": 3840}, {"time": 256}),
+        ("lumina2", {"hidden_size": 64}, {"time": 64}),
+        ("lumina2", {"hidden_size": 2304}, {"time": 1024}),
+        ("flux2", KLEIN | {"mlp_ratio": 2.7}, {"mlp": 64}),
+        ("wan", {"out_channels": None, "in_channels": 4, "patch_size": [1, 2, 2]},
+         {"outputs": 16}),
+        ("sd-3", {"patch_size": 4}, {"patch": 4}),
+        ("hidream", {"num_routed_experts": 4}, {"experts": 4}),
+        ("krea-2", {"text_hidden_dim": 32, "text_num_attention_heads": 4}, {"text_head": 8}),
+    ],
+)  # fmt: skip
+def test_sizes_follow_from_the_config_as_diffusers_computes_them(
+    family: str, config: dict[str, Any], sizes: dict[str, int]
+) -> None:
+    """Models may have any widths: small ones, and ones that are no multiple of another."""
+    assert [*differences(family, config, sizes, ())] == []
+    for name, size in sizes.items():
+        assert len([*differences(family, config, {name: size + 1}, ())]) == 1
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**99, True, "2.7", None, [3]])
+def test_what_is_not_a_number_of_a_size_counts_as_missing(number: object) -> None:
+    """A config of a stranger may have anything there."""
+    [difference] = differences("flux2", KLEIN | {"mlp_ratio": number}, {"mlp": 48}, ())
+    assert (difference.config, difference.file) == ("missing", "48")
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "key"),
+    [
+        ("z-image", {"all_patch_size": [2], "all_f_patch_size": [1], "qk_norm": True}, None),
+        ("z-image", {"all_patch_size": [2, 4]}, "all_patch_size"),
+        ("z-image", {"siglip_feat_dim": 1152}, "siglip_feat_dim"),
+        ("sd-3", {"qk_norm": "layer_norm"}, "qk_norm"),
+        ("hidream", {"num_routed_experts": 8}, "num_routed_experts"),
+        ("flux", {}, None),
+    ],
+)
+def test_values_that_add_tensors_are_known_or_named(
+    family: str, config: dict[str, Any], key: str | None
+) -> None:
+    """The key tables have no rows for tensors that no published model has."""
+    assert unknown_value(family, config) == key
 
 
 def test_layers_with_a_second_attention_must_be_the_same() -> None:

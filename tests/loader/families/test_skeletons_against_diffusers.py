@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from devkit.fakehub import FakeHub
+from sd_loader.convert.tables.transformers import TABLES as TABLE_FOLDER
 from sd_loader.convert.tables.transformers import load_transformer
 from tests.support.loader.loadercli import Containers, artifact_of, load_request
 from tests.support.models import tinyfamilies
@@ -23,8 +24,12 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore"),  # diffusers' own
 ]
-TESTED = ("flux", "sd-3", "wan", "chroma", "qwen-image", "auraflow")
-"""Families whose tiny models keep the sizes that all models of the family share."""
+TABLES = {"krea2": "krea-2", "flux2-klein": "flux2", "wan-i2v": "wan"}
+"""The key tables of tiny models that have another name."""
+
+TESTED = tuple(
+    name for name in FAMILIES if (TABLE_FOLDER / f"{TABLES.get(name, name)}.json").is_file()
+)
 
 ROWS = tuple(
     Row("custom_ckpt", FAMILIES[name][0], "transformer, with components.from", "save_pretrained",
@@ -36,10 +41,10 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def original(family: str, published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return a transformer in the original layout, by the rows of its key table."""
-    table = load_transformer(family)
+    table = load_transformer(TABLES.get(family, family))
     file: dict[str, torch.Tensor] = {}
     parts: dict[str, dict[int, torch.Tensor]] = {}
-    layers = {name.split(".")[1] for name in published if name.split(".")[1:2]} | {"0"}
+    layers = {part for name in published for part in name.split(".") if part.isdigit()} | {"0"}
     stacks = [
         kind.row.source.replace("{}", layer, 1)
         for kind in table.kinds
@@ -51,6 +56,9 @@ def original(family: str, published: dict[str, torch.Tensor]) -> dict[str, torch
         match row.op.split():
             case ["rows", ends, "of", _]:
                 parts.setdefault(row.source, {})[int(ends.split("-")[0])] = tensor
+            case ["queries" | "keys" | "values" as part]:
+                place = ("queries", "keys", "values").index(part)
+                parts.setdefault(row.source, {})[place] = tensor
             case ["swap"]:
                 file[row.source] = torch.cat(tensor.chunk(2)[::-1])
             case ["fold", _]:

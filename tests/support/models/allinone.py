@@ -18,11 +18,12 @@ def under(prefix: str, shapes: Shapes) -> Shapes:
     return {prefix + name: shape for name, shape in shapes.items()}
 
 
-def whole(family: str, vae: str = "first_stage_model.") -> Shapes:
-    """Return the names and shapes of a whole pipeline."""
+def whole(family: str, vae: str = "first_stage_model.", **other_sizes: int) -> Shapes:
+    """Return the names and shapes of a whole pipeline. other_sizes: of its transformer."""
     pooled = CLIP_L + CLIP_G if family == "sd-3" else CLIP_L
     head = 64 if family == "sd-3" else 128
     sizes = SIZES | {"inner": 128, "head": head, "context": T5, "pooled": pooled}
+    sizes |= other_sizes
     shapes = under(UNET, original_shapes(family, sizes=sizes))
     shapes |= under(CLIP_L_PREFIX, clip_shapes(CLIP_L))
     if family == "sd-3":

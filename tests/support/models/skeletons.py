@@ -40,17 +40,20 @@ QWEN_CONFIG = {
     "num_layers": LAYERS,
     "out_channels": SIZES["outputs"] // 4,
     "patch_size": 2,
+    "use_additional_t_cond": True,
 }
 WAN_CONFIG = {
     **_INNER,
     "_class_name": "WanTransformer3DModel",
-    "added_kv_proj_dim": SIZES["inner"],
+    "added_kv_proj_dim": SIZES["image_keys"],
     "ffn_dim": SIZES["mlp"],
+    "freq_dim": SIZES["time"],
     "image_dim": SIZES["image"],
     "in_channels": SIZES["inputs"],
     "num_layers": LAYERS,
     "out_channels": SIZES["outputs"] // 4,
     "patch_size": [1, 2, 2],
+    "pos_embed_seq_len": SIZES["image_positions"],
     "text_dim": SIZES["context"],
 }
 
@@ -108,6 +111,12 @@ def wan() -> Files:
     for name in ("transformer", "transformer_2"):
         repo[f"{name}/config.json"] = encoded(WAN_CONFIG)
     return repo
+
+
+def with_class(component: str, library: str, class_name: str) -> Files:
+    """Return the index of FLUX.1 with another class for a component."""
+    index = json.loads(flux()["model_index.json"])
+    return {"model_index.json": encoded({**index, component: [library, class_name]})}
 
 
 def changed(repo: Files, **config: object) -> Files:

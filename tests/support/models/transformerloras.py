@@ -11,7 +11,7 @@ from sd_api.choices import ModelType
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.lora import plan_lora
 from sd_loader.convert.plan.lora_keys import Half
-from sd_loader.convert.plan.lora_layers import layer_kinds
+from sd_loader.convert.plan.lora_layers import BLOCKS, layer_kinds, norm_names
 from sd_loader.convert.plan.lora_styles import STYLES, Alphas, LoraStyle
 from sd_loader.convert.tables.dimensions import evaluate
 from sd_loader.convert.write.files import FolderPlan
@@ -30,10 +30,24 @@ SIZES: Mapping[str, Mapping[str, int]] = {
         "approximator": 5120,
         "approximator_inputs": 64,
     },
-    "flux2": {"inner": 6144, "context": 15360, "inputs": 128, "outputs": 128},
-    "sd-3": {"inner": 1536, "context": 4096, "pooled": 2048, "inputs": 16, "outputs": 64},
+    "flux2": {
+        "inner": 6144,
+        "mlp": 18432,
+        "time": 256,
+        "context": 15360,
+        "inputs": 128,
+        "outputs": 128,
+    },
+    "sd-3": {
+        "inner": 1536,
+        "context": 4096,
+        "pooled": 2048,
+        "patch": 2,
+        "inputs": 16,
+        "outputs": 64,
+    },
     "qwen-image": {"inner": 3072, "inputs": 64, "outputs": 64, "context": 3584},
-    "z-image": {"inner": 3840, "mlp": 10240, "inputs": 64, "context": 2560},
+    "z-image": {"inner": 3840, "mlp": 10240, "time": 256, "inputs": 64, "context": 2560},
     "wan": {
         "inner": 5120,
         "mlp": 13824,
@@ -41,14 +55,31 @@ SIZES: Mapping[str, Mapping[str, int]] = {
         "outputs": 64,
         "context": 4096,
         "image": 1280,
+        "image_keys": 5120,
+        "time": 256,
+        "patch_0": 1,
+        "patch_1": 2,
+        "patch_2": 2,
     },
-    "lumina2": {"inner": 2304, "keys": 768, "mlp": 9216, "inputs": 64, "context": 2304},
+    "lumina2": {
+        "inner": 2304,
+        "keys": 768,
+        "mlp": 9216,
+        "time": 1024,
+        "inputs": 64,
+        "outputs": 64,
+        "context": 2304,
+    },
 }
 """The sizes of a published model of each family, by their names in its key table."""
 
 EACH_STYLE = [
-    (family, number) for family, styles in STYLES.items() for number in range(len(styles))
+    (family, number)
+    for family, styles in STYLES.items()
+    for number, style in enumerate(styles)
+    if not style.whole_model
 ]
+"""The styles of LoRAs that may change any of the layers."""
 
 
 def style_id(case: tuple[str, int]) -> str:
@@ -99,6 +130,22 @@ def lora_shapes(family: str, style: LoraStyle) -> Shapes:
     found: Shapes = {}
     for layer, shape, _ in layers_of(family, style):
         found |= halves(style, layer, shape, alphas=has_alphas(style))
+    return found
+
+
+def control_shapes() -> Shapes:
+    """A LoRA of FLUX.1 in the style of Black Forest Labs: all layers, with biases, and norms."""
+    style = STYLES["flux"][-1]
+    [blocks] = BLOCKS["flux"].values()
+    found: Shapes = {}
+    for layer, shape, _ in layers_of("flux", style):
+        for number in range(blocks.get(layer.partition(".")[0], 1)):
+            own = layer.replace(".0.", f".{number}.", 1) if number else layer
+            found |= halves(style, own, shape, alphas=False)
+            found[named(style, own, Half.BIAS)] = shape[:1]
+    for template, stack in norm_names("flux").items():
+        for number in range(blocks[stack]):
+            found[template.replace("{}", str(number))] = (128,)
     return found
 
 

@@ -26,6 +26,18 @@ SIZES = {
     "approximator_inputs": 52,
     "text_layers": 13,
     "text_mlp": 48,
+    "text_head": 6,
+    "text_keys": 12,
+    "time": 10,
+    "patch": 2,
+    "patch_0": 1,
+    "patch_1": 2,
+    "patch_2": 2,
+    "cross": 22,
+    "cross_context": 26,
+    "image_keys": 30,
+    "image_positions": 14,
+    "experts": 4,
 }
 """Small sizes, by the names that the tables give them."""
 
@@ -55,6 +67,8 @@ def _source_shape(row: Row, sizes: Mapping[str, int]) -> Shape:
         case ["rows", ends, "of", parts]:
             start, _, stop = ends.partition("-")
             return (height * int(parts) // (int(stop) - int(start)), *rest)
+        case ["queries" | "keys" | "values"]:
+            return (sizes["inner"] + 2 * sizes["keys"], *rest)
         case ["fold", _]:
             return (height * rest[0],)
         case _:

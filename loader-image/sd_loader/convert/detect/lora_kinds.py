@@ -148,20 +148,21 @@ def refuse_other_adapters(tensors: Mapping[str, Tensor], *, by_role: bool = Fals
         number, name = found
         kind = _KINDS[number]
         is_boft = kind is _OFT and len(tensors[name].shape) == _BOFT_DIMENSIONS
-        raise _unsupported(_BOFT if is_boft else kind.what, name, kind.remedy)
+        raise unsupported_adapter(_BOFT if is_boft else kind.what, name, kind.remedy)
     if by_role:
         return
     model = model_of(tensors)
     if model is not None:
-        raise _unsupported(f"a LoRA of {model[0]}", model[1])
+        raise unsupported_adapter(f"a LoRA of {model[0]}", model[1])
     if found is not None:
-        raise _unsupported(_KINDS[found[0]].what, found[1])
+        raise unsupported_adapter(_KINDS[found[0]].what, found[1])
     seen = name_of_a_transformer(tensors)
     if seen is not None:
-        raise _unsupported("a LoRA of another model", seen)
+        raise unsupported_adapter("a LoRA of another model", seen)
 
 
-def _unsupported(what: str, name: str, remedy: str = "") -> LoaderError:
+def unsupported_adapter(what: str, name: str, remedy: str = "") -> LoaderError:
+    """The refusal of an adapter that cannot be loaded. name: that of a tensor which shows it."""
     return LoaderError(
         Reason.UNSUPPORTED_FORMAT,
         f"the file is {what}; supported are LoRAs of {_SUPPORTED} with names that diffusers reads"

@@ -20,7 +20,7 @@ _Z_OR_LUMINA = r"(layers|noise_refiner|context_refiner)_\d+_(attention|feed_forw
 # Names of layers, with underscores. The first pattern that matches any layer of the file counts.
 _BY_NAME = {
     "Chroma": r"distilled_guidance_layer_",
-    "HunyuanVideo": r"((double|single)_blocks_\d+_((img|txt)_mlp_fc|.*adaLN)"
+    "HunyuanVideo": r"((double|single)_blocks_\d+_((img|txt)_mlp_fc|.*(adaLN|mod(ulation)?_linear))"
     r"|(txt_in_individual|context_embedder)_token_refiner)",
     "AuraFlow": r"(joint_transformer_blocks|double_layers|single_layers)_\d+_",
     "HiDream": r"(double|single)_stream_blocks_\d+_",
@@ -36,6 +36,9 @@ _BY_NAME = {
     "Wan or a model of its kind": r"blocks_\d+_attn[12]_(to|add)_",
 }
 _NAMED = {model: re.compile(pattern) for model, pattern in _BY_NAME.items()}
+
+_HUNYUAN_VIDEO = re.compile(r"(.*\.)?double_blocks\.\d+\.(img|txt)_attn_(qkv|proj)\.")
+"""HunyuanVideo's names of attention layers. With underscores they are those of FLUX.1."""
 
 # Several models have these names. The width of what a layer reads tells them apart.
 _SHARED = re.compile(f"{_SD3_OR_FLUX_OR_QWEN}|{_Z_OR_LUMINA}")
@@ -58,6 +61,9 @@ _OF_A_TRANSFORMER = re.compile(
 
 def model_of(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
     """The model that a LoRA is for, and a tensor's name that shows it. None if nothing does."""
+    hunyuan_video = next((name for name in tensors if _HUNYUAN_VIDEO.match(name)), None)
+    if hunyuan_video is not None:
+        return "HunyuanVideo", hunyuan_video
     layers = {name: _layer(name) for name in tensors}
     for model, pattern in _NAMED.items():
         for name, layer in layers.items():

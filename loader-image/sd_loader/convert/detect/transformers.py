@@ -40,7 +40,7 @@ class Family:
 _FAMILIES = (
     Family(
         "AuraFlow",
-        r"(double_layers\.0\.attn|joint_transformer_blocks\.0)\.",
+        r"(double_layers\.0\.attn\.|joint_transformer_blocks\.0\.|register_tokens$)",
         r"joint_transformer_blocks\.",
         "auraflow",
     ),
@@ -57,6 +57,7 @@ _FAMILIES = (
         r"context_embedder\.",
         encoders=_SEVERAL,
     ),
+    Family("Chroma Radiance", r"nerf_(blocks|image_embedder|final_layer(_conv)?)\."),
     Family(
         "Chroma", r"distilled_guidance_layer\.", r"(single_)?transformer_blocks\.", table="chroma"
     ),
@@ -69,13 +70,15 @@ _FAMILIES = (
     Family("FLUX.3", r"(emb_in|x_embedders)\.", r"x_embedders\."),
     Family(
         "FLUX.1",
-        r"(double_blocks\.0\.img_attn|single_transformer_blocks\.0\.proj_mlp)\.",
+        r"(double_blocks\.0\.img_attn|single_blocks\.0\.linear1"
+        r"|single_transformer_blocks\.0\.proj_mlp)\.",
         r"single_transformer_blocks\.",
         "flux",
         _SEVERAL,
     ),
     Family("Qwen-Image 2.1", r"transformer_blocks\.0\.img_mlp\.(gate_up|gate_layer)\."),
     Family("Qwen-Image", r"transformer_blocks\.0\.img_mod\.1\.", table="qwen-image"),
+    Family("Z-Image Omni", r"siglip_(embedder|refiner|pad_token)\b", r"all_x_embedder\."),
     Family(
         "Z-Image",
         r"(layers\.0\.adaLN_modulation\.0|all_x_embedder)\.",

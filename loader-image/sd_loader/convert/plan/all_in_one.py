@@ -301,17 +301,37 @@ def _contents(
         absent = (layout.t5, _tokenizer_folder(layout))
         templates[INDEX_NAME] = templates[INDEX_NAME] | {name: [None, None] for name in absent}
     contents = {path: fill_in(template, dimensions) for path, template in templates.items()}
-    head = contents[f"{TRANSFORMER}/{CONFIG_NAME}"]["attention_head_dim"]
-    if dimensions.get("head", head) != head:
-        raise LoaderError(
-            Reason.CONVERSION_FAILED,
-            f"the attention heads of the transformer are {dimensions['head']} wide; those of"
-            f" {family} are {head}",
-        )
+    _refuse_other_sizes(family, contents[f"{TRANSFORMER}/{CONFIG_NAME}"], dimensions)
     _complete(contents, family, tensors)
     for path, config in contents.items():
         check_heads(path, config)
     return contents
+
+
+def _refuse_other_sizes(family: str, config: Mapping[str, Any], dimensions: Dimensions) -> None:
+    """Refuse a transformer whose config does not follow from its tensors."""
+    head, patch = config["attention_head_dim"], config["patch_size"]
+    if dimensions.get("head", head) != head:
+        problem = (
+            f"the attention heads of the transformer are {dimensions['head']} wide; those of"
+            f" {family} are {head}"
+        )
+    elif dimensions["inner"] % head:
+        problem = (
+            f"the transformer is {dimensions['inner']} wide, which is not a multiple of {head}, the"
+            f" width of an attention head of {family}"
+        )
+    elif dimensions.get("patch", patch) != patch:
+        problem = (
+            f"the transformer reads patches of {dimensions['patch']} latents; {family} reads"
+            f" patches of {patch}"
+        )
+    else:
+        return
+    raise LoaderError(
+        Reason.CONVERSION_FAILED,
+        f"{problem}: name a repo with the model's configs in spec.components.from",
+    )
 
 
 def _tokenizer_folder(layout: _Layout) -> str:

@@ -17,12 +17,12 @@ from sd_loader.convert.plan.repo_model import PlannedModel
 from sd_loader.convert.plan.vae import CLASS, vae_prefix
 from sd_loader.convert.tables import encoders
 from sd_loader.convert.tables.bind import bind, left_out, left_over
-from sd_loader.convert.tables.transformer_widths import differences
+from sd_loader.convert.tables.transformer_widths import differences, unknown_value
 from sd_loader.convert.tables.transformers import load_transformer
 from sd_loader.convert.tables.vae_names import current_names
 from sd_loader.convert.write.files import Item, component_files, json_file
 from sd_loader.diffusers_repo.classes import Role
-from sd_loader.diffusers_repo.index import CONFIG_NAME
+from sd_loader.diffusers_repo.index import CONFIG_NAME, shown
 from sd_loader.diffusers_repo.listed import Component
 from sd_loader.diffusers_repo.listed_files import STEMS
 from sd_loader.errors import LoaderError
@@ -52,6 +52,13 @@ def transformer_files(
             Reason.INVALID_SPEC,
             f"the file is {found}, a {original.class_name}, and the pipeline's {name} is a"
             f" {component.class_name}",
+        )
+    unknown = unknown_value(family, config)
+    if unknown is not None:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"{name}/{CONFIG_NAME} of the repo has {unknown} {shown(config[unknown])}, which no"
+            f" published {found.family.name} has: a model with it loads only as a repo",
         )
     published = original.in_diffusers_layout()
     table = published if found.is_in_diffusers_layout else original

@@ -94,10 +94,23 @@ def _plan_transformer(
     kept, warnings = passed_on(metadata, file.left_out, layers, file.tensors, missing=missing)
     if len(families) > 1:
         warnings += (f"the layers fit models of {names} equally; set spec.baseModel",)
+    if lora.unusual_width is not None:
+        warnings += (
+            f"the layers are {lora.unusual_width} wide, as in no published model of {lora.family}",
+        )
     published = {name: lora.style.published(name) for name in file.tensors}
     items = _items(layers, file.tensors, published, conversion)
+    for name in lora.norms:
+        norm = file.tensors[name]
+        items[name] = Item(name, norm, published_dtype(norm.dtype, conversion.precision))
     files: tuple[PlannedFile, ...] = (weights_file(LORA_FILE, [*items.values()], kept),)
     if conversion.lora.format is LoraFormat.PEFT:
+        if lora.norms:
+            raise LoaderError(
+                Reason.INVALID_SPEC,
+                "spec.lora.format is peft, and the LoRA also replaces norms of queries and keys,"
+                " which an adapter of PEFT cannot have; leave it out",
+            )
         stated = component_config(kept, TRANSFORMER)
         modules_of_family = layer_kinds(lora.family, Layout.DIFFUSERS)
         files += peft_files(_changes(lora, items, file.tensors), stated, modules_of_family)
@@ -123,10 +136,11 @@ def _changes(
     changes = []
     for layer in lora.layers:
         alpha = layer.names.get(Half.ALPHA, "")
+        columns = tensors[layer.names[Half.DOWN]].shape[1]
         for module, row in layer.modules:
             own: dict[Half, Item] = {}
             for half, name in layer.names.items():
-                part = tensors[name] if half is Half.DOWN else take(tensors[name], row.op)
+                part = tensors[name] if half is Half.DOWN else take(tensors[name], row.op, columns)
                 if half is not Half.ALPHA and part is not None:
                     own[half] = replace(items[name], source=part)
             changes.append(Change(module, own, tensors.get(alpha), alpha))

@@ -9,7 +9,7 @@ from functools import cache
 
 from sd_loader.convert.plan.lora_styles import Layout
 from sd_loader.convert.tables.architecture import Row, take
-from sd_loader.convert.tables.dimensions import Dimensions, matches
+from sd_loader.convert.tables.dimensions import Dimensions, matches, with_values
 from sd_loader.convert.tables.transformers import Kind, load_transformer
 from sd_loader.tensors import Tensor
 
@@ -17,6 +17,8 @@ WIDTH = "inner"
 """The name of a transformer's width in its table."""
 
 _WEIGHT = ".weight"
+_HEAD = "head"
+"""The shape of a norm of queries or keys."""
 _XLABS = {
     "double_blocks.{}.processor.qkv_lora1": "double_blocks.{}.img_attn.qkv",
     "double_blocks.{}.processor.qkv_lora2": "double_blocks.{}.txt_attn.qkv",
@@ -41,6 +43,16 @@ BLOCKS: Mapping[str, Mapping[int, Mapping[str, int]]] = {
     "lumina2": {2304: {"layers": 26, "noise_refiner": 2, "context_refiner": 2}},
 }
 """The number of blocks of each published model, by its family and width."""
+
+
+_SIZES: Mapping[str, Mapping[str, str]] = {
+    "flux2": {"time": "256", "mlp": "3*inner"},
+    "lumina2": {"time": "1024", "mlp": "4*inner", "keys": "768"},
+    "sd-3": {"patch": "2"},
+    "wan": {"time": "256", "patch_0": "1", "patch_1": "2", "patch_2": "2", "image_keys": "inner"},
+    "z-image": {"time": "256"},
+}
+"""By family: sizes that all published models share, in the language of `dimensions`."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +87,21 @@ def layer_kinds(family: str, layout: Layout) -> Mapping[str, LayerKind]:
     """The layers of a family by their names in a layout, with `{}` for the block's number."""
     groups: dict[str, dict[str, list[Kind]]] = defaultdict(lambda: defaultdict(list))
     for kind in load_transformer(family).kinds:
-        row = kind.row
+        row = replace(kind.row, shape=with_values(kind.row.shape, _SIZES.get(family, {})))
         if row.source.endswith(_WEIGHT) and len(row.shape.split()) > 1:
             name = row.target if layout is Layout.DIFFUSERS else row.source
-            groups[name.removesuffix(_WEIGHT)][kind.where].append(kind)
+            groups[name.removesuffix(_WEIGHT)][kind.where].append(replace(kind, row=row))
     found = {name: _layer_kind(by_version, layout) for name, by_version in groups.items()}
     return _of_xlabs(found) if layout is Layout.XLABS else found
+
+
+def norm_names(family: str) -> Mapping[str, str]:
+    """The stack of blocks of each norm of queries or keys, by its name in the original layout."""
+    return {
+        kind.row.source: kind.stack.removesuffix(".")
+        for kind in load_transformer(family).kinds
+        if kind.row.shape == _HEAD
+    }
 
 
 def _layer_kind(by_version: Mapping[str, list[Kind]], layout: Layout) -> LayerKind:

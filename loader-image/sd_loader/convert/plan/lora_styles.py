@@ -21,6 +21,12 @@ _PEFT = {
     "lora_magnitude_vector": Half.MAGNITUDE,
     "alpha": Half.ALPHA,
 }
+_BFL = {
+    "lora_A.weight": Half.DOWN,
+    "lora_B.weight": Half.UP,
+    "lora_B.bias": Half.BIAS,
+}
+_NORMS = (".query_norm.scale", ".key_norm.scale")
 _XLABS = {"down.weight": Half.DOWN, "up.weight": Half.UP}
 
 
@@ -63,6 +69,9 @@ class LoraStyle:
     whole_blocks: bool = False
     """True if diffusers needs all layers of each block that the LoRA changes."""
 
+    whole_model: bool = False
+    """True if diffusers needs all layers of the model, and new norms of queries and keys."""
+
     published_prefix: str | None = None
     """The prefix that diffusers needs, if it is another one."""
 
@@ -83,6 +92,10 @@ class LoraStyle:
     def is_of_clip(self, name: str) -> bool:
         """Whether a tensor belongs to a layer of CLIP-L."""
         return bool(self.clip) and name.startswith(self.clip)
+
+    def is_norm(self, name: str) -> bool:
+        """Whether a tensor replaces a norm of queries or keys."""
+        return self.whole_model and name.endswith(_NORMS)
 
     def matches(self, template: str) -> bool:
         """Return whether diffusers reads a layer. template: its name, with `{}` for numbers."""
@@ -139,7 +152,10 @@ _FLUX = (
 )
 
 STYLES: Mapping[str, tuple[LoraStyle, ...]] = {
-    "flux": _FLUX,
+    "flux": (
+        *_FLUX,
+        LoraStyle("BFL's", "", Layout.ORIGINAL, _BFL, alphas=Alphas.FORBIDDEN, whole_model=True),
+    ),
     "chroma": tuple(replace(style, clip=()) for style in _FLUX),
     "flux2": (
         _kohya(Layout.ORIGINAL, rf"{_BLOCKS}|(img|txt)_in$|time_in\.|final_layer\.linear$"),

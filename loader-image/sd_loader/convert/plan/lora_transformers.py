@@ -11,10 +11,17 @@ from typing import NoReturn
 
 from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
-from sd_loader.convert.detect.lora_kinds import shown
+from sd_loader.convert.detect.lora_kinds import shown, unsupported_adapter
 from sd_loader.convert.plan.lora_families import check_clip_l
 from sd_loader.convert.plan.lora_keys import Half, Key, Layer, Style, layers_of
-from sd_loader.convert.plan.lora_layers import BLOCKS, WIDTH, LayerKind, layer_kinds, module_of
+from sd_loader.convert.plan.lora_layers import (
+    BLOCKS,
+    WIDTH,
+    LayerKind,
+    layer_kinds,
+    module_of,
+    norm_names,
+)
 from sd_loader.convert.plan.lora_styles import STYLES, Alphas, LoraStyle, template_of
 from sd_loader.convert.tables.architecture import Row
 from sd_loader.convert.tables.dimensions import Dimensions
@@ -99,6 +106,12 @@ class TransformerLora:
     clip: tuple[Layer, ...] = ()
     """The layers of CLIP-L that it changes as well."""
 
+    norms: tuple[str, ...] = ()
+    """Names of tensors that replace norms of queries and keys."""
+
+    unusual_width: int | None = None
+    """The width of the model, if no published model of the family is that wide."""
+
 
 def transformer_lora(
     tensors: Mapping[str, Tensor],
@@ -115,17 +128,25 @@ def transformer_lora(
     for family, styles in STYLES.items():
         for style in styles:
             known = _known(names, family, style)
-            if not known:
+            if not known or (style.whole_model and not any(map(style.is_norm, tensors))):
                 continue
             try:
-                readings.append(_read(tensors, family, style))
+                is_stated = base_model is not None and base_model.value == family
+                readings.append(_read(tensors, family, style, is_stated=is_stated))
             except LoaderError as error:
                 errors.append((known, error))
     if readings:
+        if _is_of_hunyuan_video(metadata) and base_model is None:
+            raise unsupported_adapter("a LoRA of HunyuanVideo by its metadata", names[0])
         return _choose(readings, metadata, base_model)
     if errors:
         raise max(errors, key=lambda pair: pair[0])[1]
     return None
+
+
+def _is_of_hunyuan_video(metadata: Mapping[str, str]) -> bool:
+    """Whether the metadata names HunyuanVideo, whose attention musubi names as that of FLUX.1."""
+    return any(metadata.get(key, "").lower().startswith("hunyuan") for key in _METADATA)
 
 
 def _known(names: Sequence[str], family: str, style: LoraStyle) -> int:
@@ -152,16 +173,35 @@ def _find(
     return None if number is None or template not in kinds else (*kinds[template], number)
 
 
-def _read(tensors: Mapping[str, Tensor], family: str, style: LoraStyle) -> TransformerLora:
+def _read(
+    tensors: Mapping[str, Tensor], family: str, style: LoraStyle, *, is_stated: bool
+) -> TransformerLora:
+    """Read a LoRA. is_stated: whether the user names the family, which may then have any width."""
     of_clip = {name: tensor for name, tensor in tensors.items() if style.is_of_clip(name)}
-    own = {name: tensor for name, tensor in tensors.items() if name not in of_clip}
+    norms = {name: tensor for name, tensor in tensors.items() if style.is_norm(name)}
+    others = of_clip.keys() | norms.keys()
+    own = {name: tensor for name, tensor in tensors.items() if name not in others}
     layers = _layers(own, family, style)
     for layer in layers:
         _check_whole(layer, style)
-    _check_shapes(layers, tensors, family)
+    width = _check_shapes(layers, tensors, family)
+    is_unusual = width is not None and width not in BLOCKS[family]
+    if is_unusual and not is_stated:
+        raise LoaderError(
+            Reason.CONVERSION_FAILED,
+            f"the layers are those of {family}, but they are {width} wide; its models are"
+            f" {' or '.join(map(str, BLOCKS[family]))} wide: set spec.baseModel if the LoRA is for"
+            " a model of another width",
+        )
+    if not is_unusual:
+        _check_numbers(layers, width, family)
     if style.whole_blocks:
         _check_blocks(layers, family, style)
-    return TransformerLora(family, style, tuple(layers), _clip_layers(of_clip, family, style))
+    if style.whole_model:
+        _check_model(layers, norms, family, style)
+    clip = _clip_layers(of_clip, family, style)
+    unusual_width = width if is_unusual else None
+    return TransformerLora(family, style, tuple(layers), clip, tuple(norms), unusual_width)
 
 
 def _clip_layers(tensors: Mapping[str, Tensor], family: str, style: LoraStyle) -> tuple[Layer, ...]:
@@ -222,7 +262,8 @@ def _refuse_alphas(problem: str, style: LoraStyle, seen: str) -> NoReturn:
 
 def _check_shapes(
     layers: Sequence[TransformerLayer], tensors: Mapping[str, Tensor], family: str
-) -> None:
+) -> int | None:
+    """Refuse layers of shapes that the family does not have. Return the width, if one shows it."""
     dimensions: Dimensions = {}
     # Layers of several modules come last: their shapes name more sizes.
     for layer in sorted(layers, key=lambda layer: max(map(len, layer.kind.variants))):
@@ -251,19 +292,12 @@ def _check_shapes(
                     f"{shown(name)} has the shape {list(tensors[name].shape)} for a layer of"
                     f" {up[0]} outputs",
                 )
-    _check_sizes(layers, dimensions, family)
+    return dimensions.get(WIDTH)
 
 
-def _check_sizes(layers: Sequence[TransformerLayer], dimensions: Dimensions, family: str) -> None:
-    """Refuse a width, or the number of a block, that no model of the family has."""
+def _check_numbers(layers: Sequence[TransformerLayer], width: int | None, family: str) -> None:
+    """Refuse the number of a block that no published model of this width has."""
     published = BLOCKS[family]
-    width = dimensions.get(WIDTH)
-    if width is not None and width not in published:
-        raise LoaderError(
-            Reason.CONVERSION_FAILED,
-            f"the layers are those of {family}, but they are {width} wide; its models are"
-            f" {' or '.join(map(str, published))} wide",
-        )
     counts = [published[width]] if width is not None else list(published.values())
     for layer in layers:
         limit = max(count.get(layer.kind.stack, 1 << 20) for count in counts)
@@ -296,6 +330,39 @@ def _check_blocks(layers: Sequence[TransformerLayer], family: str, style: LoraSt
                     f" style, diffusers reads a LoRA of {family} only if the first blocks have all"
                     " of their layers",
                 )
+
+
+def _check_model(
+    layers: Sequence[TransformerLayer],
+    norms: Mapping[str, Tensor],
+    family: str,
+    style: LoraStyle,
+) -> None:
+    """Refuse a file that lacks a layer or a norm, or has norms of another shape."""
+    has_optional = any(layer.kind.is_optional for layer in layers)
+    norms_of_family = norm_names(family)
+    needed = dict(norms_of_family)
+    for name, kind in layer_kinds(family, style.layout).items():
+        if has_optional or not kind.is_optional:
+            needed[name] = kind.stack
+    found = {layer.name for layer in layers} | norms.keys()
+    [blocks] = BLOCKS[family].values()
+    for template, stack in needed.items():
+        for number in range(blocks.get(stack, 1)):
+            name = template.replace("{}", str(number), 1)
+            if name not in found:
+                raise LoaderError(
+                    Reason.UNSUPPORTED_FORMAT,
+                    f"the file lacks {name}: in {style.who} style, diffusers reads a LoRA of"
+                    f" {family} only if it has all layers and norms of the model",
+                )
+    for name, tensor in norms.items():
+        template, _ = template_of(name, style.separator)
+        if template not in norms_of_family or len(tensor.shape) != 1:
+            raise LoaderError(
+                Reason.CONVERSION_FAILED,
+                f"{shown(name)} {list(tensor.shape)} is not a norm of {family}",
+            )
 
 
 def _choose(

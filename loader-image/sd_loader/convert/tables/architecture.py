@@ -188,12 +188,15 @@ def _vary(base: Architecture, variant: Variant) -> Architecture:
     return replace(base, components=components, templates=templates)
 
 
-def take(tensor: Tensor, op: str) -> Source | None:
+def take(tensor: Tensor, op: str, columns: int | None = None) -> Source | None:
     """Take from a source tensor what a row's op names. Return None if the shape does not allow it.
 
     Ops: "" takes the whole; `rows 0-1 of 3` takes the first third of the rows, and `third 0` means
-    the same; `swap` exchanges the halves of the rows; `fold 6` makes six rows of a vector;
-    `transpose` transposes; `matrix` takes a 1x1 convolution as a matrix.
+    the same; `queries` takes as many rows as there are columns, `keys` the first half of the other
+    rows, and `values` the second; `swap` exchanges the halves of the rows; `fold 6` makes six rows
+    of a vector; `transpose` transposes; `matrix` takes a 1x1 convolution as a matrix.
+
+    columns: those of the layer, if the tensor has only its rows, as a half of a LoRA has.
     """
     shape = tensor.shape
     match op.split():
@@ -204,6 +207,8 @@ def take(tensor: Tensor, op: str) -> Source | None:
         case ["rows", ends, "of", parts]:
             start, _, stop = ends.partition("-")
             return _rows(tensor, int(start), int(stop), int(parts))
+        case ["queries" | "keys" | "values" as part] if len(shape) == 2:
+            return _attention_rows(tensor, part, shape[1] if columns is None else columns)
         case ["swap"]:
             first, second = _rows(tensor, 0, 1, 2), _rows(tensor, 1, 2, 2)
             return None if first is None or second is None else Joined((second, first))
@@ -225,6 +230,20 @@ def _rows(tensor: Tensor, start: int, stop: int, parts: int) -> Tensor | None:
         return None
     height = tensor.shape[0] // parts
     return rows(tensor, start * height, stop * height)
+
+
+def _attention_rows(tensor: Tensor, part: str, queries: int) -> Tensor | None:
+    """The rows of a part of an attention whose keys and values may have fewer heads."""
+    height = tensor.shape[0]
+    keys, odd = divmod(height - queries, 2)
+    if keys <= 0 or odd:
+        return None
+    start, stop = {
+        "queries": (0, queries),
+        "keys": (queries, queries + keys),
+        "values": (queries + keys, height),
+    }[part]
+    return rows(tensor, start, stop)
 
 
 def fill_in(template: Any, dimensions: dict[str, int]) -> Any:  # noqa: ANN401 - any JSON value

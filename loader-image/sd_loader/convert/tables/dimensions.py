@@ -42,6 +42,18 @@ def is_known(expression: str, dimensions: Mapping[str, int]) -> bool:
     return all(name in dimensions for _, name in _terms(expression) if name)
 
 
+def with_values(pattern: str, values: Mapping[str, str]) -> str:
+    """The pattern with expressions instead of names. values: the expressions, by name."""
+    return " ".join(
+        "+".join(
+            f"{factor * inner}*{word}" if word else str(factor * inner)
+            for factor, name in _terms(expression)
+            for inner, word in _terms(values.get(name, name) or "1")
+        )
+        for expression in pattern.split()
+    )
+
+
 def _agrees(expression: str, size: int, dimensions: Dimensions) -> bool:
     terms = _terms(expression)
     if len(terms) == 1 and terms[0][1] and terms[0][1] not in dimensions:
@@ -57,13 +69,10 @@ def _agrees(expression: str, size: int, dimensions: Dimensions) -> bool:
 @cache
 def _terms(sum_: str) -> tuple[tuple[int, str], ...]:
     """Factor and name of each term. The name of a plain number is empty."""
-    terms = []
+    factors: dict[str, int] = {}
     for term in sum_.split("+"):
         factor, times, name = term.rpartition("*")
-        if times:
-            terms.append((int(factor), name))
-        elif term.isdigit():
-            terms.append((int(term), ""))
-        else:
-            terms.append((1, term))
-    return tuple(terms)
+        if not times:
+            factor, name = (term, "") if term.isdigit() else ("1", term)
+        factors[name] = factors.get(name, 0) + int(factor)
+    return tuple((factor, name) for name, factor in factors.items())

@@ -30,7 +30,7 @@ _EXPRESSIONS: Mapping[str, Mapping[str, str]] = {
         "context": "joint_attention_dim",
         "positions": "pos_embed_max_size",
         "inputs": _PATCHES,
-        "outputs": "patch_size*patch_size*out_channels",
+        "outputs": _OUTPUTS,
     },
     "chroma": {
         **_FLUX,
@@ -39,7 +39,11 @@ _EXPRESSIONS: Mapping[str, Mapping[str, str]] = {
         "approximator_inputs": "approximator_num_channels",
     },
     "flux": {**_FLUX, "pooled": "pooled_projection_dim"},
-    "flux2": _FLUX,
+    "flux2": {
+        **_FLUX,
+        "time": "timestep_guidance_channels",
+        "mlp": f"{_INNER}*mlp_ratio",
+    },
     "hidream": {
         "double_stream_blocks": "num_layers",
         "single_stream_blocks": "num_single_layers",
@@ -47,6 +51,7 @@ _EXPRESSIONS: Mapping[str, Mapping[str, str]] = {
         "pooled": "text_emb_dim",
         "context": "caption_channels.0",
         "context_2": "caption_channels.1",
+        "experts": "num_routed_experts",
         "inputs": _PATCHES,
         "outputs": _OUTPUTS,
     },
@@ -58,7 +63,10 @@ _EXPRESSIONS: Mapping[str, Mapping[str, str]] = {
         "head": "attention_head_dim",
         "keys": "num_key_value_heads*attention_head_dim",
         "mlp": "intermediate_size",
+        "time": "timestep_embed_dim",
         "context": "text_hidden_dim",
+        "text_head": "text_hidden_dim/text_num_attention_heads",
+        "text_keys": "text_num_key_value_heads*text_hidden_dim/text_num_attention_heads",
         "text_layers": "num_text_layers",
         "text_mlp": "text_intermediate_size",
         "inputs": "in_channels",
@@ -67,8 +75,9 @@ _EXPRESSIONS: Mapping[str, Mapping[str, str]] = {
         "transformer_blocks": "num_layers",
         "inner": _INNER,
         "context": "caption_channels",
+        "cross_context": "cross_attention_dim",
         "inputs": "in_channels",
-        "outputs": "out_channels",
+        "outputs": "out_channels|in_channels",
     },
     "lumina2": {
         "layers": "num_layers",
@@ -78,7 +87,9 @@ _EXPRESSIONS: Mapping[str, Mapping[str, str]] = {
         "head": "hidden_size/num_attention_heads",
         "keys": "num_kv_heads*hidden_size/num_attention_heads",
         "context": "cap_feat_dim",
+        "time": "hidden_size<1024",
         "inputs": _PATCHES,
+        "outputs": _OUTPUTS,
     },
     "qwen-image": {
         "transformer_blocks": "num_layers",
@@ -92,6 +103,10 @@ _EXPRESSIONS: Mapping[str, Mapping[str, str]] = {
         "transformer_blocks": "num_layers",
         "inner": _INNER,
         "context": "caption_channels",
+        "cross": "num_cross_attention_heads*cross_attention_head_dim",
+        "cross_context": "cross_attention_dim",
+        "mlp": f"{_INNER}*mlp_ratio",
+        "patch": "patch_size",
         "inputs": "in_channels",
         "outputs": _OUTPUTS,
     },
@@ -102,17 +117,24 @@ _EXPRESSIONS: Mapping[str, Mapping[str, str]] = {
         "context": "joint_attention_dim",
         "pooled": "pooled_projection_dim",
         "positions": "pos_embed_max_size*pos_embed_max_size",
+        "patch": "patch_size",
         "inputs": "in_channels",
-        "outputs": "patch_size*patch_size*out_channels",
+        "outputs": _OUTPUTS,
     },
     "wan": {
         "blocks": "num_layers",
         "inner": _INNER,
         "context": "text_dim",
+        "time": "freq_dim",
         "image": "image_dim",
+        "image_keys": "added_kv_proj_dim",
+        "image_positions": "pos_embed_seq_len",
         "mlp": "ffn_dim",
         "inputs": "in_channels",
-        "outputs": "patch_size.0*patch_size.1*patch_size.2*out_channels",
+        "patch_0": "patch_size.0",
+        "patch_1": "patch_size.1",
+        "patch_2": "patch_size.2",
+        "outputs": "patch_size.0*patch_size.1*patch_size.2*out_channels|in_channels",
     },
     "z-image": {
         "layers": "n_layers",
@@ -121,15 +143,23 @@ _EXPRESSIONS: Mapping[str, Mapping[str, str]] = {
         "inner": "dim",
         "head": "dim/n_heads",
         "context": "cap_feat_dim",
-        "inputs": "all_patch_size.0*all_patch_size.0*in_channels",
+        "time": "dim<256",
+        "inputs": "all_f_patch_size.0*all_patch_size.0*all_patch_size.0*in_channels",
     },
 }
 """For each family: how a size follows from the keys of the config.
 
 A size has the name that the key table gives it. The number of layers has the beginning of the
-layers' published names. In an expression, `a|b` is b if a is null, and `a.0` is the first item of a
-list. Sizes that diffusers computes from other sizes are left out.
+layers' published names. In an expression, `a|b` is b if a is null, `a.0` is the first item of a
+list, and `a<256` is at most 256. Other sizes that diffusers computes from sizes are left out.
 """
+
+
+_LIMIT_OR_DEFAULT = re.compile(r"\|\w+|<\d+")
+"""What messages leave out of an expression."""
+
+_LARGEST = 1e9
+"""Numbers of a config from here on are sizes of no model."""
 
 
 @dataclass(frozen=True)
@@ -165,15 +195,49 @@ _SWITCHES: Mapping[str, tuple[_Switch, ...]] = {
     "flux2": (
         _Switch("guidance_embeds", re.compile(r"time_guidance_embed\.guidance_embedder\."), True),
     ),
+    "qwen-image": (
+        _Switch("use_additional_t_cond", re.compile(r"time_text_embed\.addition_t_embedding\.")),
+    ),
+    "sana": (
+        _Switch("guidance_embeds", re.compile(r"time_embed\.guidance_embedder\.")),
+        _Switch("qk_norm", re.compile(r"transformer_blocks\.0\.attn1\.norm_q\.")),
+    ),
     "sd-3": (
         _Switch("qk_norm", re.compile(r"transformer_blocks\.0\.attn\.norm_q\.")),
         _Switch("dual_attention_layers", re.compile(r"transformer_blocks\.(\d{1,4})\.attn2\.")),
     ),
     "wan": (
         _Switch("image_dim", re.compile(r"condition_embedder\.image_embedder\.")),
+        _Switch("pos_embed_seq_len", re.compile(r"condition_embedder\.image_embedder\.pos_embed$")),
         _Switch("added_kv_proj_dim", re.compile(r"blocks\.0\.attn2\.add_k_proj\.")),
     ),
 }
+
+
+_KNOWN_VALUES: Mapping[str, Mapping[str, tuple[object, ...]]] = {
+    "hidream": {"num_routed_experts": (4,)},
+    "ltx": {
+        "attention_bias": (True,),
+        "attention_out_bias": (True,),
+        "norm_elementwise_affine": (False,),
+        "activation_fn": ("gelu-approximate",),
+    },
+    "sana": {
+        "attention_bias": (False,),
+        "norm_elementwise_affine": (False,),
+        "qk_norm": (None, "rms_norm_across_heads"),
+    },
+    "sd-3": {"qk_norm": (None, "rms_norm")},
+    "wan": {"cross_attn_norm": (True,)},
+    "z-image": {
+        "all_patch_size": ([2],),
+        "all_f_patch_size": ([1],),
+        "qk_norm": (True,),
+        "siglip_feat_dim": (None,),
+    },
+}
+"""By family: keys that add tensors or change their names, with the values that all published models
+have. The key tables know no others."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +254,18 @@ class Difference:
     """The value that the file shows."""
 
 
+def unknown_value(family: str, config: Mapping[str, Any]) -> str | None:
+    """The first key of a config with a value that the family's key table does not know."""
+    return next(
+        (
+            key
+            for key, known in _KNOWN_VALUES.get(family, {}).items()
+            if key in config and config[key] not in known
+        ),
+        None,
+    )
+
+
 def differences(
     family: str, config: Mapping[str, Any], dimensions: Mapping[str, int], names: Iterable[str]
 ) -> Iterator[Difference]:
@@ -203,7 +279,7 @@ def differences(
         expected = _value(expression, config)
         if found is not None and expected != found:
             shown = "missing" if expected is None else str(expected)
-            yield Difference(expression, shown, str(found))
+            yield Difference(_LIMIT_OR_DEFAULT.sub("", expression), shown, str(found))
     names = list(names)
     for switch in _SWITCHES.get(family, ()):
         in_config, in_file = switch.expected(config), switch.found(names)
@@ -217,25 +293,25 @@ def _shown(value: bool | list[int]) -> str:
 
 def _value(expression: str, config: Mapping[str, Any]) -> int | None:
     """The value of an expression. None if the config lacks a number that it needs."""
-    product: int | None = None
+    expression, _, limit = expression.partition("<")
+    product: float = 1
     for operator, term in re.findall(r"([*/]?)([^*/]+)", expression):
         value = _term(term, config)
         if value is None or (operator == "/" and value == 0):
             return None
-        if product is None:
-            product = value
-        else:
-            product = product * value if operator == "*" else product // value
-    return product
+        product = product // value if operator == "/" else product * value
+    # diffusers rounds a size down, too.
+    return min(int(product), int(limit)) if limit else int(product)
 
 
-def _term(term: str, config: Mapping[str, Any]) -> int | None:
+def _term(term: str, config: Mapping[str, Any]) -> float | None:
     for alternative in term.split("|"):
         key, _, number = alternative.partition(".")
         value = config.get(key)
         if number:
             items = value if isinstance(value, list) else []
             value = items[int(number)] if int(number) < len(items) else None
-        if isinstance(value, int) and not isinstance(value, bool):
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and abs(value) < _LARGEST:
             return value
     return None
