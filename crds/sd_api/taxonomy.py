@@ -126,8 +126,10 @@ FAMILIES: Mapping[BaseModelName, Family] = {
     BaseModelName.AURAFLOW: Family("AuraFlow", r"auraflow(v?0[123])?|pony(diffusion)?v7"),
     BaseModelName.COGVIDEOX: Family("CogVideoX", r"cogvideox?(2b|5b)?|cogvideox15(5b)?"),
     BaseModelName.COGVIEW4: Family("CogView 4", r"cogview4(6b)?"),
+    BaseModelName.ERNIE_IMAGE: Family("ERNIE-Image", r"ernie(image)?(turbo)?"),
     BaseModelName.HIDREAM: Family("HiDream", r"hidream(i1|image)?(full|dev|fast)?"),
     BaseModelName.HUNYUAN_VIDEO: Family("HunyuanVideo", r"hunyuanvideo1?"),
+    BaseModelName.IDEOGRAM4: Family("Ideogram 4", r"ideogram4?0?"),
     BaseModelName.KREA2: Family(
         "Krea 2",
         r"krea2(turbo|raw)?",
@@ -135,6 +137,7 @@ FAMILIES: Mapping[BaseModelName, Family] = {
     ),
     BaseModelName.LTX: Family("LTX-Video", r"ltx(v|video)?"),
     BaseModelName.LTX2: Family("LTX-2", r"ltx(v|video)?2"),
+    BaseModelName.MOCHI: Family("Mochi", r"mochi1?(preview)?"),
     BaseModelName.PIXART: Family("PixArt", r"pixart(a|e|alpha|sigma)?"),
     BaseModelName.SANA: Family("Sana", r"sana(15|16b|sprint)?"),
 }
