@@ -18,6 +18,7 @@ from sd_api import defaults
 from sd_api.choices import ModelType
 from sd_api.reasons import Reason
 from sd_api.spec import Verify
+from sd_api.taxonomy import title_of
 from sd_api.wire import Progress, Stage
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.quantized_repo import is_quantized
@@ -55,14 +56,14 @@ class Rendered:
     """A PNG. None if the model is not rendered."""
 
     warning: str | None = None
-    """Why a pipeline is not rendered."""
+    """Why the model was not tried."""
 
 
 def render(folder: Path, converted: Converted, conversion: Conversion, report: Report) -> Rendered:
     """Render an image with the pipeline in the folder. Raise VerificationFailed if it is unusable.
 
     A LoRA, embedding, ControlNet or VAE cannot render an image alone. With a GPU it is tried on a
-    base of its family with random weights.
+    base of its family with random weights, if the loader has the family's configs.
     """
     import torch
 
@@ -70,9 +71,8 @@ def render(folder: Path, converted: Converted, conversion: Conversion, report: R
     report(Progress(stage=Stage.VERIFYING, percent=0))
     with explaining():
         if not conversion.is_pipeline:
-            if device == "cuda" and converted.base_model is not None:
-                _try_adapter(folder, conversion.model_type, converted.base_model, device)
-            return Rendered()
+            why_not = _try_adapter(folder, conversion.model_type, converted.base_model, device)
+            return Rendered(warning=None if why_not is None else f"not tried: {why_not}")
         if is_quantized(converted.precision):
             return Rendered(warning=f"not rendered: the weights are {converted.precision}")
         precision = converted.precision
@@ -96,11 +96,19 @@ def render(folder: Path, converted: Converted, conversion: Conversion, report: R
         return Rendered(_png(image))
 
 
-def _try_adapter(folder: Path, model_type: ModelType, base_model: str, device: str) -> None:
-    """Try the model on a random base of full size. Skip it for a base without bundled configs."""
+def _try_adapter(
+    folder: Path, model_type: ModelType, base_model: str | None, device: str
+) -> str | None:
+    """Try the model on a random base of full size. Return why not, if it is not tried."""
+    if device != "cuda":
+        return "that needs a GPU"
+    if base_model is None:
+        return "its family is not known; name it in spec.baseModel"
     for family, sizes in PUBLISHED_SIZES.items():
         if family == base_model:
             try_adapter(folder, model_type, family, sizes, device)
+            return None
+    return f"the loader has no base of {title_of(base_model)} to try it on"
 
 
 def open_pipeline(folder: Path, dtype: torch.dtype) -> Pipeline:

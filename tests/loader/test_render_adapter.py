@@ -113,13 +113,24 @@ def test_lora_loads_into_its_base(tmp_path: Path) -> None:
         attempt(tmp_path / "other", ModelType.LORA, "sd-1")
 
 
-def test_adapter_without_a_known_base_is_not_tried(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("base", "has_gpu", "why"),
+    [
+        (None, True, "its family is not known; name it in spec.baseModel"),
+        ("flux", True, "the loader has no base of FLUX.1 to try it on"),
+        ("sd-1", False, "that needs a GPU"),
+    ],
+    ids=["an unknown family", "a family with a transformer", "no GPU"],
+)
+def test_adapter_without_a_base_is_published_untried_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str | None, has_gpu: bool, why: str
 ) -> None:
     """The conversion has already checked its keys and shapes; an attempt on no files would fail."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     conversion = Conversion(ModelType.VAE, "vae")
-    assert render(tmp_path, Converted(files={}), conversion, lambda _: None) == Rendered()
+    converted = Converted(files={}, base_model=base)
+    made = render(tmp_path, converted, conversion, lambda _: None)
+    assert made == Rendered(warning=f"not tried: {why}")
 
 
 @pytest.mark.gpu
