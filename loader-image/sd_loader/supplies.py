@@ -57,6 +57,7 @@ from sd_loader.tensors import TensorFile
 if TYPE_CHECKING:
     from sd_loader.diffusers_repo.listed import AnyPipeline, ListedPipeline
     from sd_loader.net.ranges import RemoteFile
+    from sd_loader.source.hub_api import Repo
     from sd_loader.source.hub_copy import RepoCopy
 
 FROM = "spec.components.from"
@@ -127,18 +128,22 @@ class Supplies:
         with naming(FROM):
             repo = self._repo(url)
             ref = self._ref(url, FROM, ModelType.HUGGINGFACE)
-            commit = self._check_pipeline(repo, ref, _SKELETON_FOLDER, required=True)
-        self.skeleton = f"{repo.repo_id}@{commit}"
+            listed = self._check_pipeline(repo, ref, _SKELETON_FOLDER, required=True)
+        self.skeleton = f"{repo.repo_id}@{listed.commit}"
 
-    def check_repo(self, place: Place, ref: SourceRef) -> None:
-        """Refuse the model's own repo now if it lacks a component that another replaces."""
+    def check_repo(self, place: Place, ref: SourceRef) -> SourceRef:
+        """Refuse the model's own repo now if it lacks a component that another replaces.
+
+        Return the reference with the repo's list of files, if it was read.
+        """
         is_whole = ref.model_type in (None, ModelType.HUGGINGFACE)
-        if isinstance(place, HubRepo) and is_whole and self.conversion.replaced:
-            self._check_pipeline(place, ref, _OUTLINE_FOLDER)
+        if not isinstance(place, HubRepo) or not is_whole or not self.conversion.replaced:
+            return ref
+        return replace(ref, listed=self._check_pipeline(place, ref, _OUTLINE_FOLDER))
 
     def _check_pipeline(
         self, repo: HubRepo, ref: SourceRef, folder: str, *, required: bool = False
-    ) -> str:
+    ) -> Repo:
         from sd_loader.source.hub import check_pipeline  # imported here, as in acquire
 
         into = self._folder(folder)

@@ -144,6 +144,22 @@ def test_gated_default_repo_is_refused_before_a_large_file_is_downloaded(
 WHOLE = {"components": {"from": SKELETON}}
 REFUSED = [
     pytest.param(
+        lambda: skeletons.flux() | skeletons.with_class("transformer", "my_module", "Net"),
+        WHOLE,
+        Reason.UNSAFE_MODEL,
+        "spec.components.from: a FLUX pipeline (FluxPipeline): model_index.json: transformer comes"
+        " from my_module, which is code of the repo's own or of an unknown library",
+        id="a class of the repo's own",
+    ),
+    pytest.param(
+        lambda: skeletons.changed(skeletons.flux(), auto_map={"AutoModel": "net.Net"}),
+        WHOLE,
+        Reason.UNSAFE_MODEL,
+        "transformer/config.json asks for code of the repo (auto_map)",
+        id="a config that names code",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
         skeletons.qwen,
         WHOLE,
         Reason.INVALID_SPEC,
@@ -233,6 +249,8 @@ def test_component_of_a_repo_is_replaced_by_a_file(
     names = skeletons.published_shapes("wan").keys()
     assert published(containers, f"transformer_2/{DIFFUSION}.safetensors").keys() == names
     assert not [path for path in hub.served if "/transformer_2/" in path and "safetens" in path]
+    listings = [it.path for it in hub.requests if it.path.startswith(f"/api/models/{SKELETON}")]
+    assert len(listings) == 1, "a branch that moves between two lists gives two commits"
 
 
 NEEDLESS = [

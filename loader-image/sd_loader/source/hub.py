@@ -103,8 +103,8 @@ def check_pipeline(
     report: Report,
     *,
     required: bool,
-) -> str:
-    """Refuse a repo whose index shows that it cannot be used. Return the commit.
+) -> Repo:
+    """Refuse a repo whose index shows that it cannot be used. Return its list of files.
 
     required: whether a repo without an index is refused as well.
     """
@@ -114,7 +114,7 @@ def check_pipeline(
         if INDEX_NAME in found.files:
             copy = RepoCopy(found, into / FOLDER_NAME, downloader, report)
             refuse_unsuitable(copy.fetch_index(), ref)
-        return found.commit
+        return found
 
 
 def fetch_configs(
@@ -167,7 +167,7 @@ def _open_repo(
     token = client.token(endpoint, ref.field, required=ref.needs_token, is_default_host=True)
     listing_token = token if client.lists_private(endpoint) else None
     with hub_session(client) as session, client.naming_default_secret(endpoint):
-        repo = resolve(repo_id, revision, endpoint, listing_token, client.retries)
+        repo = ref.listed or resolve(repo_id, revision, endpoint, listing_token, client.retries)
         errors = HubErrors(f"{endpoint}/{repo.repo_id}")
         yield (
             repo,
