@@ -90,7 +90,10 @@ Keys = dict[str, list[str]]
 
 
 def make_list() -> dict[str, Any]:
-    """Return the list: versions, pipelines, components by library, configs, and kept modules."""
+    """Return the list: versions, pipelines, components by library, configs, and kept modules.
+
+    `optional` has the parameters of pipelines that an index may leave out.
+    """
     sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))  # one module only imports it
     transformers.logging.set_verbosity_error()
     pipelines = dict(_exported(DiffusionPipeline))
@@ -118,6 +121,8 @@ def make_list() -> dict[str, Any]:
     return {
         "versions": {"diffusers": diffusers.__version__, "transformers": transformers.__version__},
         "pipelines": {name: _parameters(kind) for name, kind in sorted(pipelines.items())},
+        "optional": {name: found for name, kind in sorted(pipelines.items())
+                     if (found := _optional(kind))},
         "components": {library: dict(sorted(components[library].items())) for library in
                        sorted(components)},
         "kept_in_fp32": {name: modules for name, modules in sorted(kept.items()) if modules},
@@ -207,6 +212,16 @@ def _role(kind: Any) -> str:  # noqa: ANN401 - a class
 
 def _parameters(pipeline: Any) -> list[str]:  # noqa: ANN401 - a class
     return [name for name in inspect.signature(pipeline.__init__).parameters if name != "self"]
+
+
+def _optional(pipeline: Any) -> list[str]:  # noqa: ANN401 - a class
+    """The parameters that `from_pretrained` does not miss if an index has no entry for them."""
+    return [
+        name
+        for name, parameter in inspect.signature(pipeline.__init__).parameters.items()
+        if name != "self"
+        and (parameter.default is not parameter.empty or name in pipeline._optional_components)
+    ]
 
 
 def _kept_in_fp32(kind: Any) -> dict[str, list[str]]:  # noqa: ANN401 - a class

@@ -169,6 +169,15 @@ REFUSED = [
         id="another family",
     ),
     pytest.param(
+        lambda: skeletons.flux() | skeletons.with_class("transformer", None, None),
+        WHOLE,
+        Reason.INVALID_SPEC,
+        "spec.components.from: the repo is a FLUX pipeline (FluxPipeline) without the component"
+        " transformer, whose config the file needs: name a diffusers repo of FLUX.1 that has it",
+        id="a repo without a transformer",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
         lambda: skeletons.changed(skeletons.flux(), num_layers=19),
         WHOLE,
         Reason.CONVERSION_FAILED,

@@ -65,6 +65,12 @@ def parameters(pipeline_class: str) -> tuple[str, ...] | None:
     return None if found is None else tuple(found)
 
 
+def required(pipeline_class: str) -> tuple[str, ...]:
+    """The parameters of a pipeline on the list that an index must have, at least as null."""
+    optional = known()["optional"].get(pipeline_class, ())
+    return tuple(name for name in known()["pipelines"][pipeline_class] if name not in optional)
+
+
 def config_class(class_name: str) -> str:
     """The class that documents the config: another one for models of transformers."""
     found: str = known()["configs"].get(class_name, class_name)

@@ -179,6 +179,13 @@ def _listed(
                     f" {classes.version('diffusers')})",
                 )
             components[name] = component
+    missing = [name for name in classes.required(class_name) if name not in index]
+    if missing:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"{INDEX_NAME} lacks {', '.join(missing)}, without which diffusers does not open the"
+            " pipeline: use a complete repo",
+        )
     version = index.get("_diffusers_version")
     return ListedPipeline(
         class_name,

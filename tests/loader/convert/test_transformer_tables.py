@@ -192,9 +192,10 @@ def test_values_equal_those_of_diffusers_converter(family: str, tmp_path: Path) 
     from sd_loader.formats import open_tensor_file
     from tools.transformer_families import FAMILIES as MADE
 
-    # Converters may contain the published width; they do not read the columns.
+    # Converters may contain the published width. They do not read the columns, but some rows of
+    # the tables are cut by their number.
     shapes = {
-        name: shape if len(shape) < 2 else (shape[0], 2)
+        name: shape if len(shape) < 2 or family == "lumina2" else (shape[0], 2)
         for name, shape in original_shapes(family, sizes=MADE[family].sizes).items()
     }
     shapes |= dict.fromkeys(load_transformer(family).unused, (1,))

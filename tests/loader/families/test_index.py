@@ -158,6 +158,10 @@ def test_options_may_be_lists_and_unknown_ones_are_left_out():
     """Krea 2 names the layers of its encoder that it reads."""
     content = familyrepos.index(
         "Krea2Pipeline",
+        scheduler=familyrepos.FLOW,
+        text_encoder=["transformers", "Qwen3VLModel"],
+        tokenizer=["transformers", "Qwen2Tokenizer"],
+        transformer=["diffusers", "Krea2Transformer2DModel"],
         text_encoder_select_layers=[2, 5, 8],
         is_distilled=True,
         trust_remote_code=True,
@@ -173,6 +177,13 @@ def test_a_safety_checker_is_left_out():
     """It blocks images, and is not part of the model."""
     content = familyrepos.index(
         "StableDiffusionControlNetPipeline",
+        controlnet=["diffusers", "ControlNetModel"],
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+        scheduler=["diffusers", "DDIMScheduler"],
+        text_encoder=["transformers", "CLIPTextModel"],
+        tokenizer=["transformers", "CLIPTokenizer"],
+        unet=["diffusers", "UNet2DConditionModel"],
+        vae=["diffusers", "AutoencoderKL"],
         safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
         requires_safety_checker=True,
     )
@@ -181,8 +192,10 @@ def test_a_safety_checker_is_left_out():
 
 def test_an_old_name_of_a_class_and_a_module_of_a_pipeline_are_known():
     """Repos keep the names of the versions that saved them."""
+    others = ("audio_vae", "scheduler", "text_encoder", "transformer", "vae", "vocoder")
     content = familyrepos.index(
         "LTX2Pipeline",
+        **{name: [None, None] for name in others},
         tokenizer=["transformers", "GemmaTokenizerFast"],
         connectors=["ltx2", "LTX2TextConnectors"],
     )

@@ -36,6 +36,14 @@ def with_entry(name: str, **entries: Any) -> Files:
     return {**files, name: familyrepos.encoded({**json.loads(files[name]), **entries})}
 
 
+def without_entry(component: str) -> Files:
+    """Return FLUX without an entry of its index."""
+    files = familyrepos.flux()
+    index = json.loads(files["model_index.json"])
+    del index[component]
+    return {**files, "model_index.json": familyrepos.encoded(index)}
+
+
 def with_index(weight_map: dict[str, Any] | None) -> Files:
     """Return FLUX with this index of the transformer's shards."""
     return {**familyrepos.flux(), INDEX: familyrepos.encoded({"weight_map": weight_map})}
@@ -53,6 +61,13 @@ def twice() -> Files:
 
 
 REFUSED = [
+    pytest.param(
+        without_entry("text_encoder_2"),
+        Reason.UNSUPPORTED_FORMAT,
+        f"{FLUX}model_index.json lacks text_encoder_2, without which diffusers does not open the"
+        " pipeline: use a complete repo",
+        id="missing component",
+    ),
     pytest.param(
         without(SECOND),
         Reason.UNSUPPORTED_FORMAT,

@@ -113,8 +113,8 @@ def wan() -> Files:
     return repo
 
 
-def with_class(component: str, library: str, class_name: str) -> Files:
-    """Return the index of FLUX.1 with another class for a component."""
+def with_class(component: str, library: str | None, class_name: str | None) -> Files:
+    """Return the index of FLUX.1 with another class for a component, or with none."""
     index = json.loads(flux()["model_index.json"])
     return {"model_index.json": encoded({**index, component: [library, class_name]})}
 

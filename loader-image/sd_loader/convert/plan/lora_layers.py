@@ -17,6 +17,9 @@ WIDTH = "inner"
 """The name of a transformer's width in its table."""
 
 _WEIGHT = ".weight"
+_EMBEDDINGS = frozenset({"time_text_embed.addition_t_embedding.weight"})
+"""Tables of vectors, which diffusers reads no LoRA of."""
+
 _HEAD = "head"
 """The shape of a norm of queries or keys."""
 _XLABS = {
@@ -88,6 +91,8 @@ def layer_kinds(family: str, layout: Layout) -> Mapping[str, LayerKind]:
     groups: dict[str, dict[str, list[Kind]]] = defaultdict(lambda: defaultdict(list))
     for kind in load_transformer(family).kinds:
         row = replace(kind.row, shape=with_values(kind.row.shape, _SIZES.get(family, {})))
+        if row.source in _EMBEDDINGS:
+            continue
         if row.source.endswith(_WEIGHT) and len(row.shape.split()) > 1:
             name = row.target if layout is Layout.DIFFUSERS else row.source
             groups[name.removesuffix(_WEIGHT)][kind.where].append(replace(kind, row=row))

@@ -53,6 +53,12 @@ def check_skeleton(
     wanted = load_transformer(family).class_name
     listed = pipeline if isinstance(pipeline, ListedPipeline) else None
     own = None if listed is None else listed.components.get(TRANSFORMER)
+    if listed is not None and own is None and TRANSFORMER in listed.nulls:
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"the repo is {listed.title} without the component {TRANSFORMER}, whose config the file"
+            f" needs: name a diffusers repo of {found.name} that has it",
+        )
     if listed is None or own is None or own.class_name != wanted:
         raise LoaderError(
             Reason.INVALID_SPEC,

@@ -311,7 +311,8 @@ def _term(term: str, config: Mapping[str, Any]) -> float | None:
         if number:
             items = value if isinstance(value, list) else []
             value = items[int(number)] if int(number) < len(items) else None
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if is_number and abs(value) < _LARGEST:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if abs(value) < _LARGEST:
             return value
     return None
