@@ -77,6 +77,8 @@ async def serve_gateway(options: Options, state: State) -> None:
         "SD_GATEWAY_STORE": str(options.store.resolve()),
         "SD_GATEWAY_ALLOWED_HOSTS": options.allowed_hosts,
         "SD_GATEWAY_HF_ENDPOINT": options.hub_endpoint,
+        # Loads ask the Civitai of the operator's variable, so the gateway asks it as well.
+        "SD_GATEWAY_CIVITAI_ENDPOINT": os.environ.get(tokens.CIVITAI_ENDPOINT_VARIABLE, ""),
     }
     say(f"The gateway is at {url} and its API documentation at {url}/docs.\nAPI key: {key}")
     await _keep_running("gateway", ("sd_operator.gateway", "run"), settings, options)
