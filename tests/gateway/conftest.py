@@ -1,4 +1,4 @@
-"""The gateway fixture, which the tests of a module share."""
+"""The gateway fixture, which the tests of a module share, and patience with look-ups."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
+from sd_operator.gateway import lookups
 from sd_operator.gateway.settings import GatewaySettings
 from tests.support.gateway.gatewayrun import Gateway, write_keys
 from tests.support.kube.cluster import CLAIM, Cluster
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, an answer of loopback may take longer than a visitor would wait."""
+    monkeypatch.setattr(lookups, "LOOKUP_SECONDS", 60.0)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from sd_operator.base.times import SYSTEM_CLOCK
 from sd_operator.gateway import lookups
 from sd_operator.gateway.facts import Facts
 from sd_operator.gateway.keys import Key
-from sd_operator.gateway.lookups import Lookups
+from sd_operator.gateway.lookups import Lookups, Pasted
 from sd_operator.gateway.settings import GatewaySettings
 from tests.support.gateway.gatewayrun import no_names
 
@@ -45,7 +45,7 @@ class Sources:
             clock = replace(SYSTEM_CLOCK, monotonic=lambda: self.now[0])
             made = Lookups(replace(self.settings, **settings), clock, no_names)
             try:
-                return [await made.find(url, None, KEY) for url in urls]
+                return [await made.find(Pasted(url), KEY) for url in urls]
             finally:
                 await made.close()
 
@@ -61,12 +61,6 @@ class Sources:
     def requests(self) -> list[Any]:
         """All requests to both."""
         return [*self.civitai.requests, *self.hub.requests]
-
-
-@pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine, an answer of loopback may take longer than a visitor would wait."""
-    monkeypatch.setattr(lookups, "LOOKUP_SECONDS", 60.0)
 
 
 @pytest.fixture
@@ -192,6 +186,12 @@ def test_a_gated_repo_says_how_a_token_is_used(sources: Sources) -> None:
             id="name from the server",
         ),
         pytest.param(
+            {"headers": {"Content-Disposition": "attachment; filename*=odd''%41"}},
+            {"Size": "700 B"},
+            "",
+            id="name in an unknown character set",
+        ),
+        pytest.param(
             {"headers": {"Content-Type": "text/html"}}, {}, "leads to a web page", id="web page"
         ),
         pytest.param({"status": 404}, {}, "has no such model or file", id="missing"),
@@ -288,7 +288,7 @@ def test_kept_answers_expire(sources: Sources) -> None:
             (2 * lookups.CACHE_SECONDS, "org/Style.v2"),
         ):
             sources.now[0] = moment
-            await made.find(url, None, KEY)
+            await made.find(Pasted(url), KEY)
             counts.append(len(sources.requests))
         await made.close()
         return counts

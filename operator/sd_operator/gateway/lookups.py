@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 import aiohttp
@@ -44,7 +44,8 @@ LOOKUPS_PER_MINUTE = 30
 """How many look-ups one key may cause in a minute."""
 LOOKUP_SECONDS = 5.0
 """How long a visitor waits for a look-up."""
-AT_ONCE = 4
+READ_AT_ONCE = 4
+"""How many answers are read at the same time, which bounds the memory for them."""
 ANSWER_MAX_BYTES = 2 * 2**20
 """The largest answer that is read. A model at Civitai with fifty versions has half of it."""
 CACHE_SECONDS = 600.0
@@ -61,6 +62,15 @@ _TOO_MANY = (
 _ALL_THE_SAME = "The load asks it again, so you can load the model all the same."
 
 
+@dataclass(frozen=True)
+class Pasted:
+    """A link in the form, with the fields that decide what it means."""
+
+    url: str
+    model_type: ModelType | None = None
+    git_revision: str | None = None
+
+
 class Lookups:
     """The look-ups of one gateway; used and closed on one event loop."""
 
@@ -69,7 +79,7 @@ class Lookups:
         self._clock = clock
         self._guard = replace(settings.guard(), resolver=resolver)
         self._limiter = Limiter(LOOKUPS_PER_MINUTE, clock.monotonic)
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(READ_AT_ONCE)
         self._outgoing: Outgoing | None = None
         self._cache: dict[Meaning, tuple[float, Facts]] = {}
         """The facts and when they expire; the oldest come first."""
@@ -79,14 +89,14 @@ class Lookups:
         if self._outgoing is not None:
             await self._outgoing.close()
 
-    def known(self, url: str, model_type: ModelType | None) -> Facts | None:
-        """Return the facts that are known without a request. None if the url means no source."""
-        meaning = self._read(url, model_type)
+    def known(self, link: Pasted) -> Facts | None:
+        """Return the facts that are known without a request. None if the link means no source."""
+        meaning = self._read(link)
         return None if meaning is None else self._cached(meaning) or self._unasked(meaning)
 
-    async def find(self, url: str, model_type: ModelType | None, key: Key) -> Facts | None:
-        """Return what the source says. None if the url means no source that can be asked."""
-        meaning = self._read(url, model_type)
+    async def find(self, link: Pasted, key: Key) -> Facts | None:
+        """Return what the source says. None if the link means no source that can be asked."""
+        meaning = self._read(link)
         if meaning is None:
             return None
         cached = self._cached(meaning)
@@ -100,7 +110,7 @@ class Lookups:
         if self._limiter.take(key.id):
             return unasked.noting(_TOO_MANY)
         try:
-            async with asyncio.timeout(LOOKUP_SECONDS), self._slots:
+            async with asyncio.timeout(LOOKUP_SECONDS):
                 found, seconds = await self._ask(meaning), CACHE_SECONDS
         except fetching.ERRORS as error:
             found, seconds = unasked.noting(_failure(error, unasked.host)), FAILURE_SECONDS
@@ -109,11 +119,11 @@ class Lookups:
             del self._cache[next(iter(self._cache))]
         return found
 
-    def _read(self, url: str, model_type: ModelType | None) -> Meaning | None:
-        """Return the source that a url means. None for a trained model's id and unreadable urls."""
-        if len(url) > URL_MAX_LENGTH:
+    def _read(self, link: Pasted) -> Meaning | None:
+        """Return the source that a link means. None for trained models and unreadable links."""
+        if len(link.url) > URL_MAX_LENGTH:
             return None
-        meaning = read_source(url, model_type, None, self._settings.hub_page)
+        meaning = read_source(link.url, link.model_type, link.git_revision, self._settings.hub_page)
         if isinstance(meaning, Link):
             version = civitai_download(meaning.url, self._settings.civitai)
             return version or meaning
@@ -160,18 +170,16 @@ class Lookups:
         model: ModelAnswer | None = None
         version_id, model_id = wanted.version_id, wanted.model_id
         if version_id is None:
-            model = await _model(outgoing, api, model_id or 0)
+            model = read_model(await self._read_json(outgoing, f"{api}/models/{model_id}"))
             if not model.versions:
                 return self._unasked(wanted).noting("This model has no published version.")
             version_id = model.versions[0]
-        answer = await fetching.read_json(
-            outgoing, f"{api}/model-versions/{version_id}", ANSWER_MAX_BYTES
-        )
+        answer = await self._read_json(outgoing, f"{api}/model-versions/{version_id}")
         version = read_version(answer, version_id)
         owner = version.facts.model_id
         if model is None and owner is not None:
             with contextlib.suppress(*fetching.ERRORS):  # It only adds creator and licence.
-                model = await _model(outgoing, api, owner)
+                model = read_model(await self._read_json(outgoing, f"{api}/models/{owner}"))
         today = self._clock.now().date().isoformat()
         found = facts.of_civitai(version, model, wanted.choice, endpoint, today)
         if model_id not in (None, owner) and owner is not None:
@@ -186,15 +194,13 @@ class Lookups:
     ) -> Facts:
         at = quote(revision, safe="")
         url = f"{self._settings.hub.rstrip('/')}/api/models/{repo_id}/revision/{at}?blobs=true"
-        answer = await fetching.read_json(outgoing, url, ANSWER_MAX_BYTES)
+        answer = await self._read_json(outgoing, url)
         endpoint = self._settings.hub_page
         return facts.of_repo(read_repo(answer, repo_id, endpoint), path, endpoint)
 
-
-async def _model(outgoing: Outgoing, api: str, model_id: int) -> ModelAnswer:
-    return read_model(
-        await fetching.read_json(outgoing, f"{api}/models/{model_id}", ANSWER_MAX_BYTES)
-    )
+    async def _read_json(self, outgoing: Outgoing, url: str) -> dict[str, object]:
+        async with self._slots:
+            return await fetching.read_json(outgoing, url, ANSWER_MAX_BYTES)
 
 
 async def _ask_server(outgoing: Outgoing, url: str) -> Facts:

@@ -17,8 +17,9 @@ from sd_operator.gateway.gallery import controls, form, forms
 from sd_operator.gateway.gallery.pages import model_url, page
 from sd_operator.gateway.gallery.snippets import to_yaml
 from sd_operator.gateway.keys import Key
+from sd_operator.gateway.lookups import Pasted
 
-NAME, URL = "metadata.name", "spec.url"
+NAME = "metadata.name"
 _SAME_NAMES = 9
 """How many models with a proposed name may exist before the visitor must choose another name."""
 
@@ -82,14 +83,11 @@ class Loading:
 
         asks: whether its source is asked, if the facts are not known yet.
         """
-        url, model_type = texts.get(URL, ""), None
+        model_type = None
         with contextlib.suppress(ValueError):
             model_type = ModelType(texts.get("spec.modelType", ""))
-        if not url:
-            return None
-        if asks:
-            return await self._lookups.find(url, model_type, key)
-        return self._lookups.known(url, model_type)
+        link = Pasted(texts.get("spec.url", ""), model_type, texts.get("spec.gitRevision") or None)
+        return await self._lookups.find(link, key) if asks else self._lookups.known(link)
 
     async def _free_name(self, namespace: str, name: str) -> str:
         """Return the name, with a number if there are models with this name."""
