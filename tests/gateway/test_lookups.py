@@ -3,93 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from devkit.fakecivitai import FakeCivitai, File, Model, Version
-from devkit.fakefiles import Faults
+from devkit.fakecivitai import File, Model, Version
 from devkit.fakehub import FakeHub
 from sd_operator.base.times import SYSTEM_CLOCK
 from sd_operator.gateway import lookups
-from sd_operator.gateway.facts import Facts
-from sd_operator.gateway.keys import Key
 from sd_operator.gateway.lookups import Lookups, Pasted
-from sd_operator.gateway.settings import GatewaySettings
 from tests.support.gateway.gatewayrun import no_names
-
-KEY = Key("painter", "art", b"")
-WEIGHTS = b"weights" * 100
-HOSTILE = '"><script>alert(1)</script>\u202e\x1b'
-
-
-@dataclass
-class Sources:
-    """A Civitai and a Hub on loopback, and look-ups that may call them."""
-
-    civitai: FakeCivitai
-    hub: FakeHub
-    folder: Path
-    settings: GatewaySettings
-    now: list[float] = field(default_factory=lambda: [0.0])
-    """The monotonic clock's time."""
-
-    def ask(self, *urls: str, **settings: Any) -> list[Facts | None]:
-        """Look up these urls, one after the other."""
-
-        async def run() -> list[Facts | None]:
-            clock = replace(SYSTEM_CLOCK, monotonic=lambda: self.now[0])
-            made = Lookups(replace(self.settings, **settings), clock, no_names)
-            try:
-                return [await made.find(Pasted(url), KEY) for url in urls]
-            finally:
-                await made.close()
-
-        return asyncio.run(run())
-
-    def facts(self, url: str, **settings: Any) -> Facts:
-        """Return the facts about a url that means a source."""
-        (found,) = self.ask(url, **settings)
-        assert found is not None
-        return found
-
-    @property
-    def requests(self) -> list[Any]:
-        """All requests to both."""
-        return [*self.civitai.requests, *self.hub.requests]
-
-
-@pytest.fixture
-def sources(tmp_path: Path) -> Iterator[Sources]:
-    """The model 7 at Civitai, and the repo org/style at the Hub."""
-    weights = tmp_path / "weights"
-    weights.write_bytes(WEIGHTS)
-    repo = tmp_path / "repo"
-    repo.mkdir()
-    (repo / "style.safetensors").write_bytes(WEIGHTS)
-    with ExitStack() as stack:
-        civitai, hub = stack.enter_context(FakeCivitai()), stack.enter_context(FakeHub())
-        version = Version(70, [File(700, weights)], trained_words=["fishy"], base_model="Pony")
-        civitai.add(Model(7, "LORA", [version], name="Fish Stylé 魚"))
-        card = {"license": "mit", "base_model": "stabilityai/stable-diffusion-xl-base-1.0"}
-        hub.add_repo("org/Style.v2", repo, card_data=card)
-        settings = GatewaySettings(
-            tmp_path / "keys", hub_endpoint=hub.url, civitai_endpoint=civitai.url
-        )
-        yield Sources(civitai, hub, tmp_path, settings)
+from tests.support.gateway.lookupsources import KEY, WEIGHTS, Sources
 
 
 @pytest.mark.parametrize(
     "url",
     [
         "https://civitai.com/models/7/fish?modelVersionId=70",
-        "https://civitai.com/models/7",
-        "urn:air:sdxl:lora:civitai:7@70",
-        "https://civitai.com/api/download/models/70",
+        pytest.param("https://civitai.com/models/7", marks=pytest.mark.slow),
+        pytest.param("urn:air:sdxl:lora:civitai:7@70", marks=pytest.mark.slow),
+        pytest.param("https://civitai.com/api/download/models/70", marks=pytest.mark.slow),
     ],
 )
 def test_a_model_of_civitai_is_described(sources: Sources, url: str) -> None:
@@ -117,7 +51,9 @@ def test_a_model_of_civitai_is_described(sources: Sources, url: str) -> None:
         pytest.param(
             {"early_access_ends": "2999-01-01T00:00:00Z"}, "early access until", id="early"
         ),
-        pytest.param({"usage_control": "Generation"}, "may only be used on Civitai", id="usage"),
+        pytest.param(
+            {"usage_control": "Generation"}, "may only be used", id="usage", marks=pytest.mark.slow
+        ),
         pytest.param({"files": "gguf"}, "no file that the loader reads", id="format"),
         pytest.param({"files": "two"}, "The version has 2 files", id="choice"),
     ],
@@ -178,7 +114,9 @@ def test_a_gated_repo_says_how_a_token_is_used(sources: Sources) -> None:
     ("faults", "rows", "note"),
     [
         pytest.param({}, {"File": "v2.safetensors", "Size": "700 B"}, "", id="range"),
-        pytest.param({"ignore_range": True}, {"Size": "700 B"}, "", id="without ranges"),
+        pytest.param(
+            {"ignore_range": True}, {"Size": "700 B"}, "", id="whole", marks=pytest.mark.slow
+        ),
         pytest.param(
             {"headers": {"Content-Disposition": 'attachment; filename="Big Fish.ckpt"'}},
             {"File": "Big Fish.ckpt"},
@@ -190,13 +128,22 @@ def test_a_gated_repo_says_how_a_token_is_used(sources: Sources) -> None:
             {"Size": "700 B"},
             "",
             id="name in an unknown character set",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"headers": {"Content-Type": "text/html"}}, {}, "leads to a web page", id="web page"
         ),
         pytest.param({"status": 404}, {}, "has no such model or file", id="missing"),
-        pytest.param({"status": 403}, {}, "to nobody without an account", id="refused"),
-        pytest.param({"status": 500}, {}, "answered with status 500", id="broken"),
+        pytest.param(
+            {"status": 403},
+            {},
+            "to nobody without an account",
+            id="refused",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"status": 500}, {}, "answered with status 500", id="broken", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_link_shows_host_name_and_size(
@@ -213,20 +160,19 @@ def test_a_link_shows_host_name_and_size(
     assert sources.hub.bytes_served <= len(WEIGHTS)
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        pytest.param("https://127.0.0.1/model.safetensors", id="loopback"),
-        pytest.param("https://169.254.169.254/latest/meta-data", id="metadata service"),
-        pytest.param("https://kubernetes.default.svc/api", id="name in the cluster"),
-        pytest.param("http://example.com/model.safetensors", id="plain http"),
-        pytest.param("https://example.com:6443/model.safetensors", id="another port"),
-    ],
-)
-def test_a_look_up_calls_no_private_address(sources: Sources, url: str) -> None:
+def test_a_look_up_calls_no_private_address(sources: Sources) -> None:
     """The note says why the load would be refused, too."""
-    (note,) = sources.facts(url).notes
-    assert note.startswith("A load would be refused: ")
+    urls = (
+        "https://127.0.0.1/model.safetensors",
+        "https://169.254.169.254/latest/meta-data",
+        "https://kubernetes.default.svc/api",
+        "http://example.com/model.safetensors",
+        "https://example.com:6443/model.safetensors",
+    )
+    for url, found in zip(urls, sources.ask(*urls), strict=True):
+        assert found is not None
+        (note,) = found.notes
+        assert note.startswith("A load would be refused: "), url
 
 
 def test_a_redirect_of_a_look_up_leads_to_no_private_address(sources: Sources) -> None:
@@ -247,12 +193,10 @@ def test_a_link_with_a_secret_is_not_called(sources: Sources) -> None:
     assert sources.requests == []
 
 
-@pytest.mark.parametrize(
-    "url", ["", "not a link", "bare-id", "s3://bucket/x", "https://civitai.com/user/x", "x" * 5000]
-)
-def test_an_unreadable_url_is_not_looked_up(sources: Sources, url: str) -> None:
+def test_an_unreadable_url_is_not_looked_up(sources: Sources) -> None:
     """The form's own errors say what is wrong with it."""
-    assert sources.ask(url) == [None]
+    urls = ("", "not a link", "bare-id", "s3://bucket/x", "https://civitai.com/user/x", "x" * 5000)
+    assert sources.ask(*urls) == [None] * len(urls)
     assert sources.requests == []
 
 
@@ -312,89 +256,3 @@ def test_look_ups_of_a_key_and_kept_answers_are_limited(
     monkeypatch.setattr(lookups, "CACHED_MAX", 2)
     sources.ask(*urls[:3], urls[0])
     assert len(sources.requests) == 4, "the oldest answer is forgotten"
-
-
-def api_faults(**faults: Any) -> Callable[[Sources], None]:
-    """Return a function that gives both APIs these faults."""
-
-    def apply(sources: Sources) -> None:
-        sources.hub.api_faults = sources.civitai.api_faults = Faults(**faults)
-
-    return apply
-
-
-def hostile_fields(sources: Sources) -> None:
-    """Fill every text with markup."""
-    more = {"name": HOSTILE, "type": HOSTILE, "creator": {"username": HOSTILE}}
-    version = Version(
-        70,
-        [File(700, sources.folder / "weights", name=HOSTILE, format=HOSTILE)],
-        name=HOSTILE,
-        base_model=HOSTILE,
-        trained_words=[HOSTILE],
-        more={"model": {"name": HOSTILE, "type": HOSTILE}},
-    )
-    sources.civitai.add(Model(7, HOSTILE, [version], commercial_use=[HOSTILE], more=more))
-    card = {"license": HOSTILE, "base_model": [HOSTILE], "instance_prompt": HOSTILE}
-    sources.hub.add_repo("org/Style.v2", sources.folder / "repo", card_data=card)
-
-
-def wrong_types(sources: Sources) -> None:
-    """Give every field a value of another type."""
-    names = ("model", "files", "images", "baseModel", "name", "trainedWords", "modelId")
-    version = Version(70, more=dict.fromkeys(names, 7.5))
-    wrong = {key: [[7]] for key in ("name", "creator", "modelVersions", "allowCommercialUse")}
-    sources.civitai.add(Model(7, "LORA", [version], more=wrong))
-    sources.hub.add_repo("org/Style.v2", sources.folder / "repo", card_data=[{"license": 7}])
-
-
-@pytest.mark.parametrize(
-    "break_it",
-    [
-        pytest.param(hostile_fields, id="markup"),
-        pytest.param(wrong_types, id="wrong types"),
-        pytest.param(api_faults(status=200, body=b"<html>"), id="a web page"),
-        pytest.param(api_faults(status=500), id="an error"),
-    ],
-)
-def test_an_untrusted_answer_stays_inert(
-    sources: Sources, break_it: Callable[[Sources], None]
-) -> None:
-    """Texts are short and printable, a page is an http(s) link, and a name is always proposed."""
-    break_it(sources)
-    for url in ("civitai:7@70", "civitai:7", "org/Style.v2"):
-        found = sources.facts(url)
-        texts = [text for row in found.rows for text in row] + list(found.notes)
-        assert all(text.isprintable() and len(text) < 600 for text in texts), texts
-        assert found.page == "" or found.page.startswith("http://127.0.0.1")
-        assert found.name
-
-
-@pytest.mark.parametrize(
-    ("body", "why"),
-    [
-        pytest.param(b"[" * 100_000, "cannot be read", id="deep"),
-        pytest.param(b'{"id":"' + b"x" * 10_000_000 + b'"}', "cannot be read", id="10 MB"),
-        pytest.param(b"[]", "cannot be read", id="a list"),
-        pytest.param(b"\xff", "cannot be read", id="not UTF-8"),
-    ],
-)
-def test_an_answer_of_another_form_is_not_read(sources: Sources, body: bytes, why: str) -> None:
-    """At most 2 MB are read."""
-    path = "/api/models/org/Style.v2/revision/main"
-    sources.hub.links[path] = (body, Faults(headers={"Content-Type": "application/json"}))
-    (note,) = sources.facts("org/Style.v2").notes
-    assert why in note
-
-
-def test_a_server_that_does_not_answer_is_given_up(
-    sources: Sources, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The visitor waits for a few seconds at most."""
-    monkeypatch.setattr(lookups, "LOOKUP_SECONDS", 0.1)
-    url = sources.hub.serve_file("/slow.ckpt", WEIGHTS * 100, rate=1)
-    path = "/api/models/org/Style.v2/revision/main"
-    sources.hub.links[path] = (WEIGHTS * 1000, Faults(rate=1))
-    (note,) = sources.facts("org/Style.v2").notes
-    assert "did not answer within" in note
-    assert sources.facts(url).name == "slow"
