@@ -74,6 +74,8 @@ def test_a_link_is_looked_up_before_it_is_loaded(shared_cluster: Cluster, asking
     assert facts["Title"] == "Fish Style (v1.0)"
     assert (facts["Type"], facts["Base model"], facts["Size"]) == ("LoRA", "SD 1.5", "7 B")
     assert name_in(text) == "fish-style-2"
+    buttons = re.findall(r'name="action" value="([^"]+)"', text)
+    assert buttons == ["apply", "look-up", "preview"], "Enter presses the first one"
     assert "name: fish-style-2" in text, "the YAML has it as well"
     assert "would be rejected" not in text
     assert not shared_cluster.exists("sdm", "fish-style-2")
