@@ -96,7 +96,7 @@ def of_civitai(
         _type_at_civitai(clean.text(stated.model_type)),
         None if file_size is None else size(file_size),
         None if chosen is None else describe(chosen.file),
-        licence=card.license or (model and "no conditions"),
+        licence=card.license or ("no conditions" if model else None),
     )
     name = proposed_name(stated.model_name or "", f"civitai-{stated.model_id or stated.version_id}")
     return Facts(host_of(endpoint), rows, card.page or "", tuple(notes), name)

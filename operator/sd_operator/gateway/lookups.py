@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import warnings
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
@@ -213,13 +214,19 @@ async def _ask_server(outgoing: Outgoing, url: str) -> Facts:
                 continue
             response.raise_for_status()
             is_model = not response.content_type.startswith(fetching.NOT_A_MODEL)
-            disposition = response.content_disposition
-            name = disposition.filename if disposition else None
+            name = _name(response)
             size = _size(response)
     if not is_model:
         note = "The link leads to a web page or a text, not to a model file."
         return facts.of_link(url).noting(note)
     return facts.of_link(url, name, size)
+
+
+def _name(response: aiohttp.ClientResponse) -> str | None:
+    """Return the file's name as the server states it."""
+    with warnings.catch_warnings(action="ignore"):  # A server must not write into the log.
+        disposition = response.content_disposition
+    return disposition.filename if disposition else None
 
 
 def _size(response: aiohttp.ClientResponse) -> int | None:

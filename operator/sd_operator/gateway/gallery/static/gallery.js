@@ -30,8 +30,8 @@ document.addEventListener("keydown", (event) => {
 
 // A look-up proposes a name, which replaces no name of the visitor's own, and opens the group that a gated model needs.
 document.addEventListener("htmx:afterSettle", ({ target }) => {
-  if (target.id !== "said") return;
-  const { name: proposed, opens } = target.dataset;
+  if (target.id !== "facts") return;
+  const { name: proposed, opens } = document.getElementById("said").dataset;
   const name = document.getElementById("metadata-name");
   if (opens) document.getElementById(opens).open = true;
   if (!proposed || (name.value && name.value !== name.dataset.proposed)) return;
