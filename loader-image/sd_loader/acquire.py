@@ -83,7 +83,7 @@ def acquire(
     if request.original_config is not None:
         supplies.fetch_original_config(request.original_config, allow_local=allow_local)
     supplies.check_skeleton()
-    ref = supplies.check_repo(found.place, ref)
+    found = replace(found, place=supplies.check_repo(found.place, ref))
     for name, source in request.replacements().items():
         supplies.fetch_replacement(name, source, allow_local=allow_local)
     with naming_both_readings(ref, place, allow_local=allow_local), explaining(found):

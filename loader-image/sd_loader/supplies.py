@@ -57,7 +57,7 @@ from sd_loader.tensors import TensorFile
 if TYPE_CHECKING:
     from sd_loader.diffusers_repo.listed import AnyPipeline, ListedPipeline
     from sd_loader.net.ranges import RemoteFile
-    from sd_loader.source.hub_api import Repo
+    from sd_loader.source.hub import ListedRepo
     from sd_loader.source.hub_copy import RepoCopy
 
 FROM = "spec.components.from"
@@ -129,21 +129,21 @@ class Supplies:
             repo = self._repo(url)
             ref = self._ref(url, FROM, ModelType.HUGGINGFACE)
             listed = self._check_pipeline(repo, ref, _SKELETON_FOLDER, required=True)
-        self.skeleton = f"{repo.repo_id}@{listed.commit}"
+        self.skeleton = f"{repo.repo_id}@{listed.listing.commit}"
 
-    def check_repo(self, place: Place, ref: SourceRef) -> SourceRef:
+    def check_repo(self, place: Place, ref: SourceRef) -> Place:
         """Refuse the model's own repo now if it lacks a component that another replaces.
 
-        Return the reference with the repo's list of files, if it was read.
+        Return the place with its list of files, if it was read.
         """
         is_whole = ref.model_type in (None, ModelType.HUGGINGFACE)
         if not isinstance(place, HubRepo) or not is_whole or not self.conversion.replaced:
-            return ref
-        return replace(ref, listed=self._check_pipeline(place, ref, _OUTLINE_FOLDER))
+            return place
+        return self._check_pipeline(place, ref, _OUTLINE_FOLDER)
 
     def _check_pipeline(
         self, repo: HubRepo, ref: SourceRef, folder: str, *, required: bool = False
-    ) -> Repo:
+    ) -> ListedRepo:
         from sd_loader.source.hub import check_pipeline  # imported here, as in acquire
 
         into = self._folder(folder)

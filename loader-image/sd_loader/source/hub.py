@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,6 +41,13 @@ if TYPE_CHECKING:
 _ENDPOINT = "the loader's setting HF_ENDPOINT"
 
 
+@dataclass(frozen=True)
+class ListedRepo(HubRepo):
+    """A repo whose list of files has been read, at the commit of that time."""
+
+    listing: Repo = field(kw_only=True)
+
+
 class FromRepo(NamedTuple):
     """What a repo gave to the model of another source."""
 
@@ -63,7 +70,9 @@ def fetch_repo(
     """Download the needed files of the repo, or resume their download."""
     if ref.model_type is ModelType.HUGGINGFACE:
         refuse_digest(checks)
-    with _open_repo(repo.repo_id, repo.revision or MAIN, ref, client) as (found, downloader):
+    listing = repo.listing if isinstance(repo, ListedRepo) else None
+    revision = repo.revision or MAIN
+    with _open_repo(repo.repo_id, revision, ref, client, listing) as (found, downloader):
         copy = RepoCopy(found, into / FOLDER_NAME, downloader, report, at_hand, peek)
         if ref.component is not None:
             folder = component_folder(found.files, ref.component)
@@ -103,8 +112,8 @@ def check_pipeline(
     report: Report,
     *,
     required: bool,
-) -> Repo:
-    """Refuse a repo whose index shows that it cannot be used. Return its list of files.
+) -> ListedRepo:
+    """Refuse a repo whose index shows that it cannot be used. Return it with its list of files.
 
     required: whether a repo without an index is refused as well.
     """
@@ -114,7 +123,7 @@ def check_pipeline(
         if INDEX_NAME in found.files:
             copy = RepoCopy(found, into / FOLDER_NAME, downloader, report)
             refuse_unsuitable(copy.fetch_index(), ref)
-        return found
+        return ListedRepo(repo.repo_id, repo.revision, listing=found)
 
 
 def fetch_configs(
@@ -156,9 +165,9 @@ def fetch_file(
 
 @contextlib.contextmanager
 def _open_repo(
-    repo_id: str, revision: str, ref: SourceRef, client: HttpClient
+    repo_id: str, revision: str, ref: SourceRef, client: HttpClient, listing: Repo | None = None
 ) -> Iterator[tuple[Repo, Downloader]]:
-    """Find the commit, and open a downloader for its files."""
+    """Find the commit, and open a downloader for its files. listing: if it was read already."""
     # Imported here: huggingface_hub takes 0.3 s to import, and links do not need it.
     from sd_loader.source.hub_api import hub_session, resolve
 
@@ -167,7 +176,7 @@ def _open_repo(
     token = client.token(endpoint, ref.field, required=ref.needs_token, is_default_host=True)
     listing_token = token if client.lists_private(endpoint) else None
     with hub_session(client) as session, client.naming_default_secret(endpoint):
-        repo = ref.listed or resolve(repo_id, revision, endpoint, listing_token, client.retries)
+        repo = listing or resolve(repo_id, revision, endpoint, listing_token, client.retries)
         errors = HubErrors(f"{endpoint}/{repo.repo_id}")
         yield (
             repo,

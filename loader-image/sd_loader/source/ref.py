@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sd_api.choices import BaseModelName, ModelType, Revision
 from sd_api.reasons import Reason
@@ -13,9 +12,6 @@ from sd_loader.diffusers_repo.index import Pipeline, refuse_replaced
 from sd_loader.diffusers_repo.listed import AnyPipeline, title
 from sd_loader.errors import LoaderError, prefixing
 from sd_loader.formats.sniff import HEAD_BYTES, Container, identify
-
-if TYPE_CHECKING:
-    from sd_loader.source.hub_api import Repo
 
 
 @dataclass(frozen=True)
@@ -53,9 +49,6 @@ class SourceRef:
     only_for_sd: tuple[str, ...] = ()
     """Fields of the spec that are set, and that only pipelines of Stable Diffusion have a use for.
     """
-
-    listed: Repo | None = None
-    """The Hub repo, if it has been listed already."""
 
     needs_token: bool = False
     """Whether the load fails if the token is for another host than the source's.
