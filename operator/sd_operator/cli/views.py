@@ -135,7 +135,8 @@ def _facts(model: Model) -> Iterable[tuple[str, str]]:
         artifact = status.artifact
         yield "path", f"{artifact.path} in PVC {artifact.claim_name}"
         shared = f", {size(artifact.shared_bytes)} shared" if artifact.shared_bytes else ""
-        yield "size", f"{artifact.size} in {artifact.files} files{shared}"
+        files = "1 file" if artifact.files == 1 else f"{artifact.files} files"
+        yield "size", f"{artifact.size} in {files}{shared}"
         contents = (
             artifact.base_model,
             artifact.variant,
