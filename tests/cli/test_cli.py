@@ -74,8 +74,8 @@ def test_list_cuts_no_line(capsys: pytest.CaptureFixture[str]) -> None:
     """A narrow terminal wraps a long line, and grep finds all of it, as with kubectl."""
     metadata = {**STALLED["metadata"], "name": "n" * 63, "namespace": "s" * 63}
     kubectl = SimpleNamespace(list=lambda *_, **__: [{**STALLED, "metadata": metadata}])
-    context = SimpleNamespace(obj=Session(cast(Kubectl, kubectl), Console(width=40)))
-    list_models(cast(typer.Context, context), everywhere=True)
+    context = SimpleNamespace(obj=Session(cast("Kubectl", kubectl), Console(width=40)))
+    list_models(cast("typer.Context", context), everywhere=True)
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:4] == ["s" * 63, "n" * 63, "Failed", "SourceNotFound"]
 
