@@ -78,9 +78,10 @@ def _release(inp: Input, why: str) -> Release:
     due = outbox.due(entries, inp.observed.in_flight, inp.now)
     event = EventPlan(EventType.NORMAL, EventReason.MODEL_DELETED, why)
     job = inp.observed.cleanup_job
+    recorded = () if job is None or job.deleting else (job,)
     return Release(
         why,
-        job=None if job is None or job.deleting else job,
+        jobs=(*recorded, *inp.observed.other_cleanups),
         events=(event, *change.events),
         calls=_calls(inp, (*due, deleted)),
     )
