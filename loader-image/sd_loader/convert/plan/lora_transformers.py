@@ -358,7 +358,8 @@ def _check_model(
                 )
     for name, tensor in norms.items():
         template, _ = template_of(name, style.separator)
-        if template not in norms_of_family or len(tensor.shape) != 1:
+        is_vector = len(tensor.shape) == 1 and tensor.dtype.is_float
+        if template not in norms_of_family or not is_vector:
             raise LoaderError(
                 Reason.CONVERSION_FAILED,
                 f"{shown(name)} {list(tensor.shape)} is not a norm of {family}",
