@@ -17,6 +17,7 @@ from sd_api.status import ConditionType
 from tools.kubectl import kubectl_path
 
 DEADLINE_SECONDS = 90
+STOP_SECONDS = 30
 
 
 class DemoError(Exception):
@@ -64,7 +65,11 @@ def running(
         yield
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()  # Its children end with it.
+            process.wait()
 
 
 class Kubectl:
