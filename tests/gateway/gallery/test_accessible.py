@@ -79,7 +79,7 @@ def states(shared_cluster: Cluster) -> None:
 
 
 @pytest.fixture(scope="module")
-def more_states(states: None, shared_cluster: Cluster) -> None:
+def more_states(shared_cluster: Cluster) -> None:
     """A suspended model, one whose reload failed, and one that is being deleted."""
     suspended = {"phase": "Pending", "reason": "Suspended"}
     gallerymodels.make(shared_cluster, "paused", suspended, url=LINK, suspend=True)
@@ -143,7 +143,7 @@ def test_pages_are_accessible(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("more_states")
+@pytest.mark.usefixtures("states", "more_states")
 @pytest.mark.parametrize(("viewport", "scheme"), LOOKS)
 def test_pages_of_further_states_are_accessible(
     browser: Any, gallery: Site, tmp_path: Path, viewport: dict[str, int], scheme: Any
