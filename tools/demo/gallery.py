@@ -51,6 +51,7 @@ def open_gallery(work: Path, stack: contextlib.ExitStack) -> None:
         "HF_ENDPOINT": hub.url,
         "SD_GATEWAY_ALLOWED_HOSTS": ",".join(hosts),
         "SD_GATEWAY_BIND_ADDRESS": "127.0.0.1",
+        "SD_GATEWAY_CIVITAI_ENDPOINT": civitai.url,
         "SD_GATEWAY_KEYS_FILE": str(work / "keys"),
         "SD_GATEWAY_METRICS_PORT": "0",
         "SD_GATEWAY_PORT": str(port),
