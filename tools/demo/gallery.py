@@ -8,6 +8,8 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -31,38 +33,22 @@ def open_gallery(work: Path, stack: contextlib.ExitStack) -> None:
     hub = stack.enter_context(FakeHub())
     civitai = stack.enter_context(FakeCivitai())
     sources.fill(work, hub, civitai)
+    hosts = (hub.host, civitai.host, civitai.cdn_host)
 
     say("2. Start the API server, the operator and the gateway")
-    hosts = (hub.host, civitai.host, civitai.cdn_host)
     env = {
         "HF_ENDPOINT": hub.url,
         "SD_OPERATOR_CIVITAI_ENDPOINT": civitai.url,
         "SD_OPERATOR_TRAINED_URL_TEMPLATE": sources.trained_template(hub.url),
     }
     kubeconfig = stack.enter_context(standalone(work, hosts, env))
-    key, line = kept_key(Path(sys.prefix) / "demo-key")
-    port = free_port(PORT)
-    if port != PORT:
-        print(f"    Port {PORT} is in use, so the gateway takes port {port}.")
-    url = f"http://127.0.0.1:{port}"
-    (work / "keys").write_text(f"{line}\n")
     env = {
         "KUBECONFIG": str(kubeconfig),
         "HF_ENDPOINT": hub.url,
         "SD_GATEWAY_ALLOWED_HOSTS": ",".join(hosts),
-        "SD_GATEWAY_BIND_ADDRESS": "127.0.0.1",
         "SD_GATEWAY_CIVITAI_ENDPOINT": civitai.url,
-        "SD_GATEWAY_KEYS_FILE": str(work / "keys"),
-        "SD_GATEWAY_METRICS_PORT": "0",
-        "SD_GATEWAY_PORT": str(port),
-        "SD_GATEWAY_PROBES_PORT": "0",
-        "SD_GATEWAY_PUBLIC_URL": url,
-        "SD_GATEWAY_STORE": str(work / "store"),
     }
-    gateway = running(
-        ("sd-gateway", "run"), work / "gateway.log", env, until=lambda: answers(f"{url}/healthz")
-    )
-    stack.enter_context(gateway)
+    url, key = stack.enter_context(gateway(work, env))
 
     say("3. Load the models with kubectl")
     kubectl = Kubectl(kubeconfig)
@@ -70,6 +56,40 @@ def open_gallery(work: Path, stack: contextlib.ExitStack) -> None:
     manifest.write_text(json.dumps(resources(), indent=2))
     kubectl.show("apply", "-f", str(manifest))
 
+    print_ways(url, key, kubeconfig)
+    check(kubectl)
+    say("All models are as they should be. Press Ctrl-C to stop.")
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
+
+
+@contextlib.contextmanager
+def gateway(work: Path, env: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Run the gateway until the context ends; yield its address and the API key."""
+    key, line = kept_key(Path(sys.prefix) / "demo-key")
+    keys_file = work / "keys"
+    keys_file.write_text(f"{line}\n")
+    port = free_port(PORT)
+    if port != PORT:
+        print(f"    Port {PORT} is in use, so the gateway takes port {port}.")
+    url = f"http://127.0.0.1:{port}"
+    own = {
+        "SD_GATEWAY_BIND_ADDRESS": "127.0.0.1",
+        "SD_GATEWAY_KEYS_FILE": str(keys_file),
+        "SD_GATEWAY_METRICS_PORT": "0",
+        "SD_GATEWAY_PORT": str(port),
+        "SD_GATEWAY_PROBES_PORT": "0",
+        "SD_GATEWAY_PUBLIC_URL": url,
+        "SD_GATEWAY_STORE": str(work / "store"),
+    }
+    command = ("sd-gateway", "run")
+    is_ready = partial(answers, f"{url}/healthz")
+    with running(command, work / "gateway.log", {**env, **own}, until=is_ready):
+        yield url, key
+
+
+def print_ways(url: str, key: str, kubeconfig: Path) -> None:
+    """Print what a person can do now."""
     say("Open the gallery and log in with the key")
     print(f"""\
     {url}/gallery/
@@ -93,10 +113,6 @@ def open_gallery(work: Path, stack: contextlib.ExitStack) -> None:
     curl -sS {url}/api/v1/enterprise/get_all_models -d '{{"key":"{key}"}}'
     KUBECONFIG={kubeconfig} {relative(kubectl_path())} get sdm -w
 """)
-    check(kubectl)
-    say("All models are as they should be. Press Ctrl-C to stop.")
-    with contextlib.suppress(KeyboardInterrupt):
-        signal.pause()
 
 
 def resources() -> dict[str, Any]:
@@ -143,12 +159,11 @@ def kept_key(path: Path) -> tuple[str, str]:
 
     The key is random and not a fixed word, because other web pages could send a word that is known.
     """
-    if path.exists():
-        key, line = path.read_text().split()
-        return key, line
+    if path.exists() and len(words := path.read_text().split()) == 2:
+        return words[0], words[1]
     key, line = keys.new("default", "demo")
     try:
-        path.touch(mode=0o600, exist_ok=False)
+        path.touch(mode=0o600)
         path.write_text(f"{key} {line}\n")
     except OSError as error:
         print(f"    The key is new in each run, because {path} cannot be written: {error.strerror}")
