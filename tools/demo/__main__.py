@@ -39,6 +39,9 @@ def main() -> int:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sd-demo-")))
         try:
             (open_gallery if keep else walk)(work, stack)
+        except KeyboardInterrupt:
+            print("\nThe demo ends early; its processes and files go.", file=sys.stderr)
+            return 130
         except DemoError as error:
             print(f"\nThe demo failed: {error}", file=sys.stderr)
             for log in sorted(work.glob("*.log")):
