@@ -14,6 +14,7 @@ import pytest
 from sd_api.names import FINALIZER
 from sd_api.reasons import Reason
 from tests.support.gateway import gallerymodels
+from tests.support.gateway.accessible import check
 from tests.support.gateway.browser import DESKTOP, PHONE, tab
 from tests.support.gateway.gallerymodels import HASH, failed, ready
 from tests.support.gateway.gallerysite import Site, serve
@@ -58,7 +59,6 @@ MORE_PAGES = {
 }
 """Pages that differ from one in PAGES in one part. Only the slow tests visit them."""
 LINK = "https://example.com/model.safetensors"
-RULES = {"resultTypes": ["violations"]}
 SMALL_PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
     "0000000c49444154789c6368f8cf0000030101807f5d4b0f0000000049454e44ae426082"
@@ -91,21 +91,6 @@ def more_states(shared_cluster: Cluster) -> None:
     gallerymodels.make(shared_cluster, "leaving", {"phase": "Deleting"}, url=LINK)
     shared_cluster.patch("sdm", "leaving", {"metadata": {"finalizers": [FINALIZER]}})
     shared_cluster.delete("sdm", "leaving")
-
-
-def check(page: Any, shot: Path) -> None:
-    """Assert that a page passes axe, has one h1 and fits the screen; else take a screenshot."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
-    violations = axe.Axe().run(page, options=RULES).response["violations"]
-    faults = [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in violations]
-    if page.locator("h1").count() != 1:
-        faults.append(("headings", page.locator("h1").all_inner_texts()))
-    too_wide = page.evaluate("document.documentElement.scrollWidth - document.body.clientWidth")
-    if too_wide > 0:
-        faults.append(("too wide", [f"{too_wide} px"]))
-    if faults:
-        page.screenshot(path=shot, full_page=True)
-    assert faults == [], f"{page.url}: see {shot}"
 
 
 def assert_scheme(page: Any, scheme: str) -> None:
