@@ -27,7 +27,7 @@ BUILD = $(BUILDER) build $(IMAGE_ARGS) --build-arg VERSION=$(VERSION) \
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: $(DEMO) ## Load two models end to end, without a cluster (KEEP=1: then serve API and gallery)
+demo: $(DEMO) ## Load two models end to end, without a cluster (KEEP=1: open a gallery of models)
 	.venv-demo/bin/python -m tools.demo $(if $(KEEP),--keep)
 
 # The workers keep all cores busy; more threads in torch would only wait for each other.
@@ -117,8 +117,8 @@ $(COMPILED): $(DEV)
 
 $(DEMO): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-demo
-	.venv-demo/bin/pip install --quiet --editable ".[standalone,gateway,loader]"
-	touch $@
+	@.venv-demo/bin/python -m tools.install --editable ".[standalone,gateway,loader]"
+	@touch $@
 
 $(LOCK): constraints.txt
 	$(PYTHON) -m venv .venv-lock

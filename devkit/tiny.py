@@ -1,4 +1,4 @@
-"""Writes a tiny checkpoint in the original layout with numpy, because the demo has no torch."""
+"""Writes tiny models in the original layouts with numpy, because the demo has no torch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,23 @@ from devkit.ldm_layouts import TINY_SD15, TINY_SDXL, Shapes, sd15_shapes
 SMALLEST_SD15 = replace(TINY_SD15, architecture="bk-tiny", text_layers=(1,))
 SMALLEST_SDXL = replace(TINY_SDXL, architecture="koala-700m", text_layers=(1, 1))
 """Distilled UNets and text encoders of one layer, for tests that need any model of the family."""
+
+EMBEDDING: Shapes = {"emb_params": (4, 768)}
+"""A textual inversion of four vectors for SD 1.5."""
+_ATTENTIONS = {"down_blocks_1": 640, "down_blocks_2": 1280, "up_blocks_1": 1280, "up_blocks_2": 640}
+_RANK = 4
+
+
+def lora_shapes(context: int = 768) -> Shapes:
+    """Return the tensors of a small LoRA in Kohya's layout; the default context is SD 1.5's."""
+    shapes: Shapes = {}
+    for block, width in _ATTENTIONS.items():
+        for projection, inputs in (("to_q", width), ("to_k", context), ("to_v", context)):
+            layer = f"lora_unet_{block}_attentions_0_transformer_blocks_0_attn2_{projection}"
+            shapes[f"{layer}.lora_down.weight"] = (_RANK, inputs)
+            shapes[f"{layer}.lora_up.weight"] = (width, _RANK)
+            shapes[f"{layer}.alpha"] = ()
+    return shapes
 
 
 def write_checkpoint(path: Path, shapes: Shapes | None = None, seed: int = 0) -> None:

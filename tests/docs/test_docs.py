@@ -65,6 +65,23 @@ def test_links_lead_to_existing_files(page):
         assert (page.parent / target).exists(), target
 
 
+def test_links_to_a_section_lead_to_its_heading():
+    """Sections are linked by the words of their headings, as GitHub does it."""
+    broken = set()
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
+        links = re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)\)", page.read_text())
+        for target, section in links:
+            linked = page.parent / target if target else page
+            if linked.suffix == ".md" and section not in _sections(linked.read_text()):
+                broken.add((page.name, f"{target}#{section}"))
+    assert broken == set()
+
+
+def _sections(text):
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", ["faults.md", "security.md"])
 def test_the_tests_that_a_page_names_exist(page):
     """Each fault and threat has a test; a renamed test must be renamed on the page."""

@@ -6,6 +6,7 @@ import argparse
 import socket
 from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,13 @@ def test_state_is_private_and_a_later_run_finds_only_what_is_to_stay(tmp_path):
     with State.open(folder, tmp_path / "store") as state:
         assert not state.pods.exists()
         assert state.logs.exists()
+
+
+def test_state_in_a_relative_folder_has_absolute_paths(tmp_path, monkeypatch):
+    """A container writes its termination message there, and runs in another folder."""
+    monkeypatch.chdir(tmp_path)
+    with State.open(Path("state"), tmp_path / "store") as state:
+        assert state.pods == tmp_path / "state" / "pods"
 
 
 def test_ephemeral_state_leaves_nothing():

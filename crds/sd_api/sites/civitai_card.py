@@ -19,7 +19,7 @@ def card_of_civitai(facts: CivitaiFacts, endpoint: str) -> Card:
     return Card(
         title=_title(facts),
         based_on=text(facts.base_model),
-        license=text(", ".join(_terms(facts.licence))),
+        license=text("; ".join(_terms(facts.licence))),
         author=text(facts.creator),
         page=_page(facts, endpoint),
         trigger_words=words(facts.trained_words),

@@ -34,6 +34,8 @@ class State:
     @contextmanager
     def open(cls, folder: Path, store: Path) -> Iterator[State]:
         """Open the state in a folder, and create it if it is missing; raise StandaloneError."""
+        # Containers get paths in it, and run in folders of their own.
+        folder = folder.absolute()
         if folder.resolve().is_relative_to(store.resolve()):
             raise StandaloneError(
                 f"{folder} is in the store {store}, whose readers must not see the objects of the"

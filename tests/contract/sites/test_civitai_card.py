@@ -35,7 +35,7 @@ def image(level: int | None, name: str = "a", *, is_video: bool = False) -> Civi
             Card(
                 title="Fish style (v2)",
                 based_on="Pony",
-                license="credit the creator, commercial use: Image, Rent",
+                license="credit the creator; commercial use: Image, Rent",
                 author="someone",
                 page="https://civitai.com/models/1?modelVersionId=2",
                 trigger_words=("fishy", "scales, blue"),
@@ -84,7 +84,7 @@ def test_only_a_picture_that_is_rated_as_safe_is_taken(
         pytest.param(CivitaiLicence(commercial_use=("None",)), "no commercial use", id="None"),
         pytest.param(
             CivitaiLicence(derivatives=False, different_licence=False),
-            "no merges, merges under the same permissions",
+            "no merges; merges under the same permissions",
             id="merges",
         ),
     ],

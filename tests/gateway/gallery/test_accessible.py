@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from sd_api.names import FINALIZER
+from sd_api.reasons import Reason
 from tests.support.gateway import gallerymodels
 from tests.support.gateway.accessible import check
 from tests.support.gateway.browser import DESKTOP, PHONE, tab
-from tests.support.gateway.gallerymodels import HASH, ready
+from tests.support.gateway.gallerymodels import HASH, failed, ready
 from tests.support.gateway.gallerysite import Site, serve
 from tests.support.kube.cluster import Cluster, namespace_of
 from tests.support.tally import Tally
@@ -41,6 +43,22 @@ PAGES = {
     "delete": "/models/canny/delete",
     "starter": "/starter",
 }
+MORE_PAGES = {
+    "sorted": "/?sort=size&type=lora",
+    "searched": "/?q=sdxl&view=compact",
+    "repo": "/models/sdxl-base",
+    "embedding": "/models/easy-negative",
+    "controlnet": "/models/canny",
+    "vae": "/models/vae-ft-mse",
+    "queued": "/models/waiting",
+    "converting": "/models/juggernaut-xl",
+    "suspended": "/models/paused",
+    "reload-failed": "/models/served",
+    "deleting": "/models/leaving",
+    "edit-failed": "/models/wrong-link/edit",
+}
+"""Pages that differ from one in PAGES in one part. Only the slow tests visit them."""
+LINK = "https://example.com/model.safetensors"
 SMALL_PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
     "0000000c49444154789c6368f8cf0000030101807f5d4b0f0000000049454e44ae426082"
@@ -58,6 +76,21 @@ def states(shared_cluster: Cluster) -> None:
     image.parent.mkdir(parents=True)
     image.write_bytes(SMALL_PNG)
     gallerymodels.set_status(shared_cluster, name, ready(uid, name, previewPath=path))
+
+
+@pytest.fixture(scope="module")
+def more_states(shared_cluster: Cluster) -> None:
+    """A suspended model, one whose reload failed, and one that is being deleted."""
+    suspended = {"phase": "Pending", "reason": "Suspended"}
+    gallerymodels.make(shared_cluster, "paused", suspended, url=LINK, suspend=True)
+    uid = gallerymodels.make(shared_cluster, "served", url=LINK)["metadata"]["uid"]
+    _, stalled = failed(Reason.SOURCE_NOT_FOUND, "The host answers 404")["conditions"]
+    status = ready(uid, "served")
+    status["conditions"].append(stalled)
+    gallerymodels.set_status(shared_cluster, "served", status)
+    gallerymodels.make(shared_cluster, "leaving", {"phase": "Deleting"}, url=LINK)
+    shared_cluster.patch("sdm", "leaving", {"metadata": {"finalizers": [FINALIZER]}})
+    shared_cluster.delete("sdm", "leaving")
 
 
 def assert_scheme(page: Any, scheme: str) -> None:
@@ -95,12 +128,29 @@ def test_pages_are_accessible(
 
 
 @pytest.mark.slow
-def test_error_pages_are_accessible(browser: Any, backend: Any, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("states", "more_states")
+@pytest.mark.parametrize(("viewport", "scheme"), LOOKS)
+def test_pages_of_further_states_are_accessible(
+    browser: Any, gallery: Site, tmp_path: Path, viewport: dict[str, int], scheme: Any
+) -> None:
+    """A model of every type and state, and a list that is sorted or searched, pass axe."""
+    with tab(browser, gallery.url, viewport=viewport, color_scheme=scheme) as visit:
+        visit.login(gallery.key)
+        for name, path in MORE_PAGES.items():
+            visit.open(path)
+            check(visit.page, tmp_path / f"{name}.png")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("viewport", "scheme"), LOOKS)
+def test_error_pages_are_accessible(
+    browser: Any, backend: Any, tmp_path: Path, viewport: dict[str, int], scheme: Any
+) -> None:
     """The test checks a rejected form, a missing page, a wrong key and an empty gallery."""
     with (
         namespace_of(backend, tmp_path) as empty,
         serve(empty, tmp_path) as site,
-        tab(browser, site.url, viewport=PHONE) as visit,
+        tab(browser, site.url, viewport=viewport, color_scheme=scheme) as visit,
     ):
         page = visit.page
         visit.open("/login")

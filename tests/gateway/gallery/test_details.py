@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import timedelta
 from html import unescape
 from pathlib import Path
@@ -54,7 +55,9 @@ def detail_of(source: dict, receipt: Receipt | None = None) -> details.Detail:
     return details.detail(Model.from_body(source), source, NOW, receipt)
 
 
-def page(model: dict, *, images: tuple[str, ...] = (), others: tuple[dict, ...] = ()) -> str:
+def page(
+    model: dict, *, images: Mapping[str, tuple[str, ...]] = {}, others: tuple[dict, ...] = ()
+) -> str:
     """Return the text of a model's page."""
     detail = detail_of(model)
     return unescape(
@@ -74,7 +77,7 @@ def test_page_begins_with_what_people_look_for():
     """Preview, name, state, opening, card, files, source and conditions come in this order."""
     status = ready(UID, "sketch", card=CARD)
     lora = body(ready(UID, "ink"), name="ink", modelType="lora")
-    text = page(body(status), images=("preview.png", "picture.jpg"), others=(lora,))
+    text = page(body(status), images={"sketch": ("preview.png", "picture.jpg")}, others=(lora,))
     places = [
         text.index(part)
         for part in (
@@ -90,6 +93,16 @@ def test_page_begins_with_what_people_look_for():
         )
     ]
     assert places == sorted(places)
+
+
+def test_models_that_work_together_are_shown_with_their_pictures():
+    """A model without one has the picture made from its name."""
+    others = [body(ready(UID, name), name=name, modelType="lora") for name in ("ink", "wash")]
+    text = page(body(ready(UID, "sketch")), images={"ink": ("picture.jpg",)}, others=others)
+    _, _, related_part = text.partition("Works with this model")
+    assert "/models/ink/picture.jpg" in related_part
+    assert "/models/wash/picture.jpg" not in related_part
+    assert related_part.count("<svg") == 1
 
 
 def test_page_shows_the_card_of_the_model():
@@ -173,7 +186,7 @@ def test_preview_names_its_prompt_if_the_spec_still_has_it():
     wanted = Model.from_body(model).wanted
     model["status"] = ready(UID, "sketch", immutablePath=f".store/{UID}/{wanted}")
     assert detail_of(model).painted == "“a fox”, seed 0, 4 steps"
-    assert "Rendered with the prompt “a fox”" in page(model, images=("preview.png",))
+    assert "Rendered with the prompt “a fox”" in page(model, images={"sketch": ("preview.png",)})
     assert "Rendered with the prompt" not in page(model)
     model["spec"]["verify"]["prompt"] = "a bear"
     assert detail_of(model).painted == ""
@@ -195,6 +208,15 @@ def test_page_offers_the_actions_of_its_state(status, spec, shown, hidden):
     text = page(body(status, **spec))
     assert all(f'id="{name}"' in text for name in shown)
     assert not any(f'id="{name}"' in text for name in hidden)
+
+
+def test_type_that_the_source_shows_is_offered_first():
+    """It is not offered if the spec leaves the type to the source already."""
+    status = failed(Reason.UNSUPPORTED_FORMAT, "x")
+    first, *others = detail_of(body(status, modelType="vae")).retypes
+    assert first == ("", "The one that the source shows")
+    assert "vae" not in dict(others)
+    assert "" not in dict(detail_of(body(status)).retypes)
 
 
 def test_deleted_model_offers_no_action():

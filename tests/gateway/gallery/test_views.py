@@ -49,22 +49,22 @@ STALLED_BUT_SERVED = {
         pytest.param(ready(UID, "sketch"), ("Ready", "good", "", None), id="ready"),
         pytest.param(
             failed(Reason.NOT_A_MODEL, "A web page"),
-            ("Failed", "bad", "NotAModel", None),
+            ("Failed", "bad", "not a model", None),
             id="failed",
         ),
         pytest.param(
             {**loading(42), "phase": "Failed"},
-            ("Failed", "bad", "Downloading", None),
+            ("Failed", "bad", "downloading", None),
             id="no-bar-after-a-failure",
         ),
         pytest.param(
-            STALLED_BUT_SERVED, ("Ready", "bad", "SourceNotFound", None), id="reload-failed"
+            STALLED_BUT_SERVED, ("Ready", "bad", "source not found", None), id="reload-failed"
         ),
         pytest.param({"phase": "Nonsense"}, ("Pending", "wait", "", None), id="unknown-phase"),
     ],
 )
 def test_card_shows_the_state_of_a_model(status, expected):
-    """A card has phase, tone, progress, and the reason if the phase does not imply it."""
+    """A card has phase, tone, progress, and the reason in words if the phase does not imply it."""
     card = card_of(body(status))
     assert (card.phase, card.tone, card.note, card.bar) == expected
 

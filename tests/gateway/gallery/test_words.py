@@ -70,6 +70,23 @@ def test_headline_states_a_model_in_one_sentence(status, options, text):
     assert headline(status, **options).text.startswith(text)
 
 
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ("the file is a LoRA", "The file is a LoRA"),
+        ("no such model", "No such model"),
+        ("note.ckpt is a web page", "note.ckpt is a web page"),
+        ("https://example.com is down", "https://example.com is down"),
+        ("theatre is a name", "theatre is a name"),
+    ],
+)
+def test_sentence_begins_with_a_capital_letter(message, text):
+    """Names and links keep their letters."""
+    model = Model.from_body(body(failed(Reason.NOT_A_MODEL, message)))
+    assert words.headline(model, NOW).text == f"{text}."
+    assert words.conditions(model, NOW)[0].message == f"{text}."
+
+
 @pytest.mark.parametrize("reason", list(Reason))
 def test_remedy_of_every_reason_is_shown_once(reason):
     """The headline has the remedy. Ready is shown without its message, which Stalled also has."""

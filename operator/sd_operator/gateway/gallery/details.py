@@ -159,4 +159,6 @@ def _retypes(model: Model, card: views.Card) -> tuple[tuple[str, str], ...]:
     stalled = {item.reason for item in conditions if item.type == ConditionType.STALLED}
     if not stalled & _OF_THE_TYPE:
         return ()
-    return tuple((kind.value, views.TYPES[kind]) for kind in ModelType if kind != card.type)
+    others = tuple((kind.value, views.TYPES[kind]) for kind in ModelType if kind != card.type)
+    is_given = model.spec is not None and model.spec.model_type is not None
+    return (("", "The one that the source shows"), *others) if is_given else others

@@ -79,15 +79,17 @@ class Reading:
         if self._store is not None:
             receipt = await asyncio.to_thread(components.read, self._store, model)
         detail = details.detail(model, body, now, receipt)
-        cards = await self._cards(key)
+        models = await self._all(key)
+        groups = related.related(detail.card, map(views.card, models))
+        shown = {model.name, *(card.name for group in groups for card in group.cards)}
         events = await self._models.events(key.namespace, body)
         return page(
             "model.html",
             namespace=key.namespace,
             model=detail,
             events=words.events(events[:EVENTS_MAX], now),
-            related=related.related(detail.card, cards),
-            images=(await self._images([model])).get(model.name, ()),
+            related=groups,
+            images=await self._images(item for item in models if item.name in shown),
             digest=digest,
         )
 
@@ -106,13 +108,12 @@ class Reading:
 
     async def starter(self, _: Request, key: Key) -> Response:
         """Show the starter catalog, and which of its models are there already."""
-        starters = catalog.offers(await self._cards(key))
+        starters = catalog.offers([views.card(model) for model in await self._all(key)])
         return page("starter.html", namespace=key.namespace, starters=starters)
 
-    async def _cards(self, key: Key) -> tuple[views.Card, ...]:
+    async def _all(self, key: Key) -> tuple[Model, ...]:
         """Return all models of the key's namespace."""
-        bodies = await self._models.all(key.namespace)
-        return tuple(views.card(Model.from_body(body)) for body in bodies)
+        return tuple(map(Model.from_body, await self._models.all(key.namespace)))
 
     async def _images(self, models: Iterable[Model]) -> dict[str, tuple[str, ...]]:
         """Return the file names of the images on the volume, by the names of the models."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -58,7 +59,7 @@ class Card:
     tone: str
     """The CSS class of the phase: good, bad, wait or busy."""
     note: str
-    """The reason, if the phase does not imply it."""
+    """The reason in words, if the phase does not imply it."""
     bar: Bar | None
     """None unless a load is running."""
     source: str
@@ -125,10 +126,12 @@ def news(before: Card | None, after: Card) -> str:
 
 
 def _note(reason: str | None, phase: Phase, stalled: Condition | None) -> str:
-    """Return the reason; empty if the phase already implies it."""
+    """Return the reason in words; empty if the phase already implies it."""
     if stalled is not None:
-        return stalled.reason
-    return reason if reason and reason not in (phase, ReadyReason.LOADED) else ""
+        reason = stalled.reason
+    elif reason in (None, phase, ReadyReason.LOADED):
+        return ""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", reason or "").lower()
 
 
 def find(conditions: Iterable[Condition], kind: ConditionType) -> Condition | None:

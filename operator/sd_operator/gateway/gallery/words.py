@@ -6,6 +6,7 @@ the gallery knows the labels of its form and its buttons instead.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -101,7 +102,7 @@ def headline(model: Model, now: datetime) -> Headline:
     if stalled is not None:
         cause, remedy = _cause_and_remedy(stalled, model)
         before, after = _around_a_failure(model, phase, stalled)
-        return Headline(f"{before}{cause}{after}", remedy, "bad")
+        return Headline(_sentence(f"{before}{cause}{after}"), remedy, "bad")
     if model.spec is not None and model.spec.suspend and phase is not Phase.READY:
         return Headline(_SUSPENDED)
     if phase is Phase.READY and status.artifact is not None:
@@ -163,6 +164,11 @@ def ago(moment: object, now: datetime) -> str:
     return f"{duration(max(0, int((now - parsed).total_seconds())))} ago" if parsed else ""
 
 
+def _sentence(text: str) -> str:
+    """Return a text with a capital first letter, unless it begins with a name, a path or a link."""
+    return re.sub(r"^(?:a|an|it|no|the)\b", lambda word: word[0].capitalize(), text)
+
+
 def _cause_and_remedy(condition: Condition, model: Model) -> tuple[str, str]:
     """Return a condition's message without its remedy, and the remedy, both in words.
 
@@ -184,7 +190,7 @@ def _condition(condition: Condition, model: Model, now: datetime) -> ConditionVi
     return ConditionView(
         words=_CONDITIONS.get((condition.type, condition.status), text),
         text=text,
-        message=message,
+        message=_sentence(message),
         remedy=remedy,
         tone=tone,
         ago=ago(condition.last_transition_time, now),

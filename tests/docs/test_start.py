@@ -1,0 +1,120 @@
+"""The pages that lead to a first picture: their commands exist and run as far as they can here."""
+
+import argparse
+import base64
+import json
+import re
+import shlex
+import subprocess
+
+import pytest
+
+from sd_loader import arguments
+from sd_operator.standalone import add_arguments
+from tests.support.charts.helmcharts import helm
+from tests.support.gateway import gallerymodels
+from tests.support.paths import ROOT
+from tools.kubectl import kubectl_path
+
+PAGES = sorted((ROOT / "docs" / "start").glob("*.md"))
+COMMANDS = {
+    page.stem: re.findall(r"^    (\S.*)$", page.read_text(), re.MULTILINE) for page in PAGES
+}
+ALL = sorted({command for commands in COMMANDS.values() for command in commands})
+
+
+def beginning_with(*words):
+    """Return the commands of all pages that begin with these words."""
+    return [command for command in ALL if tuple(shlex.split(command)[: len(words)]) == words]
+
+
+def test_the_readme_leads_to_every_page():
+    """There are four ways to a first picture."""
+    text = (ROOT / "README.md").read_text()
+    assert len(PAGES) == 4
+    for page in PAGES:
+        assert f"(docs/start/{page.name})" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_page_ends_in_a_picture(page):
+    """The same two commands make it on every page."""
+    (request,) = [line for line in COMMANDS[page.stem] if line.startswith("curl -sS -d")]
+    (decoding,) = [line for line in COMMANDS[page.stem] if line.endswith("> picture.png")]
+    assert decoding == beginning_with("python3", "-c")[0]
+    body, address, out = re.match(r"curl -sS -d '(.+)' (\S+) -o (\S+)$", request).groups()
+    assert isinstance(json.loads(body)["prompt"], str)
+    assert address.endswith("/v1/images/generations")
+    assert out in decoding
+
+
+def test_the_files_that_the_commands_name_exist():
+    """The commands run in a clone of the repository."""
+    named = {
+        word for command in ALL for word in re.findall(r"(?:charts|examples)/[\w./-]+", command)
+    }
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+def test_the_programs_accept_their_options():
+    """The pages run standalone, and the loader by hand."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for command in beginning_with("sd-operator", "standalone"):
+        assert parser.parse_args(shlex.split(command)[2:]).gateway
+    for command in beginning_with("sd-loader", "load"):
+        assert arguments.parser().parse_args(shlex.split(command)[1:]).model_id == "mine"
+
+
+def test_the_installed_extras_exist():
+    """Extras that do not exist are only a warning of pip."""
+    names = {word for line in beginning_with("pip", "install") for word in _extras(line)}
+    declared = (ROOT / "pyproject.toml").read_text()
+    assert names == {"standalone", "gateway", "verify"}
+    assert all(f"\n{name} = [" in declared for name in names)
+
+
+def _extras(command):
+    return re.search(r"\.\[([\w,]+)\]", command)[1].split(",")
+
+
+@pytest.mark.slow
+def test_the_charts_accept_the_values():
+    """The commands only render the objects here."""
+    for command in beginning_with("helm", "install"):
+        words = [word for word in shlex.split(command)[2:] if word != "--create-namespace"]
+        done = helm("template", *(str(ROOT / w) if w.startswith("charts/") else w for w in words))
+        assert done.returncode == 0, done.stderr
+        assert "http://127.0.0.1:8000" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_picture_is_decoded(tmp_path):
+    """The server's answer has it in base64."""
+    picture = b"\x89PNG not really"
+    answer = {"data": [{"b64_json": base64.b64encode(picture).decode()}]}
+    (tmp_path / "answer.json").write_text(json.dumps(answer))
+    (command,) = beginning_with("python3", "-c")
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, timeout=60)
+    assert (tmp_path / "picture.png").read_bytes() == picture
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_the_commands_about_models_run(shared_cluster):
+    """The model sd15 is Ready, in a namespace that replaces `sd-system`. Watches are not tried."""
+    name = "sd15"
+    uid = shared_cluster.model(name, url="org/name")["metadata"]["uid"]
+    gallerymodels.set_status(shared_cluster, name, gallerymodels.ready(uid, name))
+    given = f"--kubeconfig={shared_cluster.kubeconfig} --namespace={shared_cluster.namespace}"
+    tried = 0
+    for command in beginning_with("kubectl"):
+        if " sdm" not in command or "--watch" in command:
+            continue
+        own = re.sub(r" (?:-n|--namespace) sd-system| --all-namespaces", "", command)
+        script = f'kubectl() {{ {kubectl_path()} {given} "$@"; }}; {own}'
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, (own, done.stderr)
+        assert done.stdout
+        tried += 1
+    assert tried >= 3
