@@ -43,7 +43,6 @@ from sd_loader.handover import (
 from sd_loader.net.client import HttpClient
 from sd_loader.net.patience import Pace, Retries
 from sd_loader.picture import MAX_BYTES as PICTURE_MAX_BYTES
-from sd_loader.picture import can_decode
 from sd_loader.progress import Report
 from sd_loader.request import conversion_of
 from sd_loader.snippet import snippet
@@ -162,13 +161,9 @@ class Supplies:
         self.extras.append(ExtraComponent(components=(name,), kind=fetched.kind, path=path))
 
     def fetch_picture(self, facts: CivitaiFacts) -> None:
-        """Download a picture that the source rates as safe. A failure is a warning.
-
-        The next container has the same image of the loader, so if this one cannot decode pictures,
-        none is downloaded.
-        """
+        """Download a picture that the source rates as safe. A failure is a warning."""
         url = safe_picture(facts)
-        if url is None or not can_decode():
+        if url is None:
             return
         # A picture is not worth a long wait.
         client = replace(self.client, retries=_OF_PICTURES, pace=_PACE_OF_PICTURES)
