@@ -21,7 +21,7 @@ from sd_api.redaction import hide
 from sd_api.sources import HubRepo, read_source
 from sd_api.spec import Replacement
 from sd_api.url_forms import NOT_A_SKELETON
-from sd_loader.card.civitai import safe_picture
+from sd_loader.card.civitai import picture_of
 from sd_loader.card.metadata import card_of_metadata
 from sd_loader.civitai_facts import CivitaiFacts
 from sd_loader.convert.conversion import Conversion, refuse_impossible
@@ -161,8 +161,8 @@ class Supplies:
         self.extras.append(ExtraComponent(components=(name,), kind=fetched.kind, path=path))
 
     def fetch_picture(self, facts: CivitaiFacts) -> None:
-        """Download a picture that the source rates as safe. A failure is a warning."""
-        url = safe_picture(facts)
+        """Download a picture that the setting allows. A failure is a warning."""
+        url = picture_of(facts, self.client.settings.pictures)
         if url is None:
             return
         # A picture is not worth a long wait.
