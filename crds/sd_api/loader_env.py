@@ -154,9 +154,9 @@ class LoaderEnv:
     """Folder with the files HOST.token (HOST_PORT.token) and, optionally, HOST.host of these
     Secrets."""
     hub_token: str | None = _variable("HF_TOKEN", is_token=True)
-    """Token for the Hub, for `sd-loader load` by hand. Jobs never have it."""
+    """Token for the Hub, for `sd-loader load` and `inspect` by hand. Jobs never have it."""
     civitai_token: str | None = _variable("CIVITAI_TOKEN", is_token=True)
-    """Token for Civitai, for `sd-loader load` by hand. Jobs never have it."""
+    """Token for Civitai, for `sd-loader load` and `inspect` by hand. Jobs never have it."""
     logins_dir: str | None = _variable("SD_LOADER_LOGINS_DIR", is_path=True)
     """Folder with the administrator's logins, all optional: the files proxy and hub with
     USER:PASSWORD, and the file trained with the key of the trained models' link template."""
