@@ -110,7 +110,17 @@ def test_a_safe_picture_is_kept_and_a_failure_is_a_warning(
         assert warning in fetched.warnings[0]
 
 
-@pytest.mark.parametrize("card_data", ["x", ["x"], 7, {"license": {"a": [1]}, "tags": "x"}])
+@pytest.mark.parametrize(
+    "card_data",
+    [
+        pytest.param({"license": {"a": [1]}, "tags": 7, "model-index": "x"}, id="wrong types"),
+        pytest.param("x", id="a text", marks=pytest.mark.slow),
+        pytest.param(["x"], id="a list", marks=pytest.mark.slow),
+        pytest.param(7, id="a number", marks=pytest.mark.slow),
+        pytest.param({"license": {"a": [1]}, "tags": "x"}, id="a text", marks=pytest.mark.slow),
+        pytest.param({"tags": "x" * (5 << 20)}, id="megabytes", marks=pytest.mark.slow),
+    ],
+)
 def test_an_odd_card_does_not_fail_the_load(
     hub: FakeHub, settings: Settings, into: Path, tmp_path: Path, card_data: object
 ) -> None:

@@ -10,42 +10,30 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from urllib.parse import quote
 
 import httpx2
 import huggingface_hub
-from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub import hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.hf_api import RepoSibling
-from huggingface_hub.repocard_data import CardData
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id
 
 from sd_api.card import NO_CARD, Card
-from sd_api.fields import Count, Sha256
 from sd_api.reasons import Reason
 from sd_api.url_forms import HUB_REPO_PATTERN
 from sd_loader.card.hub import card_of_repo
 from sd_loader.diffusers_repo.component_files import RepoFile, check_names
-from sd_loader.errors import LoaderError
+from sd_loader.errors import LoaderError, prefixing
 from sd_loader.net.client import HttpClient
 from sd_loader.net.http_errors import unreachable
 from sd_loader.net.patience import Retries
 from sd_loader.net.transport import LOADER_VERSION, READ_SECONDS
 from sd_loader.snippet import snippet
+from sd_loader.source.hub_answers import RepoAnswer, read_repo
 from sd_loader.source.hub_errors import HubErrors
 
 _MAX_RESPONSE = 32 << 20
 """Largest response of the API in bytes. For a repo of 10,000 files, a tenth is enough."""
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-class _Listed(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    path: str
-    size: Count
-    sha256: Sha256 | None
-    blob_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")] | None
 
 
 @dataclass(frozen=True)
@@ -105,63 +93,46 @@ def resolve(
     repo_id: str, revision: str, endpoint: str, token: str | None, retries: Retries
 ) -> Repo:
     """Find the commit that a revision names now, and its files."""
-    api = HfApi(
-        endpoint,
-        # With None, huggingface_hub would use a token that it finds in the home folder.
-        token=token or False,
-        library_name="sd-loader",
-        library_version=LOADER_VERSION,
+    # With None, huggingface_hub would use a token that it finds in the home folder.
+    headers = build_hf_headers(
+        token=token or False, library_name="sd-loader", library_version=LOADER_VERSION
     )
     shown = f"{endpoint}/{repo_id} at {snippet(revision)}"
     errors = HubErrors(f"{endpoint}/{repo_id}")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise LoaderError(
+            Reason.INVALID_SPEC, f"{repo_id} is not a Hugging Face repo id"
+        ) from error
 
-    def ask() -> huggingface_hub.ModelInfo:
+    def ask() -> RepoAnswer:
         try:
-            return api.model_info(
-                repo_id, revision=revision, files_metadata=True, timeout=READ_SECONDS
+            # HfApi.model_info would also parse fields of README.md, and fail if one is odd.
+            response = huggingface_hub.get_session().get(
+                f"{endpoint}/api/models/{repo_id}/revision/{quote(revision, safe='')}",
+                headers=headers,
+                params={"blobs": True},
+                timeout=READ_SECONDS,
             )
+            hf_raise_for_status(response)
+            with prefixing(shown):
+                return read_repo(response.content)
         except HfHubHTTPError as error:
             raise errors.refused(error.response, shown, token_sent=token is not None) from error
         except httpx2.RequestError as error:
             raise unreachable(shown, error) from error
-        except HFValidationError as error:
-            raise LoaderError(
-                Reason.INVALID_SPEC, f"{repo_id} is not a Hugging Face repo id"
-            ) from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise LoaderError(
                 Reason.SOURCE_UNREACHABLE, f"{shown}: the response is not in the Hub's format"
             ) from error
 
-    info = retries.run(ask)
-    if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
-        raise LoaderError(Reason.SOURCE_UNREACHABLE, f"{shown}: the response has no commit")
-    siblings = info.siblings or []
-    try:
-        listed = [_file(sibling) for sibling in siblings]
-    except (ValidationError, AttributeError) as error:
-        raise LoaderError(
-            Reason.SOURCE_UNREACHABLE, f"{shown}: the list of files is not in the Hub's format"
-        ) from error
-    check_names(file.path for file in listed)
-    files = {file.path: file for file in listed}
-    name = _name_now(info.id, repo_id)
-    front_matter = vars(info.card_data) if isinstance(info.card_data, CardData) else {}
-    card = card_of_repo(name, endpoint, front_matter)
-    return Repo(endpoint, name, repo_id, info.sha, files, card)
-
-
-def _file(sibling: RepoSibling) -> RepoFile:
-    """Check a file of the response. `huggingface_hub` does not check the types of its fields."""
-    listed = _Listed.model_validate(
-        {
-            "path": sibling.rfilename,
-            "size": sibling.lfs.size if sibling.lfs else sibling.size or 0,
-            "sha256": sibling.lfs.sha256 if sibling.lfs else None,
-            "blob_id": sibling.blob_id,
-        }
-    )
-    return RepoFile(listed.path, listed.size, listed.sha256, listed.blob_id)
+    answer = retries.run(ask)
+    check_names(file.path for file in answer.files)
+    files = {file.path: file for file in answer.files}
+    name = _name_now(answer.name, repo_id)
+    card = card_of_repo(name, endpoint, answer.front_matter)
+    return Repo(endpoint, name, repo_id, answer.commit, files, card)
 
 
 def _name_now(received: object, asked: str) -> str:

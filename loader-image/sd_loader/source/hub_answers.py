@@ -1,0 +1,120 @@
+"""Reads the Hub's answer for a repo, whose front matter an author may have filled with anything.
+
+Only the fields that a load needs are read. The front matter of README.md never makes an answer
+unreadable: it is for the model card, and a load does not need one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from sd_api.fields import Count, Sha256
+from sd_api.reasons import Reason
+from sd_loader.diffusers_repo.component_files import RepoFile
+from sd_loader.errors import LoaderError
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_DIGITS_MAX = 20
+"""A longer number is none that a load needs. Python refuses to read those of many digits."""
+_DEPTH = 20
+"""How deep the fallback for deep answers reads. The files are at depth 4."""
+_PART = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]|[^"\[\]{}]+', re.DOTALL)
+
+
+class _Listed(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    path: str
+    size: Count
+    sha256: Sha256 | None
+    blob_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")] | None
+
+
+@dataclass(frozen=True)
+class RepoAnswer:
+    """One commit of a repo."""
+
+    name: object
+    """The repo's present name. It is not checked."""
+
+    commit: str
+
+    files: tuple[RepoFile, ...]
+
+    front_matter: Mapping[str, object]
+    """The front matter of README.md, as the Hub has parsed it. Empty if it is not an object."""
+
+
+def read_repo(content: bytes) -> RepoAnswer:
+    """Read an answer. Raise LoaderError if it does not have what a load needs."""
+    answer = _parsed(content.decode(errors="replace"))
+    if not isinstance(answer, dict):
+        raise _unreadable("the response is not in the Hub's format")
+    commit = answer.get("sha")
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        raise _unreadable("the response has no commit")
+    front_matter = answer.get("cardData")
+    try:
+        files = tuple(_file(sibling) for sibling in answer.get("siblings") or ())
+    except (ValidationError, AttributeError, KeyError, TypeError) as error:
+        raise _unreadable("the list of files is not in the Hub's format") from error
+    return RepoAnswer(
+        answer.get("id"),
+        commit,
+        files,
+        front_matter if isinstance(front_matter, dict) else {},
+    )
+
+
+def _unreadable(words: str) -> LoaderError:
+    return LoaderError(Reason.SOURCE_UNREACHABLE, words)
+
+
+def _file(sibling: Mapping[str, Any]) -> RepoFile:
+    lfs = sibling.get("lfs")
+    listed = _Listed(
+        path=sibling["rfilename"],
+        size=lfs["size"] if lfs else sibling.get("size") or 0,
+        sha256=lfs["sha256"] if lfs else None,
+        blob_id=sibling.get("blobId"),
+    )
+    return RepoFile(listed.path, listed.size, listed.sha256, listed.blob_id)
+
+
+def _parsed(text: str) -> object:
+    try:
+        return _load(text)
+    except ValueError:
+        raise _unreadable("the response is not in the Hub's format") from None
+
+
+def _load(text: str) -> object:
+    try:
+        return json.loads(text, parse_int=_number)
+    except RecursionError:
+        # A load needs nothing that is nested so deep.
+        return json.loads("".join(_shallow(text)), parse_int=_number)
+
+
+def _number(digits: str) -> int | None:
+    return int(digits) if len(digits) <= _DIGITS_MAX else None
+
+
+def _shallow(text: str) -> Iterator[str]:
+    """Yield the JSON text with null in place of what is nested deeper than `_DEPTH`."""
+    depth = 0
+    for part in _PART.findall(text):
+        if part in "[{":
+            depth += 1
+            if depth == _DEPTH + 1:
+                yield "null"
+        if depth <= _DEPTH:
+            yield part
+        if part in "]}":
+            depth -= 1
