@@ -49,6 +49,7 @@ def test_variables_set_their_settings(env: dict[str, str]) -> None:
         "PROBES_PORT": "8082",
         "ALLOWED_HOSTS": "Mirror.example.com",
         "HF_ENDPOINT": "https://mirror.example.com",
+        "CIVITAI_ENDPOINT": "https://civitai.example.com/",
         "PUBLIC_URL": "http://127.0.0.1:8000",
         "STORE": "/models",
         "TRUSTED_PROXIES": "10.0.0.1,10.0.0.2",
@@ -63,6 +64,8 @@ def test_variables_set_their_settings(env: dict[str, str]) -> None:
     assert settings.probes_port == 8082
     assert settings.allowed_hosts == {"mirror.example.com"}
     assert settings.guard().allows("mirror.example.com", 443)
+    assert settings.guard().allows("civitai.example.com", 443)
+    assert settings.civitai == "https://civitai.example.com"
     assert settings.store == Path("/models")
     assert settings.trusted_proxies == ("10.0.0.1", "10.0.0.2")
     assert (settings.calls_per_minute, settings.port) == (0, 0)

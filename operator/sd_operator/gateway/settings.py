@@ -36,6 +36,8 @@ class GatewaySettings:
     may call at private addresses and over plain http."""
     hub_endpoint: str | None = None
     """Base URL of a mirror of the Hugging Face Hub. Empty: the Hub itself."""
+    civitai_endpoint: str | None = None
+    """Base URL of a mirror of Civitai. Empty: Civitai itself."""
     https_proxy: str | None = None
     """URL of the proxy for the calls of sync_models. If it is set, the gateway resolves hosts of
     webhooks only if they are in NO_PROXY: the operator's proxy resolves the others."""
@@ -93,6 +95,7 @@ class GatewaySettings:
             allowed_claims=frozenset(read.words("ALLOWED_CLAIMS")),
             allowed_hosts=frozenset(host.lower() for host in read.words("ALLOWED_HOSTS")),
             hub_endpoint=read.link("HF_ENDPOINT", env.get("HF_ENDPOINT"), instead=_INSTEAD),
+            civitai_endpoint=read.link("CIVITAI_ENDPOINT", instead=_INSTEAD),
             https_proxy=read.link("HTTPS_PROXY", instead=_INSTEAD),
             no_proxy=read.text("NO_PROXY") or "",
             logins=read.logins("LOGINS_DIR"),
@@ -131,9 +134,14 @@ class GatewaySettings:
         mirror = self.hub_endpoint
         return with_login(mirror, self.logins.hub) if mirror else defaults.HUB_ENDPOINT
 
+    @property
+    def civitai(self) -> str:
+        """Civitai or its mirror."""
+        return (self.civitai_endpoint or defaults.CIVITAI_ENDPOINT).rstrip("/")
+
     def guard(self) -> Guard:
         """Return the guard that decides which addresses sync_models may call."""
-        return Guard(self.allowed_hosts).with_hosts([self.hub_endpoint])
+        return Guard(self.allowed_hosts).with_hosts([self.hub_endpoint, self.civitai_endpoint])
 
 
 def _keys_file(read: Reader) -> Path:
