@@ -78,14 +78,12 @@ class Found:
     warnings: tuple[str, ...] = ()
 
     def noted(self, fetched: Fetched) -> Fetched:
-        """Add the facts and the warnings to the record of the download."""
+        """Add version, file and warnings to the record of the download."""
         warned = fetched.model_copy(update={"warnings": (*self.warnings, *fetched.warnings)})
         if self.facts is None:
             return warned
         known = {"version": self.facts.loaded_version, "file": self.facts.file_name}
-        return warned.model_copy(
-            update={"source": fetched.source.model_copy(update=known), "civitai": self.facts}
-        )
+        return warned.model_copy(update={"source": fetched.source.model_copy(update=known)})
 
 
 class _Pin(Contract):
