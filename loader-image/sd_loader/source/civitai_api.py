@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import httpx2
-from pydantic_core import from_json
 
 from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
@@ -20,6 +19,7 @@ from sd_loader.source.civitai_answers import (
     read_model,
     read_version,
 )
+from sd_loader.source.lenient_json import parse
 
 MAX_RESPONSE = 4 << 20
 """Largest response of the API in bytes. A model with fifty versions has a quarter of it."""
@@ -67,7 +67,7 @@ class CivitaiApi:
         with self.client.session(max_bytes=MAX_RESPONSE) as session:
             body = self.client.retries.run(ask)
         try:
-            answer = from_json(body, allow_inf_nan=False)
+            answer = parse(body)
         except ValueError:
             answer = None
         if not isinstance(answer, dict):

@@ -6,9 +6,8 @@ unreadable: it is for the model card, and a load does not need one.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -18,13 +17,9 @@ from sd_api.fields import Count, Sha256
 from sd_api.reasons import Reason
 from sd_loader.diffusers_repo.component_files import RepoFile
 from sd_loader.errors import LoaderError
+from sd_loader.source.lenient_json import parse
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_DIGITS_MAX = 20
-"""A longer number is none that a load needs. Python refuses to read those of many digits."""
-_DEPTH = 20
-"""How deep the fallback for deep answers reads. The files are at depth 4."""
-_PART = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]|[^"\[\]{}]+', re.DOTALL)
 
 
 class _Listed(BaseModel):
@@ -53,7 +48,10 @@ class RepoAnswer:
 
 def read_repo(content: bytes) -> RepoAnswer:
     """Read an answer. Raise LoaderError if it does not have what a load needs."""
-    answer = _parsed(content.decode(errors="replace"))
+    try:
+        answer = parse(content)
+    except ValueError:
+        answer = None
     if not isinstance(answer, dict):
         raise _unreadable("the response is not in the Hub's format")
     commit = answer.get("sha")
@@ -85,36 +83,3 @@ def _file(sibling: Mapping[str, Any]) -> RepoFile:
         blob_id=sibling.get("blobId"),
     )
     return RepoFile(listed.path, listed.size, listed.sha256, listed.blob_id)
-
-
-def _parsed(text: str) -> object:
-    try:
-        return _load(text)
-    except ValueError:
-        raise _unreadable("the response is not in the Hub's format") from None
-
-
-def _load(text: str) -> object:
-    try:
-        return json.loads(text, parse_int=_number)
-    except RecursionError:
-        # A load needs nothing that is nested so deep.
-        return json.loads("".join(_shallow(text)), parse_int=_number)
-
-
-def _number(digits: str) -> int | None:
-    return int(digits) if len(digits) <= _DIGITS_MAX else None
-
-
-def _shallow(text: str) -> Iterator[str]:
-    """Yield the JSON text with null in place of what is nested deeper than `_DEPTH`."""
-    depth = 0
-    for part in _PART.findall(text):
-        if part in "[{":
-            depth += 1
-            if depth == _DEPTH + 1:
-                yield "null"
-        if depth <= _DEPTH:
-            yield part
-        if part in "]}":
-            depth -= 1
