@@ -183,9 +183,14 @@ class _Look:
 
     def cleaned(self, secrets: frozenset[str]) -> LinkInspection:
         """Return all that is known, without these secrets. A server may quote a token."""
-        warnings = tuple(hide(warning, secrets) for warning in self.shown.warnings)
-        card = without(self.card.over(self.card_of_file), secrets)
-        return self.shown.model_copy(update={"warnings": warnings, "card": card.or_none()})
+        file = self.shown.file
+        return self.shown.model_copy(
+            update={
+                "file": None if file is None else hide(file, secrets),
+                "warnings": tuple(hide(warning, secrets) for warning in self.shown.warnings),
+                "card": without(self.card.over(self.card_of_file), secrets).or_none(),
+            }
+        )
 
     def _add(self, **values: Any) -> None:  # noqa: ANN401 - the values of any fields
         known = {name: value for name, value in values.items() if value is not None}

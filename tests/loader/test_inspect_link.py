@@ -68,8 +68,12 @@ def test_a_page_of_civitai_shows_card_and_file(
 def test_a_file_that_needs_a_login_shows_what_the_api_says(
     containers: Containers, civitai: FakeCivitai, checkpoint: Path
 ) -> None:
-    """The error of a load follows, and the token that it asks for opens the file."""
-    version = Version(71, [File(700, checkpoint)], trained_words=(f"x {TOKEN}",), needs_login=True)
+    """The error of a load follows, and the token that it asks for opens the file.
+
+    The token is not shown, even if the server quotes it.
+    """
+    file = File(700, checkpoint, name=f"{TOKEN}.safetensors")
+    version = Version(71, [file], trained_words=(f"x {TOKEN}",), needs_login=True)
     civitai.add(Model(7, "Checkpoint", [version]))
     civitai.token = TOKEN
     ended = containers.run("inspect", "--json", PAGE)
@@ -79,7 +83,7 @@ def test_a_file_that_needs_a_login_shows_what_the_api_says(
     assert "baseModel" not in shown
     shown = inspected(containers, PAGE, CIVITAI_TOKEN=TOKEN)
     assert shown["baseModel"] == "sd-1"
-    assert shown["card"]["triggerWords"] == ["x …"], "a token that the server quotes is removed"
+    assert (shown["card"]["triggerWords"], shown["file"]) == (["x …"], "….safetensors")
 
 
 @pytest.mark.parametrize(
