@@ -152,13 +152,41 @@ def test_link_has_changed_if_its_digest_or_size_differs(
     ("url", "loaded", "has_moved"),
     [
         pytest.param("https://civitai.com/models/7/cat", "7@70+700", True, id="a newer version"),
-        pytest.param("https://civitai.com/models/7", "7@71+700", False, id="the same version"),
-        pytest.param("https://civitai.com/models/7", "70", True, id="model and file unknown"),
-        pytest.param("https://civitai.com/models/7", None, False, id="loaded version unknown"),
-        pytest.param("https://civitai.com/models/7", "x", False, id="another form"),
+        pytest.param(
+            "https://civitai.com/models/7",
+            "7@71+700",
+            False,
+            id="the same version",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "https://civitai.com/models/7",
+            "70",
+            True,
+            id="model and file unknown",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "https://civitai.com/models/7",
+            None,
+            False,
+            id="loaded version unknown",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "https://civitai.com/models/7", "x", False, id="another form", marks=pytest.mark.slow
+        ),
         pytest.param("https://civitai.com/models/7?modelVersionId=70", "7@70", False, id="pinned"),
-        pytest.param("urn:air:sd1:lora:civitai:7@70", "7@70", False, id="an AIR"),
-        pytest.param("https://civitai.com/models/8", "8@70", False, id="no such model"),
+        pytest.param(
+            "urn:air:sd1:lora:civitai:7@70", "7@70", False, id="an AIR", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "https://civitai.com/models/8",
+            "8@70",
+            False,
+            id="no such model",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_page_of_civitai_has_changed_if_the_model_has_a_newer_version(
@@ -172,7 +200,14 @@ def test_page_of_civitai_has_changed_if_the_model_has_a_newer_version(
 
 
 @pytest.mark.parametrize(
-    "answer", [b"<html>", b"[]", b"{}", b'{"modelVersions": 7}', b'{"modelVersions": [{}, 7]}']
+    "answer",
+    [
+        b'{"modelVersions": [{}, 7]}',
+        *(
+            pytest.param(answer, marks=pytest.mark.slow)
+            for answer in (b"<html>", b"[]", b"{}", b'{"modelVersions": 7}')
+        ),
+    ],
 )
 def test_model_whose_versions_are_not_reported_counts_as_unchanged(
     hub: FakeHub, answer: bytes

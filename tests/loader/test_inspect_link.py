@@ -46,7 +46,10 @@ def parsed(ended: Ended) -> dict[str, Any]:
     return shown
 
 
-@pytest.mark.parametrize("link", [PAGE, "urn:air:sd1:checkpoint:civitai:7@71"])
+@pytest.mark.parametrize(
+    "link",
+    [PAGE, pytest.param("urn:air:sd1:checkpoint:civitai:7@71", marks=pytest.mark.slow)],
+)
 def test_a_page_of_civitai_shows_card_and_file(
     containers: Containers, civitai: FakeCivitai, checkpoint: Path, link: str
 ) -> None:

@@ -191,14 +191,14 @@ def _open_repo(
 ) -> Iterator[tuple[Repo, Downloader]]:
     """Find the commit, and open a downloader for its files."""
     # Imported here: huggingface_hub takes 0.3 s to import, and links do not need it.
-    from sd_loader.source.hub_api import hub_session, resolve
+    from sd_loader.source.hub_api import resolve
 
     endpoint = client.settings.hub_endpoint
     client.check_url(endpoint, _ENDPOINT)
     token = client.token(endpoint, ref.field, required=ref.needs_token, is_default_host=True)
     listing_token = token if client.lists_private(endpoint) else None
-    with hub_session(client) as session, client.naming_default_secret(endpoint):
-        repo = resolve(repo_id, revision, endpoint, listing_token, client.retries)
+    with client.session(for_hub=True) as session, client.naming_default_secret(endpoint):
+        repo = resolve(repo_id, revision, endpoint, listing_token, client)
         errors = HubErrors(f"{endpoint}/{repo.repo_id}")
         yield (
             repo,

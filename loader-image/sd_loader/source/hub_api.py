@@ -1,33 +1,26 @@
-"""Asks the API of the Hub, or of a mirror, for a repo's commit and files.
-
-`huggingface_hub` sends the requests through the loader's own client, which checks every address.
-"""
+"""Asks the API of the Hub, or of a mirror, for a repo's commit and files."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
 import httpx2
-import huggingface_hub
 from huggingface_hub import hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id
+from huggingface_hub.errors import HFValidationError
 
 from sd_api.card import NO_CARD, Card
 from sd_api.reasons import Reason
 from sd_api.url_forms import HUB_REPO_PATTERN
 from sd_loader.card.hub import card_of_repo
 from sd_loader.diffusers_repo.component_files import RepoFile, check_names
+from sd_loader.diffusers_repo.index import CONFIG_NAME
 from sd_loader.errors import LoaderError, prefixing
 from sd_loader.net.client import HttpClient
 from sd_loader.net.http_errors import unreachable
-from sd_loader.net.patience import Retries
-from sd_loader.net.transport import LOADER_VERSION, READ_SECONDS
+from sd_loader.net.transport import READ_SECONDS
 from sd_loader.snippet import snippet
 from sd_loader.source.hub_answers import RepoAnswer, read_repo
 from sd_loader.source.hub_errors import HubErrors
@@ -72,35 +65,15 @@ class Repo:
         return (f"the repo {self.asked_as[:100]} is now called {self.repo_id[:100]}",)
 
 
-@contextlib.contextmanager
-def hub_session(client: HttpClient) -> Iterator[httpx2.Client]:
-    """Yield a client for files. Until it is closed, `huggingface_hub` uses such a client, too."""
-    # With telemetry, it would send further requests to the endpoint.
-    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
-    # A server can write into the log with the header X-HF-Warning.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    huggingface_hub.set_client_factory(
-        lambda: client.session(max_bytes=_MAX_RESPONSE, for_hub=True)
-    )
-    try:
-        with client.session(for_hub=True) as session:
-            yield session
-    finally:
-        huggingface_hub.close_session()
-
-
 def resolve(
-    repo_id: str, revision: str, endpoint: str, token: str | None, retries: Retries
+    repo_id: str, revision: str, endpoint: str, token: str | None, client: HttpClient
 ) -> Repo:
     """Find the commit that a revision names now, and its files."""
-    # With None, huggingface_hub would use a token that it finds in the home folder.
-    headers = build_hf_headers(
-        token=token or False, library_name="sd-loader", library_version=LOADER_VERSION
-    )
     shown = f"{endpoint}/{repo_id} at {snippet(revision)}"
     errors = HubErrors(f"{endpoint}/{repo_id}")
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     try:
-        validate_repo_id(repo_id)
+        hf_hub_url(repo_id, CONFIG_NAME)  # It checks the repo id.
     except HFValidationError as error:
         raise LoaderError(
             Reason.INVALID_SPEC, f"{repo_id} is not a Hugging Face repo id"
@@ -109,25 +82,21 @@ def resolve(
     def ask() -> RepoAnswer:
         try:
             # HfApi.model_info would also parse fields of README.md, and fail if one is odd.
-            response = huggingface_hub.get_session().get(
+            response = session.get(
                 f"{endpoint}/api/models/{repo_id}/revision/{quote(revision, safe='')}",
-                headers=headers,
                 params={"blobs": True},
+                headers=headers,
                 timeout=READ_SECONDS,
             )
-            hf_raise_for_status(response)
-            with prefixing(shown):
-                return read_repo(response.content)
-        except HfHubHTTPError as error:
-            raise errors.refused(error.response, shown, token_sent=token is not None) from error
         except httpx2.RequestError as error:
             raise unreachable(shown, error) from error
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise LoaderError(
-                Reason.SOURCE_UNREACHABLE, f"{shown}: the response is not in the Hub's format"
-            ) from error
+        if response.status_code != 200:
+            raise errors.refused(response, shown, token_sent=token is not None)
+        with prefixing(shown):
+            return read_repo(response.content)
 
-    answer = retries.run(ask)
+    with client.session(max_bytes=_MAX_RESPONSE, for_hub=True) as session:
+        answer = client.retries.run(ask)
     check_names(file.path for file in answer.files)
     files = {file.path: file for file in answer.files}
     name = _name_now(answer.name, repo_id)
