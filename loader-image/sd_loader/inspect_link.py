@@ -18,12 +18,12 @@ from sd_api.fields import Contract
 from sd_api.humanize import size
 from sd_api.reasons import Reason
 from sd_api.redaction import hide
+from sd_api.sites.civitai_card import card_of_civitai
+from sd_api.sites.civitai_facts import CivitaiFacts
+from sd_api.sites.clean import without
 from sd_api.sources import HubFile, HubRepo, Link
 from sd_api.wire import Progress
-from sd_loader.card.civitai import card_of_civitai
-from sd_loader.card.clean import without
-from sd_loader.card.metadata import card_of_metadata
-from sd_loader.civitai_facts import CivitaiFacts
+from sd_loader.card import card_of_metadata
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import found_type
 from sd_loader.convert.plan.all_in_one import refuse_incomplete

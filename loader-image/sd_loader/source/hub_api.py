@@ -13,8 +13,8 @@ from huggingface_hub.errors import HFValidationError
 
 from sd_api.card import NO_CARD, Card
 from sd_api.reasons import Reason
+from sd_api.sites.hub_card import card_of_repo
 from sd_api.url_forms import HUB_REPO_PATTERN
-from sd_loader.card.hub import card_of_repo
 from sd_loader.diffusers_repo.component_files import RepoFile, check_names
 from sd_loader.diffusers_repo.index import CONFIG_NAME
 from sd_loader.errors import LoaderError, prefixing
@@ -22,8 +22,8 @@ from sd_loader.net.client import HttpClient
 from sd_loader.net.http_errors import unreachable
 from sd_loader.net.transport import READ_SECONDS
 from sd_loader.snippet import snippet
-from sd_loader.source.hub_answers import RepoAnswer, read_repo
 from sd_loader.source.hub_errors import HubErrors
+from sd_loader.source.hub_listing import RepoListing, read_listing
 
 _MAX_RESPONSE = 32 << 20
 """Largest response of the API in bytes. For a repo of 10,000 files, a tenth is enough."""
@@ -79,7 +79,7 @@ def resolve(
             Reason.INVALID_SPEC, f"{repo_id} is not a Hugging Face repo id"
         ) from error
 
-    def ask() -> RepoAnswer:
+    def ask() -> RepoListing:
         try:
             # HfApi.model_info would also parse fields of README.md, and fail if one is odd.
             response = session.get(
@@ -93,7 +93,7 @@ def resolve(
         if response.status_code != 200:
             raise errors.refused(response, shown, token_sent=token is not None)
         with prefixing(shown):
-            return read_repo(response.content)
+            return read_listing(response.content)
 
     with client.session(max_bytes=_MAX_RESPONSE, for_hub=True) as session:
         answer = client.retries.run(ask)

@@ -11,22 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
-import aiohttp
-
-from sd_api import defaults
-from sd_api.netguard import MAX_REDIRECTS
-from sd_api.redaction import redact_url
+from sd_api.sites.civitai_answers import read_model
 from sd_api.sources import MAIN, CivitaiModel, HubFile, HubRepo, Link, read_source
 from sd_api.status import ConditionType
 from sd_operator.clients.http import Outgoing
 from sd_operator.clients.kube import Json
+from sd_operator.gateway import fetching
 from sd_operator.gateway.models import condition, is_ready
 from sd_operator.gateway.settings import GatewaySettings
 from sd_operator.resources.model import Model
@@ -41,8 +37,6 @@ INFO_MAX_BYTES = 4 * 2**20
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LOADED_VERSION = re.compile(r"(?:[0-9]+@)?([0-9]+)(?:\+[0-9]+)?")
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_NOT_A_MODEL = ("text/", "application/json", "application/xml")
 
 
 @dataclass(frozen=True)
@@ -98,7 +92,7 @@ async def moved(bodies: Sequence[Json], settings: GatewaySettings) -> list[Json]
 
     async def check(source: Source) -> None:
         async with slots:
-            with contextlib.suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
+            with contextlib.suppress(*fetching.ERRORS):
                 match source:
                     case Branch():
                         states[source] = await _commit(outgoing, settings.hub, source)
@@ -129,8 +123,7 @@ def _source(body: Json, settings: GatewaySettings) -> Source | None:
     model = Model.from_body(body)
     if model.spec is None:
         return None
-    mirror = settings.hub_endpoint or defaults.HUB_ENDPOINT
-    match read_source(model.url, model.spec.model_type, model.spec.git_revision, mirror):
+    match read_source(model.url, model.spec.model_type, model.spec.git_revision, settings.hub_page):
         case HubRepo(repo, revision):
             pinned = revision is not None and _COMMIT.fullmatch(revision)
             return None if pinned else Branch(repo, revision or MAIN)
@@ -162,8 +155,8 @@ def _differs(body: Json, state: State | None) -> bool:
 async def _commit(outgoing: Outgoing, hub: str, branch: Branch) -> str:
     """Return the current commit of a branch; raise ValueError if the Hub does not report it."""
     revision = quote(branch.revision, safe="")
-    info = await _info(outgoing, f"{hub}/api/models/{branch.repo}/revision/{revision}")
-    commit = str(info.get("sha"))
+    url = f"{hub}/api/models/{branch.repo}/revision/{revision}"
+    commit = str((await fetching.read_json(outgoing, url, INFO_MAX_BYTES)).get("sha"))
     if not _COMMIT.fullmatch(commit):
         raise ValueError("the description of the repo has no commit")
     return commit
@@ -174,42 +167,25 @@ async def _newest(outgoing: Outgoing, civitai: str, page: Page) -> Newest:
 
     Like the loader, it takes the first version that is listed.
     """
-    info = await _info(outgoing, f"{civitai}/api/v1/models/{page.model_id}")
-    versions = info.get("modelVersions")
-    for version in versions if isinstance(versions, list) else ():
-        number = version.get("id") if isinstance(version, dict) else None
-        if type(number) is int:
-            return Newest(number)
-    raise ValueError("the description of the model has no version")
-
-
-async def _info(outgoing: Outgoing, url: str) -> Json:
-    """Return the JSON object at a url; raise ValueError if there is another thing."""
-    raw = b""
-    async with _responses(outgoing, "GET", url, {"Accept": "application/json"}) as responses:
-        async for response in responses:
-            if response.status in _REDIRECTS:
-                continue
-            response.raise_for_status()
-            async for chunk in response.content.iter_chunked(2**16):
-                raw += chunk
-                if len(raw) > INFO_MAX_BYTES:
-                    raise ValueError("the description is too long")
-    info = json.loads(raw)
-    if not isinstance(info, dict):
-        raise ValueError("the description is not an object")
-    return info
+    url = f"{civitai}/api/v1/models/{page.model_id}"
+    versions = read_model(await fetching.read_json(outgoing, url, INFO_MAX_BYTES)).versions
+    if not versions:
+        raise ValueError("the description of the model has no version")
+    return Newest(versions[0])
 
 
 async def _file(outgoing: Outgoing, url: str) -> File:
     """Return what the server of a file, and the servers that redirect to it, report about it."""
     file = File()
-    async with _responses(outgoing, "HEAD", url, {"Accept-Encoding": "identity"}) as responses:
-        async for response in responses:
+    headers = {"Accept-Encoding": "identity"}
+    async with fetching.responses(outgoing, "HEAD", url, headers) as answers:
+        async for response in answers:
             # The Hub reports the file's digest (X-Linked-ETag) and size in its redirect.
             etag = response.headers.get("X-Linked-ETag") or response.headers.get("ETag") or ""
             size = response.headers.get("X-Linked-Size")
-            final = response.status == 200 and not response.content_type.startswith(_NOT_A_MODEL)
+            final = response.status == 200 and not response.content_type.startswith(
+                fetching.NOT_A_MODEL
+            )
             if final and "Content-Encoding" not in response.headers:
                 size = size or response.headers.get("Content-Length")
             file = File(
@@ -217,28 +193,3 @@ async def _file(outgoing: Outgoing, url: str) -> File:
                 file.size or (int(size) if size and size.isdecimal() else None),
             )
     return file
-
-
-def _responses(
-    outgoing: Outgoing, method: str, url: str, headers: Mapping[str, str]
-) -> contextlib.aclosing[AsyncGenerator[aiohttp.ClientResponse, None]]:
-    """Yield each redirect and then the final response; raise ValueError for too many redirects."""
-
-    async def follow(url: str) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-        for _ in range(MAX_REDIRECTS + 1):
-            async with outgoing.call(method, url, headers) as response:
-                yield response
-                if response.status not in _REDIRECTS:
-                    return
-                url = _redirect_target(url, response)
-        raise ValueError("too many redirects")
-
-    return contextlib.aclosing(follow(url))
-
-
-def _redirect_target(url: str, response: aiohttp.ClientResponse) -> str:
-    """Return where a redirect leads; raise ValueError if it leads from https to http."""
-    target = urljoin(url, response.headers.get("Location", ""))
-    if url.startswith("https://") and not target.startswith("https://"):
-        raise ValueError(f"{redact_url(url)} redirects to plain http")
-    return target

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from devkit.fakecivitai import FakeCivitai, File, Model, Version
 from devkit.tiny import write_checkpoint
 from sd_api.choices import Pictures
-from sd_loader.card.civitai import card_of_civitai, picture_of
+from sd_api.sites.civitai_card import card_of_civitai, picture_of
 from sd_loader.errors import LoaderError
 from sd_loader.net.client import HttpClient
 from sd_loader.settings import Settings

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from sd_api.card import Card
 from sd_api.choices import Pictures
-from sd_loader.card.clean import page, text, words
-from sd_loader.civitai_facts import CivitaiFacts, CivitaiImage, CivitaiLicence
+from sd_api.sites.civitai_facts import CivitaiFacts, CivitaiImage, CivitaiLicence
+from sd_api.sites.clean import page, text, words
 
 _SAFE = 1
 """Civitai's rating PG. Higher powers of two are for fewer people."""

@@ -1,6 +1,6 @@
 """The facts that Civitai states about one version of a model. All fields have types and limits.
 
-`source.civitai_answers` reads the facts. A load makes its card of them.
+`civitai_answers` reads the facts. A load makes its card of them.
 All texts are untrusted: a creator wrote them. They are short, but may contain any characters.
 """
 

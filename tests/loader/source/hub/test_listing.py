@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd_loader.card.hub import card_of_repo
+from sd_api.sites.hub_card import card_of_repo
 from sd_loader.diffusers_repo.component_files import RepoFile
 from sd_loader.errors import LoaderError
-from sd_loader.source.hub_answers import RepoAnswer, read_repo
+from sd_loader.source.hub_listing import RepoListing, read_listing
 
 COMMIT = "0" * 40
 SHA256 = "a" * 64
@@ -65,7 +65,7 @@ def test_front_matter_never_makes_the_answer_unreadable(
     front_matter: str, values: dict[str, object] | None
 ) -> None:
     """Commit and files are read, and a card can be made."""
-    read = read_repo(answer(front_matter))
+    read = read_listing(answer(front_matter))
     assert (read.name, read.commit, read.files) == ("org/style", COMMIT, FILES)
     if values is not None:
         assert read.front_matter == values
@@ -74,7 +74,7 @@ def test_front_matter_never_makes_the_answer_unreadable(
 
 def test_bytes_that_are_not_utf8_are_replaced() -> None:
     """A text of the front matter may have been cut in the middle of a character."""
-    read = read_repo(answer('{"license": "mit"}').replace(b"mit", b"m\xe2\x82"))
+    read = read_listing(answer('{"license": "mit"}').replace(b"mit", b"m\xe2\x82"))
     assert read.files == FILES
     assert read.front_matter["license"] == "m\ufffd"
 
@@ -82,7 +82,7 @@ def test_bytes_that_are_not_utf8_are_replaced() -> None:
 def test_a_deep_answer_keeps_the_other_fields_of_the_front_matter() -> None:
     """Only what is nested deep is left out."""
     deep = '{"a": ' + "[" * 5_000 + "]" * 5_000 + ', "license": "]}\\"[{"}'
-    assert read_repo(answer(deep)).front_matter["license"] == ']}"[{'
+    assert read_listing(answer(deep)).front_matter["license"] == ']}"[{'
 
 
 JSON = st.recursive(
@@ -95,7 +95,7 @@ JSON = st.recursive(
 @given(JSON)
 def test_any_front_matter_is_read(front_matter: object) -> None:
     """Any JSON value may be there."""
-    read = read_repo(answer(json.dumps(front_matter)))
+    read = read_listing(answer(json.dumps(front_matter)))
     assert read.files == FILES
     card_of_repo("org/style", "https://huggingface.co", read.front_matter).encode()
 
@@ -107,4 +107,4 @@ def test_other_fields_of_a_wrong_type_have_a_message(key: str, value: object) ->
     if key not in ANSWER:
         whole = {**ANSWER, "siblings": [{**ANSWER["siblings"][0], key: value}]}
     with suppress(LoaderError):
-        assert isinstance(read_repo(json.dumps(whole).encode()), RepoAnswer)
+        assert isinstance(read_listing(json.dumps(whole).encode()), RepoListing)

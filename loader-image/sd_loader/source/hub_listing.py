@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from sd_api.fields import Count, Sha256
 from sd_api.reasons import Reason
+from sd_api.sites.lenient_json import parse
 from sd_loader.diffusers_repo.component_files import RepoFile
 from sd_loader.errors import LoaderError
-from sd_loader.source.lenient_json import parse
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -32,7 +32,7 @@ class _Listed(BaseModel):
 
 
 @dataclass(frozen=True)
-class RepoAnswer:
+class RepoListing:
     """One commit of a repo."""
 
     name: object
@@ -46,7 +46,7 @@ class RepoAnswer:
     """The front matter of README.md, as the Hub has parsed it. Empty if it is not an object."""
 
 
-def read_repo(content: bytes) -> RepoAnswer:
+def read_listing(content: bytes) -> RepoListing:
     """Read an answer. Raise LoaderError if it does not have what a load needs."""
     try:
         answer = parse(content)
@@ -62,7 +62,7 @@ def read_repo(content: bytes) -> RepoAnswer:
         files = tuple(_file(sibling) for sibling in answer.get("siblings") or ())
     except (ValidationError, AttributeError, KeyError, TypeError) as error:
         raise _unreadable("the list of files is not in the Hub's format") from error
-    return RepoAnswer(
+    return RepoListing(
         answer.get("id"),
         commit,
         files,

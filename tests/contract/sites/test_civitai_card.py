@@ -6,8 +6,8 @@ import pytest
 
 from sd_api.card import TRIGGER_WORDS_MAX, Card
 from sd_api.choices import Pictures
-from sd_loader.card.civitai import card_of_civitai, picture_of
-from sd_loader.civitai_facts import CivitaiFacts, CivitaiImage, CivitaiLicence
+from sd_api.sites.civitai_card import card_of_civitai, picture_of
+from sd_api.sites.civitai_facts import CivitaiFacts, CivitaiImage, CivitaiLicence
 
 ENDPOINT = "https://civitai.com"
 IMAGES = "https://images.example.com/"
