@@ -181,7 +181,6 @@ def test_a_file_of_a_repo_shows_what_it_is(
         pytest.param("s3://bucket/model", Reason.INVALID_SPEC, "MODEL is in", id="an object store"),
         pytest.param(PAGE, Reason.SOURCE_NOT_FOUND, "7", id="no such model"),
         pytest.param("org/nothing", Reason.SOURCE_NOT_FOUND, "org/nothing", id="no such repo"),
-        pytest.param("none.safetensors", Reason.SOURCE_NOT_FOUND, "none.safe", id="no such file"),
         pytest.param(
             "http://127.0.0.1:1/x", Reason.ADDRESS_REFUSED, "127.0.0.1", id="a private address"
         ),
@@ -195,6 +194,13 @@ def test_a_link_that_leads_nowhere_is_refused_as_by_a_load(
     ended = containers.run("inspect", link)
     failed(ended, reason, message)
     assert ended.stdout == ""
+
+
+def test_the_name_of_a_missing_file_is_not_taken_for_a_link(containers: Containers) -> None:
+    """The remedy is the one for files."""
+    ended = containers.run("inspect", "none.safetensors")
+    remedy = "Give the path of a file that exists and that you may read."
+    failed(ended, Reason.SOURCE_NOT_FOUND, "none.safetensors", remedy)
 
 
 def test_lines_of_text_name_each_field(containers: Containers, hub: FakeHub) -> None:
