@@ -145,3 +145,11 @@ class VerifyDigest(StrEnum):
 
     ALWAYS = "always"
     WHEN_WHOLE = "whenWhole"
+
+
+class Pictures(StrEnum):
+    """Which pictures of the source a load may keep, by the rating that the source gives them."""
+
+    SAFE = "safe"
+    ALL = "all"
+    NONE = "none"

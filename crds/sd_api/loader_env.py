@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from typing import Any, Self
 
-from sd_api.choices import VerifyDigest
+from sd_api.choices import Pictures, VerifyDigest
 from sd_api.default_credentials import (
     DefaultSecret,
     format_default_credentials,
@@ -88,11 +89,14 @@ def _whole(most: int) -> Callable[[str], int]:
     return read
 
 
-def _read_verify_digest(text: str) -> VerifyDigest:
-    try:
-        return VerifyDigest(text)
-    except ValueError:
-        raise ValueError(f"must be one of {', '.join(VerifyDigest)}, not {text[:80]!r}") from None
+def _one_of(choices: type[StrEnum]) -> Callable[[str], StrEnum]:
+    def read(text: str) -> StrEnum:
+        try:
+            return choices(text)
+        except ValueError:
+            raise ValueError(f"must be one of {', '.join(choices)}, not {text[:80]!r}") from None
+
+    return read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +122,15 @@ class LoaderEnv:
     civitai_endpoint: str | None = _variable("SD_LOADER_CIVITAI_ENDPOINT")
     """Base URL of Civitai or of a mirror."""
     verify_digest: VerifyDigest | None = _variable(  # noqa: RUF009 - it is a field, as all are
-        "SD_LOADER_VERIFY_DIGEST", read=_read_verify_digest
+        "SD_LOADER_VERIFY_DIGEST", read=_one_of(VerifyDigest)
     )
     """always: the SHA-256 that Civitai states is compared. whenWhole: it is not compared if the
     conversion leaves out more than 1 GB of the file."""
+    pictures: Pictures | None = _variable(  # noqa: RUF009 - it is a field, as all are
+        "SD_LOADER_PICTURES", read=_one_of(Pictures)
+    )
+    """safe: the first picture of the source that it rates as safe for everyone is kept. all: the
+    first picture is kept, whatever its rating. none: no picture is kept."""
     https_proxy: str | None = _variable("HTTPS_PROXY", "https_proxy")
     """URL of the proxy for downloads."""
     no_proxy: str | None = _variable("NO_PROXY", "no_proxy")
@@ -145,9 +154,9 @@ class LoaderEnv:
     """Folder with the files HOST.token (HOST_PORT.token) and, optionally, HOST.host of these
     Secrets."""
     hub_token: str | None = _variable("HF_TOKEN", is_token=True)
-    """Token for the Hub, for `sd-loader load` by hand. Jobs never have it."""
+    """Token for the Hub, for `sd-loader load` and `inspect` by hand. Jobs never have it."""
     civitai_token: str | None = _variable("CIVITAI_TOKEN", is_token=True)
-    """Token for Civitai, for `sd-loader load` by hand. Jobs never have it."""
+    """Token for Civitai, for `sd-loader load` and `inspect` by hand. Jobs never have it."""
     logins_dir: str | None = _variable("SD_LOADER_LOGINS_DIR", is_path=True)
     """Folder with the administrator's logins, all optional: the files proxy and hub with
     USER:PASSWORD, and the file trained with the key of the trained models' link template."""

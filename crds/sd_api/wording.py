@@ -71,7 +71,7 @@ _RELOAD = f"set the annotation {ANNOTATION_RELOAD} to a new value"
 _CREDENTIALS = LoaderEnv.name_of("credentials_dir")
 _TOKEN = (
     f"set {LoaderEnv.name_of('hub_token')} for the Hub or {LoaderEnv.name_of('civitai_token')} for"
-    " Civitai, or name a file with the token for the host of --url by --token-file"
+    " Civitai, or name a file with the token for the host of the link by --token-file"
 )
 
 _REMEDIES = {
@@ -86,12 +86,12 @@ _REMEDIES = {
     ),
     Reason.SECRET_NOT_FOUND: f"To give another token, {_TOKEN}.",
     Reason.CREDENTIALS_HOST_MISMATCH: (
-        f"Write the exact host of --url into the file `host` in {_CREDENTIALS}, and use"
+        f"Write the exact host of the link into the file `host` in {_CREDENTIALS}, and use"
         " an https link: the token is sent to that host only, and never over plain http."
     ),
     Reason.SOURCE_NOT_FOUND: (
-        f"Check --url and --git-revision; for a private repo, {_TOKEN}. If the source has removed"
-        " the model, use another source."
+        f"Check the link or repo, and --git-revision; for a private repo, {_TOKEN}. If the source"
+        " has removed the model, use another source."
     ),
     Reason.AUTHENTICATION_REQUIRED: f"Get a token from the source, {_TOKEN}.",
     Reason.ACCESS_DENIED: (
@@ -100,21 +100,21 @@ _REMEDIES = {
         " may read it. Then run the command again."
     ),
     Reason.REQUEST_REJECTED: (
-        "Give --url a new and complete link, in quotes: a signed link may have expired, or may have"
-        " been cut off when it was copied."
+        "Get a new and complete link, and give it in quotes: a signed link may have expired, or may"
+        " have been cut off when it was copied."
     ),
     Reason.RATE_LIMITED: (
         f"Wait, or use a token, with which most sources allow more requests: {_TOKEN}."
     ),
     Reason.SOURCE_UNREACHABLE: (
-        "Check the host in --url and this machine's network, DNS and proxy"
+        "Check the host in the link and this machine's network, DNS and proxy"
         f" ({LoaderEnv.name_of('https_proxy')}). If the source lets only browsers through, use"
         " another source."
     ),
     Reason.ADDRESS_REFUSED: (
         f"Use a public https address, or add the host to {LoaderEnv.name_of('allowed_hosts')}."
     ),
-    Reason.NOT_A_MODEL: "Give --url the link of the model file itself, not of a page about it.",
+    Reason.NOT_A_MODEL: "Give the link of the model file itself, not of a page about it.",
     Reason.DAMAGED_FILE: (
         "Compare the file's size with the original's, and get the original again. If the original"
         " is damaged, use another copy."

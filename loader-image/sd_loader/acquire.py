@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from sd_api.choices import ModelType
 from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
+from sd_api.redaction import hide
 from sd_api.sites.civitai_card import card_of_civitai
 from sd_api.sites.clean import without
 from sd_api.sources import Link
@@ -104,23 +105,30 @@ def acquire(
     elif fetched.kind == "file" and fetched.converted is None:
         supplies.complete(into / fetched.path)
     card = fetched.card.over(supplies.card)
-    if fetched.civitai is not None:
-        card = card_of_civitai(fetched.civitai, client.settings.civitai_endpoint).over(card)
-        supplies.fetch_picture(fetched.civitai)
+    if found.facts is not None:
+        card = card_of_civitai(found.facts, client.settings.civitai_endpoint).over(card)
+        supplies.fetch_picture(found.facts)
+    # A component may have been fetched for several versions of the file.
+    warnings = dict.fromkeys((*fetched.warnings, *supplies.warnings))
+    # A server that received a token may quote it, and all of this is staged on the volume.
+    secrets = client.secrets(request.model_dump())
+    file = fetched.source.file
     return fetched.model_copy(
         update={
-            "card": without(card, client.secrets(request.model_dump())),
+            "card": without(card, secrets),
             "picture": supplies.picture,
             "model_type": supplies.shown_type,
             "original_config": supplies.original_config,
             "source": fetched.source.model_copy(
-                update={"components_from": supplies.components_from}
+                update={
+                    "components_from": supplies.components_from,
+                    "file": None if file is None or hide(file, secrets) != file else file,
+                }
             ),
             "extras": tuple(supplies.extras),
             "skeleton": supplies.skeleton_path,
             "files": {**supplies.files, **fetched.files},
-            # A component may have been fetched for several versions of the file.
-            "warnings": tuple(dict.fromkeys((*fetched.warnings, *supplies.warnings))),
+            "warnings": tuple(hide(warning, secrets) for warning in warnings),
         }
     )
 

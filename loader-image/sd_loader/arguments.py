@@ -108,6 +108,16 @@ def _add_json(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--json", action="store_true", help=text)
 
 
+def _add_token_file(parser: argparse.ArgumentParser, source: str) -> None:
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help=f"file with the token for the host of {source}; default: HF_TOKEN for the Hub,"
+        " CIVITAI_TOKEN for Civitai",
+    )
+
+
 def _add_request(parser: argparse.ArgumentParser, request: str) -> None:
     parser.add_argument("--request", required=True, metavar="JSON", help="the operator's request")
     _add_store(parser, "root folder of the volume")
@@ -115,12 +125,22 @@ def _add_request(parser: argparse.ArgumentParser, request: str) -> None:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "path", type=Path, metavar="PATH", help="model file, or folder of a published model"
+    parser.description = _text(
+        "Shows what a model is, or why it cannot be loaded. A link or repo is looked up, but not"
+        " loaded."
     )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="model file, folder of a published model, http(s) link, or Hugging Face repo",
+    )
+    _add_token_file(parser, "MODEL")
     _add_json(parser, "print one JSON object")
     parser.epilog = _examples(
-        "sd-loader inspect some-checkpoint.ckpt", "sd-loader inspect ./models/majicmix"
+        "sd-loader inspect some-checkpoint.ckpt",
+        "sd-loader inspect ./models/majicmix",
+        f"sd-loader inspect {_URL}",
+        "sd-loader inspect ORG/NAME",
     )
 
 
@@ -162,13 +182,7 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         choices=[word.value for word in Revision],
         help="precision of the published weights; default: the source's",
     )
-    add(
-        "--token-file",
-        type=Path,
-        metavar="FILE",
-        help="file with the token for the host of --url; default: HF_TOKEN for the Hub,"
-        " CIVITAI_TOKEN for Civitai",
-    )
+    _add_token_file(parser, "--url")
     add("--git-revision", help="branch, tag or commit of a Hub repo")
     add("--sha256", help="expected SHA-256 of a single file")
     add(

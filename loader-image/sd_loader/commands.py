@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -23,6 +24,8 @@ from sd_loader import manual, stages
 from sd_loader.failures import invalid_options, invalid_request
 from sd_loader.progress import CLEAR_LINE, for_people, json_lines
 from sd_loader.settings import Settings
+from sd_loader.source.locate import LocalFile, Located, locate
+from sd_loader.source.ref import SourceRef
 from sd_loader.storage_errors import storage_error
 
 AnyRequest = TypeVar("AnyRequest", bound=Request)
@@ -69,10 +72,9 @@ def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
         spec = Spec.model_validate({**fields, **given})
     except ValidationError as error:
         raise invalid_options(error) from None
-    has_secret = (settings.credentials_dir / "token").exists()
-    credentials = has_secret and args.token_file is None
-    request = manual.request_of(spec, args.model_id, credentials=credentials)
-    settings = replace(settings, own_tokens=manual.own_tokens(request, settings, args.token_file))
+    request = manual.request_of(spec, args.model_id, credentials=_has_secret(args, settings))
+    ref = SourceRef(request.url, "spec.url", request.model_type, request.git_revision)
+    settings = replace(settings, own_tokens=manual.own_tokens(ref, settings, args.token_file))
     _make(args.store)
     # Two loads on one machine must not share a staging folder.
     settings = replace(settings, pod=f"{settings.pod}-{os.getpid()}")
@@ -84,6 +86,11 @@ def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
     return result
 
 
+def _has_secret(args: argparse.Namespace, settings: Settings) -> bool:
+    """Whether a mounted Secret has the token. A file that the command line names comes first."""
+    return args.token_file is None and (settings.credentials_dir / "token").exists()
+
+
 def _make(store: Path) -> None:
     try:
         store.mkdir(parents=True, exist_ok=True)
@@ -91,11 +98,35 @@ def _make(store: Path) -> None:
         raise storage_error(error, str(store)) from error
 
 
-def _inspect(args: argparse.Namespace, _: Settings) -> ExitCode:
-    from sd_loader.inspect import inspect, inspect_published  # here as in _check
+def _inspect(args: argparse.Namespace, settings: Settings) -> ExitCode:
+    from sd_loader.inspect import Inspection, PublishedModel, inspect, inspect_published
 
-    inspection = inspect_published(args.path) if args.path.is_dir() else inspect(args.path)
-    _print(inspection.to_json() if args.json else inspection.to_text())
+    found: Inspection | PublishedModel
+    if os.path.isdir(args.model):  # noqa: PTH112 - Path.is_dir raises an error for a long link.
+        found = inspect_published(Path(args.model))
+    else:
+        ref = SourceRef(args.model, "MODEL", None, needs_token=True)
+        place = locate(ref, settings, allow_local=True)
+        if not isinstance(place, LocalFile):
+            return _inspect_link(ref, place, args, settings)
+        found = inspect(Path(args.model))
+    _print(found.to_json() if args.json else found.to_text())
+    return ExitCode.DONE
+
+
+def _inspect_link(
+    ref: SourceRef, place: Located, args: argparse.Namespace, settings: Settings
+) -> ExitCode:
+    from sd_loader.inspect_link import inspect_link  # here as in _check
+    from sd_loader.net.client import HttpClient
+
+    settings = replace(settings, own_tokens=manual.own_tokens(ref, settings, args.token_file))
+    client = HttpClient(settings, has_token=_has_secret(args, settings))
+    with TemporaryDirectory() as folder:
+        found, refusal = inspect_link(ref, place, client, Path(folder))
+    _print(found.to_json() if args.json else found.to_text())
+    if refusal is not None:
+        raise refusal
     return ExitCode.DONE
 
 

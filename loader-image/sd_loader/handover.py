@@ -12,7 +12,6 @@ from pydantic import StringConstraints
 from sd_api.card import NO_CARD, Card
 from sd_api.choices import ModelType
 from sd_api.fields import Contract, ShortText
-from sd_api.sites.civitai_facts import CivitaiFacts
 from sd_api.wire import Source
 
 CONFIGS_FOLDER = "configs"
@@ -105,8 +104,6 @@ class Fetched(Contract):
     """The card from the source and the file, without secrets."""
     picture: _Name | None = None
     """The file of a picture that the source shows, relative to the source folder."""
-    civitai: CivitaiFacts | None = None
-    """The facts from Civitai. None if the source is elsewhere, or if Civitai did not answer."""
     original_config: _Name | None = None
     """The file of spec.originalConfig, relative to the source folder."""
     extras: tuple[ExtraComponent, ...] = ()

@@ -55,7 +55,7 @@ class Inspection(Contract):
 
     def to_text(self) -> str:
         """Return one line for each field that has a value."""
-        return _text(
+        return as_text(
             {
                 "model type": self.model_type,
                 "format": self.format,
@@ -92,7 +92,7 @@ class PublishedModel(Contract):
 
     def to_text(self) -> str:
         """Return one line for each field that has a value."""
-        return _text(
+        return as_text(
             {
                 "base model": self.base_model,
                 "variant": self.variant,
@@ -107,7 +107,8 @@ class PublishedModel(Contract):
         )
 
 
-def _text(facts: Mapping[str, str | None], card: Card | None) -> str:
+def as_text(facts: Mapping[str, str | None], card: Card | None) -> str:
+    """Return one line for each fact that has a value, and for each field of the card."""
     lines = {**facts, **dict(card.lines() if card else ())}
     width = max(len(name) for name, value in lines.items() if value) + len(": ")
     return "\n".join(f"{name + ':':<{width}}{value}" for name, value in lines.items() if value)

@@ -70,7 +70,7 @@ def _local(url: str) -> tuple[str, str | None]:
     return str(origin.absolute()), f"{status.st_size} {status.st_mtime_ns}"
 
 
-def own_tokens(request: LoadRequest, settings: Settings, token_file: Path | None) -> dict[str, str]:
+def own_tokens(ref: SourceRef, settings: Settings, token_file: Path | None) -> dict[str, str]:
     """Return a person's tokens by host: of the Hub, of Civitai, and the one for the source.
 
     HF_TOKEN is for the host of HF_ENDPOINT, as in other programs. CIVITAI_TOKEN is for the host of
@@ -86,7 +86,7 @@ def own_tokens(request: LoadRequest, settings: Settings, token_file: Path | None
             check_token(token, f"the variable {LoaderEnv.name_of(name)}")
             tokens |= dict.fromkeys(hosts_of(url), token)
     if token_file is not None:
-        link = _link_of(request, settings)
+        link = _link_of(ref, settings)
         if link is None:
             raise LoaderError(
                 Reason.INVALID_SPEC, "--token-file is for links and repos, not for local files"
@@ -95,9 +95,8 @@ def own_tokens(request: LoadRequest, settings: Settings, token_file: Path | None
     return tokens
 
 
-def _link_of(request: LoadRequest, settings: Settings) -> str | None:
+def _link_of(ref: SourceRef, settings: Settings) -> str | None:
     """Return a link with the host of the source. None for a local file."""
-    ref = SourceRef(request.url, "spec.url", request.model_type, request.git_revision)
     match locate(ref, settings, allow_local=True):
         case LocalFile():
             return None

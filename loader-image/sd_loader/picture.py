@@ -10,7 +10,6 @@ import io
 import resource
 import subprocess
 import sys
-from importlib.util import find_spec
 
 MAX_BYTES = 5 << 20
 """Largest picture that is downloaded."""
@@ -30,11 +29,6 @@ _LINE = 100
 
 class PictureError(Exception):
     """The picture cannot be kept. The message says why."""
-
-
-def can_decode() -> bool:
-    """Whether Pillow is installed. The slim container image of the loader does not have it."""
-    return find_spec("PIL") is not None
 
 
 def published(content: bytes) -> bytes:

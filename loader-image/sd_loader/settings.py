@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sd_api import defaults
-from sd_api.choices import VerifyDigest
+from sd_api.choices import Pictures, VerifyDigest
 from sd_api.default_credentials import DefaultSecret
 from sd_api.loader_env import (
     CREDENTIALS_DIR,
@@ -38,6 +38,7 @@ class Settings:
     ca_file: Path | None = None
     default_parts: Mapping[str, str] = field(default_factory=dict)
     verify_digest: VerifyDigest = VerifyDigest.ALWAYS
+    pictures: Pictures = Pictures.SAFE
     max_bytes: int = defaults.MAX_BYTES
     retain_previous_seconds: int = defaults.RETAIN_PREVIOUS_SECONDS
     credentials_dir: Path = Path(CREDENTIALS_DIR)
@@ -76,6 +77,7 @@ class Settings:
             ca_file=_path(values.ca_file),
             default_parts=values.default_parts or default.default_parts,
             verify_digest=values.verify_digest or default.verify_digest,
+            pictures=values.pictures or default.pictures,
             max_bytes=_or_default(values.max_bytes, default.max_bytes),
             retain_previous_seconds=_or_default(
                 values.retain_previous_seconds, default.retain_previous_seconds

@@ -18,7 +18,7 @@ from sd_api.choices import BaseModelName, ModelType
 from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.redaction import hide
-from sd_api.sites.civitai_card import safe_picture
+from sd_api.sites.civitai_card import picture_of
 from sd_api.sites.civitai_facts import CivitaiFacts
 from sd_api.sources import HubRepo, read_source
 from sd_api.spec import Replacement
@@ -43,7 +43,6 @@ from sd_loader.handover import (
 from sd_loader.net.client import HttpClient
 from sd_loader.net.patience import Pace, Retries
 from sd_loader.picture import MAX_BYTES as PICTURE_MAX_BYTES
-from sd_loader.picture import can_decode
 from sd_loader.progress import Report
 from sd_loader.request import conversion_of
 from sd_loader.snippet import snippet
@@ -167,13 +166,9 @@ class Supplies:
         self.extras.append(ExtraComponent(components=(name,), kind=fetched.kind, path=path))
 
     def fetch_picture(self, facts: CivitaiFacts) -> None:
-        """Download a picture that the source rates as safe. A failure is a warning.
-
-        The next container has the same image of the loader, so if this one cannot decode pictures,
-        none is downloaded.
-        """
-        url = safe_picture(facts)
-        if url is None or not can_decode():
+        """Download a picture that the setting allows. A failure is a warning."""
+        url = picture_of(facts, self.client.settings.pictures)
+        if url is None:
             return
         # A picture is not worth a long wait.
         client = replace(self.client, retries=_OF_PICTURES, pace=_PACE_OF_PICTURES)

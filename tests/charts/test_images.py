@@ -234,6 +234,12 @@ def test_locks_are_complete(lock: lock_images.Lock) -> None:
     assert set(_pins(lock)) == _closure(lock), "run `make lock`"
 
 
+def test_both_images_of_the_loader_decode_pictures() -> None:
+    """Adapters and VAEs are loaded by the slim image, and their sources have pictures, too."""
+    locked = [set(_pins(lock)) for lock in lock_images.LOCKS if lock.extra in ("loader", "verify")]
+    assert [packages & {"pillow"} for packages in locked] == [{"pillow"}, {"pillow"}]
+
+
 def test_the_operator_imports_few_generated_kubernetes_classes() -> None:
     """The image has bytecode of such a class only if the operator imports the class."""
     (command,) = [one.text for one in OPERATOR.everything() if "compileall" in one.text]

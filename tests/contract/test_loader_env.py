@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sd_api.choices import VerifyDigest
+from sd_api.choices import Pictures, VerifyDigest
 from sd_api.default_credentials import DefaultSecret
 from sd_api.loader_env import LoaderEnv, LoaderEnvError
 
@@ -31,6 +31,7 @@ EVERY: dict[str, tuple[Any, str, str]] = {
         "https://civitai.example.com",
     ),
     "verify_digest": (VerifyDigest.WHEN_WHOLE, "SD_LOADER_VERIFY_DIGEST", "whenWhole"),
+    "pictures": (Pictures.NONE, "SD_LOADER_PICTURES", "none"),
     "https_proxy": ("http://proxy.example.com", "HTTPS_PROXY", "http://proxy.example.com"),
     "no_proxy": (".example.com", "NO_PROXY", ".example.com"),
     "ca_file": ("/ca.crt", "SSL_CERT_FILE", "/ca.crt"),

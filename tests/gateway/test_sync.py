@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ DIGEST = hashlib.sha256(WEIGHTS).hexdigest()
 
 def body(url: str | None, *, name: str = "sketch", status: Any = None, **fields: Any) -> Any:
     """Return a loaded model; `fields` are fields of its status.source or of its spec."""
-    source = {key: fields.pop(key) for key in ("commit", "sha256", "sizeBytes") if key in fields}
+    reported = {"commit", "sha256", "sizeBytes", "version"}
+    source = {key: fields.pop(key) for key in reported & fields.keys()}
     conditions = [{"type": "Ready", "status": "True"}]
     metadata = {"name": name, "namespace": "art", "uid": f"uid-{name}"}
     spec = {"url": url, **fields} if url else fields
@@ -144,6 +146,76 @@ def test_link_has_changed_if_its_digest_or_size_differs(
     """The digest has precedence over the size; if neither is known, the file is unchanged."""
     url = hub.serve_file("/model.ckpt", WEIGHTS, **faults)
     assert moved(hub, body(url, **loaded)) == (["sketch"] if has_moved else [])
+
+
+@pytest.mark.parametrize(
+    ("url", "loaded", "has_moved"),
+    [
+        pytest.param("https://civitai.com/models/7/cat", "7@70+700", True, id="a newer version"),
+        pytest.param(
+            "https://civitai.com/models/7",
+            "7@71+700",
+            False,
+            id="the same version",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "https://civitai.com/models/7",
+            "70",
+            True,
+            id="model and file unknown",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "https://civitai.com/models/7",
+            None,
+            False,
+            id="loaded version unknown",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "https://civitai.com/models/7", "x", False, id="another form", marks=pytest.mark.slow
+        ),
+        pytest.param("https://civitai.com/models/7?modelVersionId=70", "7@70", False, id="pinned"),
+        pytest.param(
+            "urn:air:sd1:lora:civitai:7@70", "7@70", False, id="an AIR", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "https://civitai.com/models/8",
+            "8@70",
+            False,
+            id="no such model",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_page_of_civitai_has_changed_if_the_model_has_a_newer_version(
+    hub: FakeHub, url: str, loaded: str | None, has_moved: bool
+) -> None:
+    """The newest version is the first that Civitai lists."""
+    versions = [{"id": "x"}, None, {"id": 71}, {"id": 70}]
+    hub.serve_file("/api/v1/models/7", json.dumps({"modelVersions": versions}).encode())
+    changed = moved(hub, body(url, version=loaded), civitai_endpoint=f"{hub.url}/")
+    assert changed == (["sketch"] if has_moved else [])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"modelVersions": [{}, 7]}',
+        *(
+            pytest.param(answer, marks=pytest.mark.slow)
+            for answer in (b"<html>", b"[]", b"{}", b'{"modelVersions": 7}')
+        ),
+    ],
+)
+def test_model_whose_versions_are_not_reported_counts_as_unchanged(
+    hub: FakeHub, answer: bytes
+) -> None:
+    """Civitai may answer with anything."""
+    hub.serve_file("/api/v1/models/7", answer)
+    page = body("https://civitai.com/models/7", version="7@70+1")
+    assert moved(hub, page, civitai_endpoint=hub.url) == []
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from devkit.fakehub import FakeHub
 from sd_api.card import Card
 from sd_api.sites.civitai_facts import CivitaiFacts, CivitaiImage
-from sd_loader import acquire, supplies
+from sd_loader import acquire
 from sd_loader.settings import Settings
 from sd_loader.source.civitai import Found
 from tests.support.loader.fetches import fetch, secret
@@ -110,20 +110,17 @@ def test_a_safe_picture_is_kept_and_a_failure_is_a_warning(
         assert warning in fetched.warnings[0]
 
 
-def test_a_picture_is_downloaded_only_if_it_can_be_decoded(
-    hub: FakeHub, settings: Settings, into: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The slim image has no decoder."""
-    monkeypatch.setattr(supplies, "can_decode", lambda: False)
-    image = CivitaiImage(url=hub.serve_file("/image", b"x"), nsfw_level=1)
-    give_facts(monkeypatch, CivitaiFacts(version_id=2, images=(image,)))
-    link = hub.serve_file("/fish.safetensors", BODY)
-    fetched = fetch(load_request(url=link, model_type="lora"), settings, into)
-    assert (fetched.picture, fetched.warnings) == (None, ())
-    assert {asked.path for asked in hub.requests} == {"/fish.safetensors"}
-
-
-@pytest.mark.parametrize("card_data", ["x", ["x"], 7, {"license": {"a": [1]}, "tags": "x"}])
+@pytest.mark.parametrize(
+    "card_data",
+    [
+        pytest.param({"license": {"a": [1]}, "tags": 7, "model-index": "x"}, id="wrong types"),
+        pytest.param("x", id="a text", marks=pytest.mark.slow),
+        pytest.param(["x"], id="a list", marks=pytest.mark.slow),
+        pytest.param(7, id="a number", marks=pytest.mark.slow),
+        pytest.param({"license": {"a": [1]}, "tags": "x"}, id="a text", marks=pytest.mark.slow),
+        pytest.param({"tags": "x" * (5 << 20)}, id="megabytes", marks=pytest.mark.slow),
+    ],
+)
 def test_an_odd_card_does_not_fail_the_load(
     hub: FakeHub, settings: Settings, into: Path, tmp_path: Path, card_data: object
 ) -> None:

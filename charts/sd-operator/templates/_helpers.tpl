@@ -268,6 +268,7 @@ capabilities:
   (list "HF_ENDPOINT" $values.hubEndpoint)
   (list "CIVITAI_ENDPOINT" $values.sources.civitaiEndpoint)
   (list "VERIFY_DIGEST" $values.sources.verifyDigest)
+  (list "PICTURES" $values.sources.pictures)
   (list "TRAINED_URL_TEMPLATE" $values.trainedUrlTemplate)
   (list "HTTPS_PROXY" $values.proxy.https)
   (list "NO_PROXY" $values.proxy.noProxy)

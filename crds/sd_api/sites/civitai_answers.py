@@ -216,10 +216,17 @@ def _text(answer: Json, name: str) -> str | None:
 
 
 def _texts(values: object) -> tuple[str, ...]:
-    """Return the texts of a list, each stripped and cut to its maximum length."""
+    """Return the texts of a list, each stripped and cut to its maximum length.
+
+    Halves of surrogate pairs, which are not characters, are replaced.
+    """
     if not isinstance(values, list):
         return ()
-    texts = [value.strip() for value in values if isinstance(value, str)]
+    texts = [
+        value.encode(errors="replace").decode().strip()
+        for value in values
+        if isinstance(value, str)
+    ]
     return tuple(text[:TEXT_MAX_LENGTH].strip() for text in texts if text)
 
 

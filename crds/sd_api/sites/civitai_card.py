@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sd_api.card import Card
-from sd_api.sites.civitai_facts import CivitaiFacts, CivitaiLicence
+from sd_api.choices import Pictures
+from sd_api.sites.civitai_facts import CivitaiFacts, CivitaiImage, CivitaiLicence
 from sd_api.sites.clean import page, text, words
 
 _SAFE = 1
@@ -26,10 +27,22 @@ def card_of_civitai(facts: CivitaiFacts, endpoint: str) -> Card:
     )
 
 
-def safe_picture(facts: CivitaiFacts) -> str | None:
-    """Return the url of the first picture that Civitai rates as safe for everyone, if any."""
-    safe = (image for image in facts.images if image.nsfw_level == _SAFE and not image.is_video)
-    return next((image.url for image in safe), None)
+def picture_of(facts: CivitaiFacts, allowed: Pictures) -> str | None:
+    """Return the url of the first picture that is allowed. None if no picture is."""
+    for image in facts.images:
+        if not image.is_video and _is_allowed(image, allowed):
+            return image.url
+    return None
+
+
+def _is_allowed(image: CivitaiImage, allowed: Pictures) -> bool:
+    match allowed:
+        case Pictures.SAFE:
+            return image.nsfw_level == _SAFE
+        case Pictures.ALL:
+            return True
+        case Pictures.NONE:
+            return False
 
 
 def _title(facts: CivitaiFacts) -> str | None:

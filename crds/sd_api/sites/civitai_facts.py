@@ -1,11 +1,12 @@
 """The facts that Civitai states about one version of a model. All fields have types and limits.
 
-`civitai_answers` reads the facts. The loader's handover has them, so later steps need no request.
+`civitai_answers` reads the facts. A load makes its card of them.
 All texts are untrusted: a creator wrote them. They are short, but may contain any characters.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import Field, StringConstraints
@@ -93,3 +94,16 @@ class CivitaiFacts(Contract):
     def label(self) -> str:
         """The name of the version in messages."""
         return f"version {self.version_id}"
+
+    @property
+    def loaded_version(self) -> str:
+        """Model, version and file as at the end of a resource identifier: status.source.version."""
+        model = "" if self.model_id is None else f"{self.model_id}@"
+        file = "" if self.file is None else f"+{self.file.id}"
+        return f"{model}{self.version_id}{file}"
+
+    @property
+    def file_name(self) -> str | None:
+        """The name of the file in printable ASCII: status.source.file. None if it is not known."""
+        name = None if self.file is None else self.file.name
+        return None if name is None else re.sub(r"[^A-Za-z0-9 ._()+@-]", "_", name)[:128]

@@ -7,7 +7,6 @@ called as it is written. Its facts are requested from the API, too, but a load d
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -69,14 +68,12 @@ class Found:
     warnings: tuple[str, ...] = ()
 
     def noted(self, fetched: Fetched) -> Fetched:
-        """Add the facts and the warnings to the record of the download."""
+        """Add version, file and warnings to the record of the download."""
         warned = fetched.model_copy(update={"warnings": (*self.warnings, *fetched.warnings)})
         if self.facts is None:
             return warned
-        known = {"version": _version(self.facts), "file": _file_name(self.facts.file)}
-        return warned.model_copy(
-            update={"source": fetched.source.model_copy(update=known), "civitai": self.facts}
-        )
+        known = {"version": self.facts.loaded_version, "file": self.facts.file_name}
+        return warned.model_copy(update={"source": fetched.source.model_copy(update=known)})
 
 
 class _Pin(Contract):
@@ -286,17 +283,6 @@ def _facts(
     if model is None:
         return facts
     return facts.model_copy(update={"creator": model.creator, "licence": model.licence})
-
-
-def _version(facts: CivitaiFacts) -> str:
-    """Return model, version and file as at the end of a resource identifier."""
-    model = "" if facts.model_id is None else f"{facts.model_id}@"
-    file = "" if facts.file is None else f"+{facts.file.id}"
-    return f"{model}{facts.version_id}{file}"
-
-
-def _file_name(file: CivitaiFile | None) -> str | None:
-    return None if file is None else re.sub(r"[^A-Za-z0-9 ._()+@-]", "_", file.name)[:128]
 
 
 def _pinned(path: Path, place: CivitaiModel) -> _Pin | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import httpx2
-from pydantic_core import from_json
 
 from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
@@ -16,6 +15,7 @@ from sd_api.sites.civitai_answers import (
     read_model,
     read_version,
 )
+from sd_api.sites.lenient_json import parse
 from sd_loader.errors import LoaderError
 from sd_loader.net.client import HttpClient
 from sd_loader.net.exchange import Resource
@@ -67,7 +67,7 @@ class CivitaiApi:
         with self.client.session(max_bytes=MAX_RESPONSE) as session:
             body = self.client.retries.run(ask)
         try:
-            answer = from_json(body, allow_inf_nan=False)
+            answer = parse(body)
         except ValueError:
             answer = None
         if not isinstance(answer, dict):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sd_api.choices import ModelType
 from sd_api.reasons import Reason
 from sd_api.sources import MAIN, HubFile, HubRepo
+from sd_api.wire import Progress
 from sd_loader.diffusers_repo.component_files import (
     choose_configs,
     component_folder,
@@ -29,7 +30,7 @@ from sd_loader.net.client import HttpClient
 from sd_loader.net.download import Downloader
 from sd_loader.progress import Report
 from sd_loader.snippet import snippet
-from sd_loader.source.hub_copy import FOLDER_NAME, RepoCopy, refuse_digest
+from sd_loader.source.hub_copy import FOLDER_NAME, RepoCopy, RepoOutline, refuse_digest
 from sd_loader.source.hub_errors import HubErrors
 from sd_loader.source.peek import Peek, no_peek
 from sd_loader.source.ref import Checks, SourceRef, refuse_unsuitable
@@ -74,15 +75,38 @@ def fetch_repo(
     revision = repo.revision or MAIN
     with _open_repo(repo.repo_id, revision, ref, client, listing) as (found, downloader):
         copy = RepoCopy(found, into / FOLDER_NAME, downloader, report, at_hand, peek)
-        if ref.component is not None:
-            folder = component_folder(found.files, ref.component)
-            if folder is not None:
-                return copy.fetch_replacement(folder, ref, checks)
-        model_type = ref.model_type or copy.find_type()
-        fetched = copy.fetch_model(replace(ref, model_type=model_type), checks, into / FILE_NAME)
-        # A single file shows its type itself.
-        shown = model_type if fetched.kind == "repo" else None
-        return fetched.model_copy(update={"model_type": shown})
+        return _fetch_model(copy, ref, checks, into)
+
+
+def outline_repo(
+    place: HubRepo | HubFile, ref: SourceRef, client: HttpClient, into: Path, peek: Peek
+) -> Fetched:
+    """Choose the files that a load would download, and download only their configs.
+
+    peek: sees the file if the repo's model is a single file.
+    """
+    revision = place.revision or MAIN
+    with _open_repo(place.repo_id, revision, ref, client) as (found, downloader):
+        copy = RepoOutline(found, into / FOLDER_NAME, downloader, _no_report, peek=peek)
+        if isinstance(place, HubFile):
+            return _fetch_file(copy, place, ref, Checks(), into)
+        return _fetch_model(copy, ref, Checks(), into)
+
+
+def _no_report(_progress: Progress) -> None:
+    """Report nothing: configs are small."""
+
+
+def _fetch_model(copy: RepoCopy, ref: SourceRef, checks: Checks, into: Path) -> Fetched:
+    if ref.component is not None:
+        folder = component_folder(copy.repo.files, ref.component)
+        if folder is not None:
+            return copy.fetch_replacement(folder, ref, checks)
+    model_type = ref.model_type or copy.find_type()
+    fetched = copy.fetch_model(replace(ref, model_type=model_type), checks, into / FILE_NAME)
+    # A single file shows its type itself.
+    shown = model_type if fetched.kind == "repo" else None
+    return fetched.model_copy(update={"model_type": shown})
 
 
 def fetch_for_file(
@@ -152,15 +176,22 @@ def fetch_file(
 ) -> Fetched:
     """Download one file of a repo, or resume its download."""
     with _open_repo(file.repo_id, file.revision, ref, client) as (repo, downloader):
-        found = repo.files.get(file.path)
-        if found is None:
-            raise LoaderError(
-                Reason.SOURCE_NOT_FOUND,
-                f"{repo.repo_id} has no file {snippet(file.path)} at {snippet(file.revision)};"
-                f" {holds(list(repo.files))}",
-            )
         copy = RepoCopy(repo, into / FOLDER_NAME, downloader, report, at_hand, peek)
-        return copy.fetch_one(found, ref, checks, into / FILE_NAME)
+        return _fetch_file(copy, file, ref, checks, into)
+
+
+def _fetch_file(
+    copy: RepoCopy, file: HubFile, ref: SourceRef, checks: Checks, into: Path
+) -> Fetched:
+    repo = copy.repo
+    found = repo.files.get(file.path)
+    if found is None:
+        raise LoaderError(
+            Reason.SOURCE_NOT_FOUND,
+            f"{repo.repo_id} has no file {snippet(file.path)} at {snippet(file.revision)};"
+            f" {holds(list(repo.files))}",
+        )
+    return copy.fetch_one(found, ref, checks, into / FILE_NAME)
 
 
 @contextlib.contextmanager
@@ -169,14 +200,14 @@ def _open_repo(
 ) -> Iterator[tuple[Repo, Downloader]]:
     """Find the commit, and open a downloader for its files. listing: if it was read already."""
     # Imported here: huggingface_hub takes 0.3 s to import, and links do not need it.
-    from sd_loader.source.hub_api import hub_session, resolve
+    from sd_loader.source.hub_api import resolve
 
     endpoint = client.settings.hub_endpoint
     client.check_url(endpoint, _ENDPOINT)
     token = client.token(endpoint, ref.field, required=ref.needs_token, is_default_host=True)
     listing_token = token if client.lists_private(endpoint) else None
-    with hub_session(client) as session, client.naming_default_secret(endpoint):
-        repo = listing or resolve(repo_id, revision, endpoint, listing_token, client.retries)
+    with client.session(for_hub=True) as session, client.naming_default_secret(endpoint):
+        repo = listing or resolve(repo_id, revision, endpoint, listing_token, client)
         errors = HubErrors(f"{endpoint}/{repo.repo_id}")
         yield (
             repo,

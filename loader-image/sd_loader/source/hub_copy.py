@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
@@ -212,7 +212,9 @@ class RepoCopy:
     def fetch_files(self, chosen: list[RepoFile]) -> Fetched:
         """Download the files that the model consists of."""
         files = self.fetch_all(chosen)
-        size = sum(file.size for file in files.values())
+        return self._fetched(sum(file.size for file in files.values()), files)
+
+    def _fetched(self, size: int, files: Mapping[str, Arrived]) -> Fetched:
         return Fetched(
             kind="repo",
             path=FOLDER_NAME,
@@ -317,6 +319,28 @@ class RepoCopy:
     def _report(self, done: int, total: int | None) -> None:
         if total is not None:  # The total is unknown until model_index.json is there.
             self.report(Progress(stage=Stage.DOWNLOADING, bytes_done=done, bytes_total=total))
+
+
+class RepoOutline(RepoCopy):
+    """The configs of a repo's model. They show what it is, so its weights are not downloaded."""
+
+    def fetch_one(self, file: RepoFile, ref: SourceRef, checks: Checks, path: Path) -> Fetched:
+        """Let the caller see the one file of the repo that a load would download."""
+        self._peek(file, replace(self._wanted(file, path), inspect=inspector(ref, checks)))
+        return Fetched(
+            kind="file",
+            path=FILE_NAME,
+            source=Source(commit=self.repo.commit, sha256=file.sha256, size_bytes=file.size),
+            warnings=self.repo.warnings(),
+            card=self.repo.card,
+        )
+
+    def fetch_files(self, chosen: list[RepoFile]) -> Fetched:
+        """Download the configs of the files that a load would download."""
+        for file in chosen:
+            if PurePosixPath(file.path).name in (INDEX_NAME, CONFIG_NAME):
+                self._fetch_small(file)
+        return self._fetched(sum(file.size for file in chosen), {})
 
 
 def _blob_id(path: Path) -> str:

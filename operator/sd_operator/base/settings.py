@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sd_api import defaults
-from sd_api.choices import VerifyDigest
+from sd_api.choices import Pictures, VerifyDigest
 from sd_api.default_credentials import DefaultSecret
 from sd_api.logins import Logins, with_login
 from sd_api.netguard import Guard
@@ -117,6 +117,9 @@ class Settings:
     verify_digest: VerifyDigest = VerifyDigest.ALWAYS
     """always: loads compare the SHA-256 that Civitai states. whenWhole: they do not compare it if
     the conversion leaves out more than 1 GB of the file."""
+    pictures: Pictures = Pictures.SAFE
+    """safe: loads keep the first picture of the source that it rates as safe for everyone. all:
+    they keep the first picture, whatever its rating. none: they keep no picture."""
     trained_url_template: str | None = None
     """Link of a trained model (modelType api_trained), with {id} in place of its id. {key}
     stands for the content of the key trained in the Secret with logins."""
@@ -211,6 +214,7 @@ class Settings:
             verify_digest=VerifyDigest(
                 read.choice("VERIFY_DIGEST", tuple(VerifyDigest), default.verify_digest)
             ),
+            pictures=Pictures(read.choice("PICTURES", tuple(Pictures), default.pictures)),
             trained_url_template=read.template("TRAINED_URL_TEMPLATE"),
             https_proxy=read.link("HTTPS_PROXY", instead=_INSTEAD),
             no_proxy=read.text("NO_PROXY") or "",

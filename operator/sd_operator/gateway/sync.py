@@ -1,9 +1,10 @@
 """Finds the models whose source has changed since they were loaded, for sync_models.
 
 The source of a Hub repo has changed if its branch (spec.gitRevision, default main) is at another
-commit than the loaded one. The source of a link has changed if the server reports another digest
-or size. If neither can be known, the source counts as unchanged: private repos (the gateway reads
-no Secrets), servers that report no digest and no size, trained models.
+commit than the loaded one. A page of a model on Civitai has changed if the model has a newer
+version than the loaded one. The source of a link has changed if the server reports another digest
+or size. If none of this can be known, the source counts as unchanged: private repos and models (the
+gateway reads no Secrets), servers that report no digest and no size, trained models.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from sd_api.sources import MAIN, HubFile, HubRepo, Link, read_source
+from sd_api.sites.civitai_answers import read_model
+from sd_api.sources import MAIN, CivitaiModel, HubFile, HubRepo, Link, read_source
 from sd_api.status import ConditionType
 from sd_operator.clients.http import Outgoing
 from sd_operator.clients.kube import Json
@@ -30,10 +32,11 @@ log = logging.getLogger(__name__)
 CALL_SECONDS = 10.0
 TOTAL_SECONDS = 60.0
 CALLS_AT_ONCE = 16
-REPO_INFO_MAX_BYTES = 4 * 2**20
-"""The largest description of a Hub repo that is read. It lists the repo's files."""
+INFO_MAX_BYTES = 4 * 2**20
+"""The largest description of a repo or a model that is read. It lists the files."""
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_LOADED_VERSION = re.compile(r"(?:[0-9]+@)?([0-9]+)(?:\+[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,20 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Page:
+    """The page of a model on Civitai, which stands for the model's newest version."""
+
+    model_id: int
+
+
+@dataclass(frozen=True)
+class Newest:
+    """The newest version of a model on Civitai."""
+
+    version_id: int
+
+
+@dataclass(frozen=True)
 class File:
     """What servers report about the file behind a link; None is unknown."""
 
@@ -53,12 +70,18 @@ class File:
     """In bytes."""
 
 
+Source = Branch | Page | str
+"""A source that can be checked. A text is the link to a file."""
+State = str | Newest | File
+"""What a server reports about a source. A text is the commit of a branch."""
+
+
 async def moved(bodies: Sequence[Json], settings: GatewaySettings) -> list[Json]:
     """Return the models whose source has changed. Models with the same source share one request."""
     idle = [body for body in bodies if _is_idle(body)]
     sources = {source: None for body in idle if (source := _source(body, settings)) is not None}
     slots = asyncio.Semaphore(CALLS_AT_ONCE)
-    states: dict[Branch | str, str | File] = {}
+    states: dict[Source, State] = {}
     outgoing = Outgoing(
         settings.guard(),
         CALL_SECONDS,
@@ -67,13 +90,16 @@ async def moved(bodies: Sequence[Json], settings: GatewaySettings) -> list[Json]
         settings.ca_file,
     )
 
-    async def check(source: Branch | str) -> None:
+    async def check(source: Source) -> None:
         async with slots:
             with contextlib.suppress(*fetching.ERRORS):
-                if isinstance(source, Branch):
-                    states[source] = await _commit(outgoing, settings.hub, source)
-                else:
-                    states[source] = await _file(outgoing, source)
+                match source:
+                    case Branch():
+                        states[source] = await _commit(outgoing, settings.hub, source)
+                    case Page():
+                        states[source] = await _newest(outgoing, settings.civitai, source)
+                    case _:
+                        states[source] = await _file(outgoing, source)
 
     try:
         with contextlib.suppress(TimeoutError):
@@ -92,8 +118,8 @@ def _is_idle(body: Json) -> bool:
     return is_ready(body) and not busy and not body["metadata"].get("deletionTimestamp")
 
 
-def _source(body: Json, settings: GatewaySettings) -> Branch | str | None:
-    """Return the branch or link to check; None if the source cannot change or be checked."""
+def _source(body: Json, settings: GatewaySettings) -> Source | None:
+    """Return the source to check; None if it cannot change or be checked."""
     model = Model.from_body(body)
     if model.spec is None:
         return None
@@ -104,16 +130,21 @@ def _source(body: Json, settings: GatewaySettings) -> Branch | str | None:
         case HubFile(repo, revision, path):
             hub, at = settings.hub.rstrip("/"), quote(revision, safe="")
             return f"{hub}/{repo}/resolve/{at}/{quote(path)}"
+        case CivitaiModel(model_id, None) if model_id is not None:
+            return Page(model_id)
         case Link(url):
             return url
     return None
 
 
-def _differs(body: Json, state: str | File | None) -> bool:
-    """Return whether a source's commit, digest or size is known and is not the loaded one."""
+def _differs(body: Json, state: State | None) -> bool:
+    """Return whether a source's commit, version, digest or size is known and not the loaded one."""
     loaded = body["status"].get("source") or {}
     if isinstance(state, str):
         return loaded.get("commit") not in (None, state)
+    if isinstance(state, Newest):
+        version = _LOADED_VERSION.fullmatch(loaded.get("version") or "")
+        return version is not None and int(version[1]) != state.version_id
     if state is None:
         return False
     if state.sha256 and loaded.get("sha256"):
@@ -125,10 +156,22 @@ async def _commit(outgoing: Outgoing, hub: str, branch: Branch) -> str:
     """Return the current commit of a branch; raise ValueError if the Hub does not report it."""
     revision = quote(branch.revision, safe="")
     url = f"{hub}/api/models/{branch.repo}/revision/{revision}"
-    commit = str((await fetching.read_json(outgoing, url, REPO_INFO_MAX_BYTES)).get("sha"))
+    commit = str((await fetching.read_json(outgoing, url, INFO_MAX_BYTES)).get("sha"))
     if not _COMMIT.fullmatch(commit):
         raise ValueError("the description of the repo has no commit")
     return commit
+
+
+async def _newest(outgoing: Outgoing, civitai: str, page: Page) -> Newest:
+    """Return the newest version of a model; raise ValueError if Civitai does not report it.
+
+    Like the loader, it takes the first version that is listed.
+    """
+    url = f"{civitai}/api/v1/models/{page.model_id}"
+    versions = read_model(await fetching.read_json(outgoing, url, INFO_MAX_BYTES)).versions
+    if not versions:
+        raise ValueError("the description of the model has no version")
+    return Newest(versions[0])
 
 
 async def _file(outgoing: Outgoing, url: str) -> File:

@@ -342,6 +342,7 @@ def _env(container: str, plan: JobPlan, settings: Settings) -> list[Manifest]:
             logins_dir=LOGINS_DIR if loader.logins_secret else None,
             civitai_endpoint=settings.civitai_endpoint,
             verify_digest=settings.verify_digest,
+            pictures=settings.pictures,
             default_parts=loader.default_parts,
             trained_url_template=settings.trained_url_template,
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sd_api.card import TRIGGER_WORDS_MAX, Card
-from sd_api.sites.civitai_card import card_of_civitai, safe_picture
+from sd_api.choices import Pictures
+from sd_api.sites.civitai_card import card_of_civitai, picture_of
 from sd_api.sites.civitai_facts import CivitaiFacts, CivitaiImage, CivitaiLicence
 
 ENDPOINT = "https://civitai.com"
@@ -72,7 +73,21 @@ def test_only_a_picture_that_is_rated_as_safe_is_taken(
     images: tuple[CivitaiImage, ...], url: str | None
 ) -> None:
     """A picture without a rating counts as not safe."""
-    assert safe_picture(CivitaiFacts(version_id=2, images=images)) == url
+    assert picture_of(CivitaiFacts(version_id=2, images=images), Pictures.SAFE) == url
+
+
+@pytest.mark.parametrize(
+    ("allowed", "url"),
+    [
+        pytest.param(Pictures.SAFE, f"{IMAGES}c", id="safe"),
+        pytest.param(Pictures.ALL, f"{IMAGES}b", id="all"),
+        pytest.param(Pictures.NONE, None, id="none"),
+    ],
+)
+def test_the_setting_decides_which_picture_is_taken(allowed: Pictures, url: str | None) -> None:
+    """A video is never taken."""
+    images = (image(1, "a", is_video=True), image(None, "b"), image(1, "c"))
+    assert picture_of(CivitaiFacts(version_id=2, images=images), allowed) == url
 
 
 @pytest.mark.parametrize(

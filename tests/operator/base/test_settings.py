@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sd_api.choices import VerifyDigest
+from sd_api.choices import Pictures, VerifyDigest
 from sd_api.default_credentials import DefaultSecret
 from sd_api.spec import JobOverrides
 from sd_api.trained import TEMPLATE_RULE
@@ -61,6 +61,7 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
         HF_ENDPOINT="https://hub.example.com",
         CIVITAI_ENDPOINT="https://civitai.example.com",
         VERIFY_DIGEST="whenWhole",
+        PICTURES="none",
         TRAINED_URL_TEMPLATE="https://trainer.example.com/models/{id}",
         HTTPS_PROXY="http://proxy:3128",
         NO_PROXY="localhost",
@@ -115,6 +116,7 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
         hub_endpoint="https://hub.example.com",
         civitai_endpoint="https://civitai.example.com",
         verify_digest=VerifyDigest.WHEN_WHOLE,
+        pictures=Pictures.NONE,
         trained_url_template="https://trainer.example.com/models/{id}",
         https_proxy="http://proxy:3128",
         no_proxy="localhost",

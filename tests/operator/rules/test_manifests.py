@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sd_api.choices import VerifyDigest
+from sd_api.choices import Pictures, VerifyDigest
 from sd_api.controlnets import CONTROLNET_REPOS
 from sd_api.default_credentials import DefaultSecret
 from sd_api.load import LoadRequest, RemoveRequest
@@ -35,6 +35,7 @@ FULL = Settings(
     hub_endpoint="https://mirror.example.com/hf",
     civitai_endpoint="https://civitai.example.com",
     verify_digest=VerifyDigest.WHEN_WHOLE,
+    pictures=Pictures.ALL,
     https_proxy="http://proxy.example.com:3128",
     no_proxy=".example.com",
 )

@@ -113,7 +113,11 @@ FULL: Json = {
     "checkSeconds": 7200,
     "allowedHosts": ["mirror.example.com", "10.1.2.3:8443"],
     "hubEndpoint": "https://mirror.example.com/hf",
-    "sources": {"civitaiEndpoint": "https://civitai.example.com", "verifyDigest": "whenWhole"},
+    "sources": {
+        "civitaiEndpoint": "https://civitai.example.com",
+        "verifyDigest": "whenWhole",
+        "pictures": "all",
+    },
     "trainedUrlTemplate": "https://trainer.example.com/models/{id}",
     "loginsSecret": "logins",
     "credentials": {

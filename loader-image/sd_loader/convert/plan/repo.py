@@ -120,9 +120,7 @@ def plan_repo(
 def _base_model(
     pipeline: Pipeline, unet: Mapping[str, Any], conversion: Conversion
 ) -> BaseModelName:
-    width = unet.get("cross_attention_dim")
-    known = FAMILY_BY_CONTEXT_WIDTH.get(width) if isinstance(width, int) else None
-    family = known or _family_by_structure(pipeline, unet)
+    family = family_of_unet(pipeline, unet)
     if conversion.base_model not in (None, family):
         raise LoaderError(
             Reason.CONVERSION_FAILED,
@@ -132,8 +130,13 @@ def _base_model(
     return family
 
 
-def _family_by_structure(pipeline: Pipeline, unet: Mapping[str, Any]) -> BaseModelName:
-    """The family of a UNet with a width that is in no published model."""
+def family_of_unet(pipeline: Pipeline, unet: Mapping[str, Any]) -> BaseModelName:
+    """The family of a pipeline, by the config of its UNet."""
+    width = unet.get("cross_attention_dim")
+    known = FAMILY_BY_CONTEXT_WIDTH.get(width) if isinstance(width, int) else None
+    if known is not None:
+        return known
+    # No published model has this width.
     if pipeline.is_sdxl:
         is_refiner = len(unet.get("block_out_channels", [])) > _SDXL_LEVELS
         return BaseModelName.SDXL_REFINER if is_refiner else BaseModelName.SDXL

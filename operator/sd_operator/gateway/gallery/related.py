@@ -21,7 +21,7 @@ _ADAPTERS = {
 
 
 @dataclass(frozen=True)
-class Group:
+class Related:
     """Published models of the same base and of one kind."""
 
     title: str
@@ -33,7 +33,7 @@ class Group:
     """The query of the list that shows all of them."""
 
 
-def related(card: Card, others: Iterable[Card]) -> tuple[Group, ...]:
+def related(card: Card, others: Iterable[Card]) -> tuple[Related, ...]:
     """Return the published models that work together with this one.
 
     A pipeline takes adapters of its base; an adapter is for pipelines of its base.
@@ -50,13 +50,13 @@ def related(card: Card, others: Iterable[Card]) -> tuple[Group, ...]:
     return tuple(group for group in groups if group.cards)
 
 
-def _of_type(kind: ModelType, base: str, cards: list[Card]) -> Group:
+def _of_type(kind: ModelType, base: str, cards: list[Card]) -> Related:
     matches = [card for card in cards if card.type == kind]
     return _group(_ADAPTERS[kind], matches, Filter(type=kind.value, base=base))
 
 
-def _group(title: str, cards: list[Card], shows_all: Filter) -> Group:
-    return Group(
+def _group(title: str, cards: list[Card], shows_all: Filter) -> Related:
+    return Related(
         title=title,
         cards=tuple(cards[:SHOWN_MAX]),
         more=max(0, len(cards) - SHOWN_MAX),

@@ -12,8 +12,8 @@ import pytest
 from devkit.fakecivitai import FakeCivitai, File, Model, Version
 from devkit.fakefiles import Faults
 from devkit.fakehub import sha256
+from sd_api.card import NO_CARD
 from sd_api.reasons import Reason
-from sd_api.sites.civitai_facts import CivitaiLicence
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
 from sd_loader.settings import Settings
@@ -89,14 +89,10 @@ def test_a_model_is_loaded_by_its_page_or_identifier(
     assert (into / fetched.path).read_bytes() == BODY
     assert (fetched.source.version, fetched.source.file) == ("7@71+700", "tiny.safetensors")
     assert fetched.source.sha256 == sha256(usual.files[0].path)
-    facts = fetched.civitai
-    assert facts is not None
-    assert facts.file is not None
-    assert (facts.trained_words, facts.creator, facts.licence.no_credit) == (
-        ("tiny",),
-        "someone",
-        True,
-    )
+    card = fetched.card
+    assert (card.trigger_words, card.author) == (("tiny",), "someone")
+    assert card.license is not None
+    assert "credit the creator" not in card.license
     assert fetched.warnings == ()
     assert "/api/v1/model-versions/71" in civitai.asked()
 
@@ -108,8 +104,7 @@ def test_a_download_link_is_called_as_written_and_looked_up(
     """The number in the link identifies the version in Civitai's API."""
     fetched = fetch(f"{civitai.url}/api/download/models/71?type=Model")
     assert fetched.source.version == "7@71+700"
-    assert fetched.civitai is not None
-    assert fetched.civitai.trained_words == ("tiny",)
+    assert fetched.card.trigger_words == ("tiny",)
 
 
 @pytest.mark.parametrize(
@@ -135,12 +130,12 @@ def test_a_download_link_loads_although_its_look_up_failed(
     assert fetched.source.sha256 is not None
     assert civitai.asked().count(f"/api/v1/{path}") == 1
     if path == "models/7":
-        assert fetched.civitai is not None
-        assert fetched.civitai.trained_words == ("tiny",)
-        assert (fetched.civitai.creator, fetched.civitai.licence) == (None, CivitaiLicence())
+        assert fetched.card.trigger_words == ("tiny",)
+        assert (fetched.card.author, fetched.card.license) == (None, None)
         assert fetched.warnings == ()
     else:
-        assert fetched.civitai is None
+        assert fetched.card == NO_CARD
+        assert fetched.source.version is None
         assert "Civitai's API did not describe the file: " in fetched.warnings[0]
 
 
@@ -385,5 +380,4 @@ def test_the_account_of_a_token_may_choose_another_file_of_a_bare_link(
     civitai.add(Model(7, "Checkpoint", [Version(71, files)]))
     fetches.secret(settings, "s3cret", civitai.host)
     fetched = fetch(f"{civitai.url}/api/download/models/71", credentials=True)
-    assert fetched.civitai is not None
-    assert (fetched.civitai.file, fetched.source.version) == (None, "7@71")
+    assert (fetched.source.file, fetched.source.version) == (None, "7@71")

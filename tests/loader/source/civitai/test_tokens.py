@@ -45,3 +45,21 @@ def test_api_gets_the_token_only_if_private_models_are_allowed(
     assert sent["/api/download/models/71"] == f"Bearer {TOKEN}"
     api = f"Bearer {TOKEN}" if for_private else None
     assert {sent["/api/v1/models/7"], sent["/api/v1/model-versions/71"]} == {api}
+
+
+def test_nothing_that_is_staged_quotes_a_token(
+    civitai: FakeCivitai, settings: Settings, into: Path, tmp_path: Path
+) -> None:
+    """Card, warnings and file name come from the server, which has received the token."""
+    token = "c1vitai-s3cret-token"
+    path = tmp_path / "lora"
+    write_checkpoint(path, LORA)
+    files = [File(700, path, name=f"a {token}.safetensors"), File(701, path, size=token)]
+    version = Version(71, files, trained_words=(f"cat {token}",), base_model=token)
+    civitai.add(Model(7, "LORA", [version], name=f"x {token}", creator=token))
+    fetches.secret(settings, token, civitai.host)
+    fetched = fetches.fetch(load_request(url=PAGE, credentials=True), settings, into)
+    assert fetched.card.trigger_words == ("cat …",)
+    assert fetched.source.file is None
+    assert "of 2 files" in fetched.warnings[0]
+    assert token not in fetched.model_dump_json()

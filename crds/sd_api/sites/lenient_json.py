@@ -1,0 +1,46 @@
+"""Parses JSON of which only a few fields are needed, whatever the others contain.
+
+An author who writes something odd into a description must not make the rest unreadable. So numbers
+of many digits and deep values, which Python refuses to parse, become null.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+_DIGITS_MAX = 20
+_DEPTH = 20
+"""How deep an answer is read if it is too deep for Python. The needed fields are less deep."""
+_PART = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]|[^"\[\]{}]+', re.DOTALL)
+
+
+def parse(content: bytes) -> object:
+    """Return the value. Raise ValueError if the content is not JSON.
+
+    Bytes that are not UTF-8 are replaced. Texts may contain halves of surrogate pairs.
+    """
+    text = content.decode(errors="replace")
+    try:
+        return json.loads(text, parse_int=_number)
+    except RecursionError:
+        return json.loads("".join(_shallow(text)), parse_int=_number)
+
+
+def _number(digits: str) -> int | None:
+    return int(digits) if len(digits) <= _DIGITS_MAX else None
+
+
+def _shallow(text: str) -> Iterator[str]:
+    """Yield the JSON text with null in place of what is nested deeper than `_DEPTH`."""
+    depth = 0
+    for part in _PART.findall(text):
+        if part in "[{":
+            depth += 1
+            if depth == _DEPTH + 1:
+                yield "null"
+        if depth <= _DEPTH:
+            yield part
+        if part in "]}":
+            depth -= 1
