@@ -15,7 +15,7 @@ from sd_api.reasons import Reason
 from sd_loader.diffusers_repo import config_limits as limits
 from sd_loader.diffusers_repo.classes import Role, config_class, entry, known
 from sd_loader.errors import LoaderError
-from sd_loader.snippet import snippet
+from sd_loader.snippet import json_snippet
 
 _ANY = "any"
 _NESTED = "config "
@@ -94,7 +94,7 @@ def plain_settings(
     kept = {name: settings[name] for name in sorted(allowed & settings.keys())}
     for name, value in kept.items():
         if not is_plain(name, value):
-            raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{path}: {name} is {snippet(str(value))}")
+            raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{path}: {name} is {json_snippet(value)}")
     return kept
 
 
@@ -124,7 +124,7 @@ def _kept(config: Mapping[str, Any], class_name: str, path: str) -> dict[str, An
         else:
             raise LoaderError(
                 Reason.UNSUPPORTED_FORMAT,
-                f"{path}: {name} is {snippet(str(value))}, which {class_name} cannot have",
+                f"{path}: {name} is {json_snippet(value)}, which {class_name} cannot have",
             )
     return kept
 

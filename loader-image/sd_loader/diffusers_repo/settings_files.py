@@ -14,7 +14,7 @@ from sd_api.reasons import Reason
 from sd_loader.diffusers_repo.classes import known
 from sd_loader.diffusers_repo.listed_config import is_plain
 from sd_loader.errors import LoaderError
-from sd_loader.snippet import snippet
+from sd_loader.snippet import json_snippet, snippet
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -61,7 +61,7 @@ def known_settings(name: str, content: Mapping[str, Any], path: str) -> dict[str
             if value is not None and not _is_valid(name, key, value):
                 raise LoaderError(
                     Reason.UNSUPPORTED_FORMAT,
-                    f"{path}: {snippet(key)} is {snippet(str(value))}, which transformers cannot"
+                    f"{path}: {snippet(key)} is {json_snippet(value)}, which transformers cannot"
                     " read",
                 )
             kept[key] = value

@@ -260,7 +260,7 @@ REFUSED = [
     ),
     pytest.param(
         changed(CONFIG, bos_token={"evil": 1}) | {MAP: {}},
-        "tokenizer: bos_token has a value that is not a token: {'evil': 1}",
+        'tokenizer: bos_token has a value that is not a token: {"evil": 1}',
         id="a special token without content",
     ),
     pytest.param(

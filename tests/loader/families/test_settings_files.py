@@ -123,7 +123,7 @@ UNKNOWN: list[Any] = [
 
 @pytest.mark.parametrize(("name", "entries"), UNKNOWN)
 def test_other_settings_are_left_out(tmp_path, name, entries):
-    """transformers would act on them when a server opens the model."""
+    """Transformers would act on them when a server opens the model."""
     content = published(tmp_path, name, encoded({**REAL[name], **entries}))
     assert json.loads(content) == REAL[name]
 
@@ -139,23 +139,23 @@ INVALID: list[Any] = [
     (TOKENIZER, {"extra_ids": 2 * 10**9}, "extra_ids is 2000000000"),
     (TOKENIZER, {"errors": "../../x"}, "errors is ../../x"),
     (TOKENIZER, {"eos_token": 5}, "eos_token is 5"),
-    (TOKENIZER, {"eos_token": {"content": "x", "evil": True}}, "eos_token is {'content': 'x',"),
-    (TOKENIZER, {"eos_token": {"content": "x", "special": 1}}, "eos_token is {'content': 'x',"),
+    (TOKENIZER, {"eos_token": {"content": "x", "evil": True}}, 'eos_token is {"content": "x",'),
+    (TOKENIZER, {"eos_token": {"content": "x", "special": 1}}, 'eos_token is {"content": "x",'),
     (TOKENIZER, {"additional_special_tokens": "x"}, "additional_special_tokens is x"),
-    (TOKENIZER, {"extra_special_tokens": {"x": [1]}}, "extra_special_tokens is {'x': [1]}"),
+    (TOKENIZER, {"extra_special_tokens": {"x": [1]}}, 'extra_special_tokens is {"x": [1]}'),
     (TOKENIZER, {"added_tokens_decoder": [1, 2]}, "added_tokens_decoder is [1, 2]"),
     (TOKENIZER, {"added_tokens_decoder": {"x": {"content": "x"}}}, "added_tokens_decoder is"),
-    (TOKENIZER, {"added_tokens_decoder": {"1": "x"}}, "added_tokens_decoder is {'1': 'x'}"),
+    (TOKENIZER, {"added_tokens_decoder": {"1": "x"}}, 'added_tokens_decoder is {"1": "x"}'),
     (TOKENIZER, {"chat_template": 5}, "chat_template is 5"),
-    (TOKENIZER, {"chat_template": [{"path": "x"}]}, "chat_template is [{'path': 'x'}]"),
+    (TOKENIZER, {"chat_template": [{"path": "x"}]}, 'chat_template is [{"path": "x"}]'),
     (SPECIAL, {"additional_special_tokens": [5]}, "additional_special_tokens is [5]"),
-    (ADDED, {"<x>": "1"}, "<x> is 1"),
+    (ADDED, {"<x>": "1"}, '<x> is "1"'),
     (ADDED, {"<x>": -1}, "<x> is -1"),
     (IMAGES, {"fft_window_size": 2**28}, "fft_window_size is 268435456"),
     (IMAGES, {"image_processor_type": "evil/repo"}, "image_processor_type is evil/repo"),
-    (GENERATION, {"eos_token_id": ["x"]}, "eos_token_id is ['x']"),
+    (GENERATION, {"eos_token_id": ["x"]}, 'eos_token_id is ["x"]'),
     (GENERATION, {"temperature": "x"}, "temperature is x"),
-    (GENERATION, {"top_k": True}, "top_k is True"),
+    (GENERATION, {"top_k": True}, "top_k is true"),
 ]
 
 
@@ -171,6 +171,6 @@ def test_a_setting_with_a_value_that_it_cannot_have_is_refused(tmp_path, name, e
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_a_file_in_another_encoding_is_written_again_in_utf_8(tmp_path, encoding):
-    """transformers reads UTF-8 without a byte order mark only."""
+    """Transformers reads UTF-8 without a byte order mark only."""
     content = published(tmp_path, TOKENIZER, json.dumps(QWEN).encode(encoding))
     assert json.loads(content.decode()) == QWEN
