@@ -46,7 +46,7 @@ def read_header(fd: int, size: int) -> tuple[dict[str, Tensor], Metadata]:
         _refuse(f"truncated: it ends after {size} of at least {data_start} bytes")
     header, metadata = _parse(fd, length)
     # Metadata that are a table have been taken out.
-    if (other := header.pop(_METADATA, {})) != {}:
+    if (other := header.pop(_METADATA, None)) not in (None, {}):
         _refuse(f"the safetensors metadata is not a table of strings: {json_snippet(other, 20)}")
     if not header:
         raise LoaderError(Reason.NOT_A_MODEL, "a safetensors file without tensors")
