@@ -238,7 +238,7 @@ def parse_pipeline(content: bytes) -> Pipeline:
 def pipeline_class(index: Mapping[str, Any]) -> str:
     """Return the class that a model_index.json names. Refuse one that is code, or no name."""
     class_name = index.get("_class_name")
-    if isinstance(class_name, list):
+    if isinstance(class_name, list | dict):
         raise LoaderError(
             Reason.UNSAFE_MODEL, f"{INDEX_NAME} names a custom pipeline: {shown(class_name)}"
         )

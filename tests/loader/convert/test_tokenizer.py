@@ -189,7 +189,7 @@ REFUSED = [
     ),
     pytest.param(
         changed("vocab.json", **{"": WORDS}),
-        "tokenizer: a token is not a text of 1 to 512 characters: ",
+        'tokenizer: a token is not a text of 1 to 512 characters: ""',
         id="an empty word",
     ),
     pytest.param(
@@ -199,7 +199,7 @@ REFUSED = [
     ),
     pytest.param(
         changed("added_tokens.json", **{"<a>": str(WORDS)}),
-        f"tokenizer: an id in added_tokens.json is not a whole number: {WORDS}",
+        f'tokenizer: an id in added_tokens.json is not a whole number: "{WORDS}"',
         id="an id as text",
     ),
     pytest.param(
