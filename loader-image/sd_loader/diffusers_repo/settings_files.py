@@ -23,6 +23,7 @@ _SPECIAL_TOKENS = "special_tokens_map.json"
 _ADDED_TOKENS = "added_tokens.json"
 _PROCESSOR = "processor_config.json"
 _PREPROCESSOR = "preprocessor_config.json"
+"""The end of the name. The settings of videos are in a file of their own."""
 _NESTED = frozenset({"feature_extractor", "image_processor", "video_processor"})
 """Objects in a processor_config.json that hold what else a preprocessor_config.json holds."""
 _TEMPLATE = "chat_template"
@@ -58,7 +59,7 @@ def known_settings(name: str, content: Mapping[str, Any], path: str) -> dict[str
         if name == _PROCESSOR and key in _NESTED and isinstance(value, dict):
             kept[key] = known_settings(_PREPROCESSOR, value, f"{path}: {key}")
         elif _is_known(name, key):
-            if value is not None and not _is_valid(name, key, value):
+            if not _is_valid(name, key, value):
                 raise LoaderError(
                     Reason.UNSUPPORTED_FORMAT,
                     f"{path}: {snippet(key)} is {json_snippet(value)}, which transformers cannot"
@@ -78,15 +79,17 @@ def _is_known(name: str, key: str) -> bool:
         return True
     if name == _SPECIAL_TOKENS:
         return False
+    is_of_preprocessor = name.endswith(_PREPROCESSOR)
     if key == _TEMPLATE:
-        return name != _PREPROCESSOR
-    settings = known()["settings"]
-    return key in settings.get(name, settings[_PREPROCESSOR])
+        return not is_of_preprocessor
+    return key in known()["settings"].get(_PREPROCESSOR if is_of_preprocessor else name, ())
 
 
 def _is_valid(name: str, key: str, value: object) -> bool:
     if name == _ADDED_TOKENS:
         return type(value) is int and value >= 0
+    if value is None:
+        return True
     if name == GENERATION_CONFIG:
         is_typed = isinstance(value, _GENERATION[key]) and not (
             isinstance(value, bool) and bool not in _GENERATION[key]
@@ -97,13 +100,19 @@ def _is_valid(name: str, key: str, value: object) -> bool:
         return _is_template(value)
     if key == _DECODER:
         return isinstance(value, dict) and all(
-            _is_id(number) and isinstance(token, dict) and _is_token(token)
+            _is_id(number) and isinstance(token, dict) and _is_token(token, has_type=False)
             for number, token in value.items()
         )
+    has_type = name == _TOKENIZER
     if key in _TOKEN_LISTS:
-        return _are_tokens(value.values() if isinstance(value, dict) else value)
+        tokens = value.values() if isinstance(value, dict) else value
+        return (
+            isinstance(tokens, Iterable)
+            and not isinstance(tokens, str)
+            and all(_is_token(it, has_type=has_type) for it in tokens)
+        )
     if key.endswith(_SUFFIX):
-        return _is_token(value) or isinstance(value, bool)
+        return _is_token(value, has_type=has_type) or isinstance(value, bool)
     return is_plain(key, value)
 
 
@@ -114,26 +123,19 @@ def _is_template(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _are_tokens(values: object) -> bool:
-    return (
-        isinstance(values, Iterable)
-        and not isinstance(values, str)
-        and all(_is_token(it) for it in values)
-    )
+def _is_token(value: object, *, has_type: bool) -> bool:
+    """Whether a value is a token's text, or its text and flags as `AddedToken` takes them.
 
-
-def _is_token(value: object) -> bool:
-    """Whether a value is a token's text, or its text and flags as `AddedToken` takes them."""
+    has_type: whether transformers reads an object that also states its type.
+    """
     if isinstance(value, str):
         return True
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
         return False
-    others = value.keys() - {"content", "__type"}
-    return (
-        others <= _FLAGS
-        and all(isinstance(value[flag], bool) for flag in others)
-        and value.get("__type", "AddedToken") == "AddedToken"
-    )
+    if has_type and value.get("__type") == "AddedToken":
+        value = {key: it for key, it in value.items() if key != "__type"}
+    flags = value.keys() - {"content"}
+    return flags <= _FLAGS and all(isinstance(value[flag], bool) for flag in flags)
 
 
 def _is_id(text: str) -> bool:

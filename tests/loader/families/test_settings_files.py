@@ -112,7 +112,7 @@ UNKNOWN: list[Any] = [
     pytest.param(TOKENIZER, {"name_or_path": "evil/repo", "_commit_hash": "x"}, id="names"),
     pytest.param(SPECIAL, {"tokenizer_object": {"x": 1}, "vocab_file": "x"}, id="special tokens"),
     pytest.param(IMAGES, {"preprocess": 1, "device": "cuda", "fetch_images": "x"}, id="methods"),
-    pytest.param(TEMPLATE, {"audio_tokenizer": AUDIO, "x": 1}, id="template"),
+    pytest.param(TEMPLATE, {"audio_tokenizer": AUDIO, "size": 1}, id="template"),
     pytest.param(
         GENERATION,
         {"validate": 1, "__class__": "x", "compile_config": {"backend": "evil"}, "max_length": -1},
@@ -146,6 +146,13 @@ INVALID: list[Any] = [
     (TOKENIZER, {"added_tokens_decoder": [1, 2]}, "added_tokens_decoder is [1, 2]"),
     (TOKENIZER, {"added_tokens_decoder": {"x": {"content": "x"}}}, "added_tokens_decoder is"),
     (TOKENIZER, {"added_tokens_decoder": {"1": "x"}}, 'added_tokens_decoder is {"1": "x"}'),
+    (
+        TOKENIZER,
+        {"added_tokens_decoder": {"1": {"content": "x", "__type": "AddedToken"}}},
+        "added_tokens_decoder is",
+    ),
+    (SPECIAL, {"eos_token": {"content": "x", "__type": "AddedToken"}}, "eos_token is"),
+    (ADDED, {"<x>": None}, "<x> is null"),
     (TOKENIZER, {"chat_template": 5}, "chat_template is 5"),
     (TOKENIZER, {"chat_template": [{"path": "x"}]}, 'chat_template is [{"path": "x"}]'),
     (SPECIAL, {"additional_special_tokens": [5]}, "additional_special_tokens is [5]"),
