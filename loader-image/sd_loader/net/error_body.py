@@ -117,7 +117,7 @@ def _error_objects(content: object) -> Iterator[dict[str, object]]:
 
 
 def _text(content: Mapping[str, object]) -> str:
-    values = {key.lower(): value for key, value in reversed(content.items())}
+    values = {key.lower(): value for key, value in content.items()}
     texts = (values.get(key) for key in _KEYS)
     return next((text for text in texts if isinstance(text, str) and text.strip()), "")
 

@@ -111,9 +111,9 @@ def check_opens(
             "a list, as transformer_layers_per_block has a list in it",
         )
     for key in _PER_CHANNEL:
-        values, channels = complete.get(key), complete.get("latent_channels")
-        if values is not None and len(values) != channels:
-            contradiction(component, key, values, f"of {channels} items, one for each channel")
+        items, channels = complete.get(key), complete.get("latent_channels")
+        if items is not None and len(items) != channels:
+            contradiction(component, key, items, f"of {channels} items, one for each channel")
     expected = _SHAPES.get(class_name)
     if expected is not None:
         try:
