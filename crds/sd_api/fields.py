@@ -33,7 +33,8 @@ class Extensible(Contract):
 TEXT_MAX_LENGTH = 1024
 """Longer texts for the status must be cut first."""
 
-Url = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+URL_MAX_LENGTH = 2048
+Url = Annotated[str, StringConstraints(min_length=1, max_length=URL_MAX_LENGTH)]
 Text = Annotated[str, StringConstraints(max_length=TEXT_MAX_LENGTH)]
 ShortText = Annotated[str, StringConstraints(max_length=253)]
 DNS_NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"

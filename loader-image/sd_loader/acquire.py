@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from sd_api.choices import ModelType
 from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
+from sd_api.sites.civitai_card import card_of_civitai
+from sd_api.sites.clean import without
 from sd_api.sources import Link
 from sd_api.spec import TWO_VAES
 from sd_api.wire import Sha256Missing
-from sd_loader.card.civitai import card_of_civitai
-from sd_loader.card.clean import without
 from sd_loader.convert.detect.kinds import found_type
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.file import plan_download

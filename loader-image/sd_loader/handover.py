@@ -12,8 +12,8 @@ from pydantic import StringConstraints
 from sd_api.card import NO_CARD, Card
 from sd_api.choices import ModelType
 from sd_api.fields import Contract, ShortText
+from sd_api.sites.civitai_facts import CivitaiFacts
 from sd_api.wire import Source
-from sd_loader.civitai_facts import CivitaiFacts
 
 CONFIGS_FOLDER = "configs"
 """The folder in the source folder for configs and tokenizers that the source does not have."""

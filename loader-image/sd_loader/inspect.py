@@ -15,7 +15,7 @@ from sd_api.fields import Contract
 from sd_api.humanize import size
 from sd_api.names import CARD_FILE, RECEIPT_FILE
 from sd_api.reasons import Reason
-from sd_loader.card.metadata import card_of_metadata
+from sd_loader.card import card_of_metadata
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import found_type
 from sd_loader.convert.plan.file import plan_file

@@ -18,12 +18,12 @@ from sd_api.choices import BaseModelName, ModelType
 from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.redaction import hide
+from sd_api.sites.civitai_card import safe_picture
+from sd_api.sites.civitai_facts import CivitaiFacts
 from sd_api.sources import HubRepo, read_source
 from sd_api.spec import Replacement
 from sd_api.url_forms import NOT_A_SKELETON
-from sd_loader.card.civitai import safe_picture
-from sd_loader.card.metadata import card_of_metadata
-from sd_loader.civitai_facts import CivitaiFacts
+from sd_loader.card import card_of_metadata
 from sd_loader.convert.conversion import Conversion, refuse_impossible
 from sd_loader.convert.detect.kinds import found_type
 from sd_loader.convert.detect.transformers import TransformerFile

@@ -16,7 +16,7 @@ from sd_api.reasons import Reason
 from sd_operator.base.metrics import Metrics, ModelState
 from sd_operator.gateway.metrics import GatewayMetrics
 from tests.support.charts.helmcharts import OPERATOR, Json, of_kind, one, render
-from tests.support.charts.prometheus import Prometheus, prometheus, promtool, scrape_config
+from tests.support.charts.prometheus import Labels, Prometheus, prometheus, promtool, scrape_config
 from tests.support.processes import free_ports
 
 ALERTS = OPERATOR / "files" / "alerts.yaml"
@@ -137,10 +137,20 @@ def served(metrics: Metrics | GatewayMetrics, port: int) -> Iterator[None]:
         stop()
 
 
-def firing(alert: str, prometheus: Prometheus) -> set[tuple[str | None, str | None]]:
-    """Return job and namespace of the alerts of a name, which may still be pending."""
-    found = (dict(labels) for labels in prometheus.query(f'ALERTS{{alertname="{alert}"}}'))
-    return {(labels.get("job"), labels.get("namespace")) for labels in found}
+def assert_fires(
+    alert: str, prometheus: Prometheus, *expected: tuple[str | None, str | None]
+) -> None:
+    """Wait until the alerts of a name, pending ones too, are those of these jobs and namespaces.
+
+    A rule that Prometheus evaluates before its first scrape finds no process; the next evaluation
+    corrects that.
+    """
+
+    def as_expected(found: dict[Labels, float]) -> bool:
+        labels = [dict(sample) for sample in found]
+        return {(one.get("job"), one.get("namespace")) for one in labels} == set(expected)
+
+    prometheus.eventually(f'ALERTS{{alertname="{alert}"}}', as_expected)
 
 
 @pytest.mark.parametrize("kind", ["podMonitor", "serviceMonitor"])
@@ -165,12 +175,10 @@ def test_a_real_prometheus_tells_operators_and_releases_apart(kind: str, tmp_pat
         stack.enter_context(served(operator, port["other/sd-operator"]))
         running = stack.enter_context(prometheus(scrapes, rules, tmp_path))
         running.eventually("count(sdmodel_build_info)", lambda found: set(found.values()) == {2})
-        running.eventually('ALERTS{alertname="SdModelLoadStalled"}', bool)
-        assert firing("SdOperatorDown", running) == {("one/sd-operator", None)}
-        assert firing("SdModelLoadStalled", running) == {(None, "art")}
-        assert firing("SdOperatorNoLeader", running) == set()
+        assert_fires("SdModelLoadStalled", running, (None, "art"))
+        assert_fires("SdOperatorDown", running, ("one/sd-operator", None))
+        assert_fires("SdOperatorNoLeader", running)
 
         with served(Metrics(), port["one/sd-operator"]):
-            running.eventually('ALERTS{alertname="SdOperatorDown"}', lambda found: not found)
-            running.eventually('ALERTS{alertname="SdOperatorNoLeader"}', bool)
-            assert firing("SdOperatorNoLeader", running) == {("one/sd-operator", "one")}
+            assert_fires("SdOperatorDown", running)
+            assert_fires("SdOperatorNoLeader", running, ("one/sd-operator", "one"))

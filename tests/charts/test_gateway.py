@@ -57,6 +57,8 @@ def test_every_value_reaches_the_gateway() -> None:
     assert found.allowed_claims == {"archive", "fast"}
     assert found.allowed_hosts == {"mirror.example.com", "10.1.2.3:8443"}
     assert found.hub_endpoint == "https://mirror.example.com/hf"
+    assert found.civitai_endpoint == "https://civitai.example.com"
+    assert found.lookups is False
     assert (found.https_proxy, found.no_proxy) == ("http://proxy.example.com:3128", ".example.com")
     assert (found.public_url, found.cookie_secure) == ("http://models.internal", False)
     assert found.trusted_proxies == ("10.0.0.1", "10.0.0.2")

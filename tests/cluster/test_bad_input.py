@@ -94,7 +94,10 @@ def cases(hub: FakeHub, refused: FakeHub, work: Path, checkpoint: Path) -> dict[
         "empty": {"url": served("/empty.safetensors", b"")},
         "truncated": {"url": served("/cut.safetensors", whole[: len(whole) // 2])},
         "mismatch": {"url": served("/m.safetensors", checkpoint), "sha256": "0" * 64},
-        "lora-as-checkpoint": {"url": served("/lora.safetensors", lora())},
+        "lora-as-checkpoint": {
+            "url": served("/lora.safetensors", lora()),
+            "modelType": "custom_ckpt",
+        },
         "pickle": {"url": served("/m.ckpt", plain), "fromSafetensors": True},
         "hostile": {"url": served("/hostile.ckpt", hostile)},
         "half-a-lora": {"url": served("/l.safetensors", lora()), "modelType": "lora"},

@@ -1,14 +1,30 @@
-"""The gateway fixture, which the tests of a module share."""
+"""The gateway that the tests of a module share, and the sources that look-ups ask."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from sd_operator.gateway import lookups
 from sd_operator.gateway.settings import GatewaySettings
 from tests.support.gateway.gatewayrun import Gateway, write_keys
+from tests.support.gateway.lookupsources import Sources, serving
 from tests.support.kube.cluster import CLAIM, Cluster
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, an answer of loopback may take longer than a visitor would wait."""
+    monkeypatch.setattr(lookups, "LOOKUP_SECONDS", 60.0)
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Iterator[Sources]:
+    """The sources that look-ups ask."""
+    with serving(tmp_path) as sources:
+        yield sources
 
 
 @pytest.fixture(scope="module")

@@ -174,11 +174,13 @@ CALLS = [*((f"{PREFIX}/{name}", "POST") for name in OPERATIONS), (STATUS, "GET")
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize(("path", "method"), CALLS)
+@pytest.mark.parametrize(
+    ("path", "method"), [call for call in CALLS if call[0].endswith(("load_model", STATUS))]
+)
 def test_random_requests_cause_no_server_error(
     gateway: Gateway, path: str, method: str, tally: Any
 ) -> None:
-    """Each endpoint gets a few requests, made by schemathesis."""
+    """Two endpoints get a few requests, made by schemathesis."""
     tally("requests made of the OpenAPI document", explore(gateway, path, method, QUICK))
 
 

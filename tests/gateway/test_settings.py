@@ -49,6 +49,8 @@ def test_variables_set_their_settings(env: dict[str, str]) -> None:
         "PROBES_PORT": "8082",
         "ALLOWED_HOSTS": "Mirror.example.com",
         "HF_ENDPOINT": "https://mirror.example.com",
+        "CIVITAI_ENDPOINT": "https://civitai.example.com/",
+        "LOOKUPS": "false",
         "PUBLIC_URL": "http://127.0.0.1:8000",
         "STORE": "/models",
         "TRUSTED_PROXIES": "10.0.0.1,10.0.0.2",
@@ -63,6 +65,8 @@ def test_variables_set_their_settings(env: dict[str, str]) -> None:
     assert settings.probes_port == 8082
     assert settings.allowed_hosts == {"mirror.example.com"}
     assert settings.guard().allows("mirror.example.com", 443)
+    assert settings.guard().allows("civitai.example.com", 443)
+    assert (settings.civitai, settings.lookups) == ("https://civitai.example.com", False)
     assert settings.store == Path("/models")
     assert settings.trusted_proxies == ("10.0.0.1", "10.0.0.2")
     assert (settings.calls_per_minute, settings.port) == (0, 0)
@@ -86,6 +90,7 @@ def test_cookies_need_https_unless_the_public_url_is_http(
         ("PORT", "70000", "must be at most 65535"),
         ("MAX_BODY_BYTES", "1", "must be at least 1024"),
         ("PUBLIC_URL", "a.b", "must be an http(s) link"),
+        ("LOOKUPS", "no", "must be one of true, false"),
         ("MAX_CONNECTIONS", "0", "must be at least 1"),
         ("MAX_CONNECTIONS_PER_ADDRESS", "0", "must be at least 1"),
         ("TRUSTED_PROXIES", "10.0.0.1,*", "must be addresses and networks"),

@@ -10,8 +10,8 @@ import pytest
 
 from devkit.fakehub import FakeHub
 from sd_api.card import Card
+from sd_api.sites.civitai_facts import CivitaiFacts, CivitaiImage
 from sd_loader import acquire, supplies
-from sd_loader.civitai_facts import CivitaiFacts, CivitaiImage
 from sd_loader.settings import Settings
 from sd_loader.source.civitai import Found
 from tests.support.loader.fetches import fetch, secret

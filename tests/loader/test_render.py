@@ -139,9 +139,15 @@ def test_render_is_refused_in_an_image_without_torch(containers: Containers, hub
 @pytest.mark.parametrize(
     ("weight", "bias", "why"),
     [
-        pytest.param(0, -10, "the image is black", id="black"),
+        pytest.param(0, -10, "the image is black", id="black", marks=pytest.mark.slow),
         pytest.param(0, 0.25, "the image has only one colour", id="uniform"),
-        pytest.param(0, float("nan"), "the VAE computes NaN from finite latents", id="NaN"),
+        pytest.param(
+            0,
+            float("nan"),
+            "the VAE computes NaN from finite latents",
+            id="NaN",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_empty_image_is_refused(tmp_path: Path, weight: float, bias: float, why: str) -> None:
@@ -159,6 +165,7 @@ def test_nan_from_the_unet_is_not_blamed_on_the_vae(tmp_path: Path) -> None:
     assert "the latents are not finite" in refused(*small(*converted_of(tmp_path, tensors)))
 
 
+@pytest.mark.slow
 def test_vae_overflow_in_half_precision_is_detected_on_a_cpu(tmp_path: Path) -> None:
     """SDXL's own VAE overflows in this way unless its config sets force_upcast."""
     tensors = smallest_sdxl()

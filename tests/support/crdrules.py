@@ -6,18 +6,16 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-import celpy
 from celpy.adapter import json_to_cel
+
+from sd_operator.standalone import cel
 
 Spec = Mapping[str, Any]
 
-# celpy raises Python's recursion limit here. Hypothesis warns if a test does that while it runs.
-ENVIRONMENT = celpy.Environment()
+# Hypothesis warns if the recursion limit changes while a test runs.
+cel.environment()
 
-
-@cache
-def _program(rule: str) -> Any:
-    return ENVIRONMENT.program(ENVIRONMENT.compile(rule))
+_program = cache(cel.program)
 
 
 def broken(

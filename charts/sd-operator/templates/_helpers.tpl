@@ -195,6 +195,8 @@ capabilities:
   (list "ALLOWED_CLAIMS" (join "," $values.models.allowedClaims))
   (list "ALLOWED_HOSTS" (join "," $values.allowedHosts))
   (list "HF_ENDPOINT" $values.hubEndpoint)
+  (list "CIVITAI_ENDPOINT" $values.sources.civitaiEndpoint)
+  (list "LOOKUPS" $gateway.lookups)
   (list "HTTPS_PROXY" $values.proxy.https)
   (list "NO_PROXY" $values.proxy.noProxy)
   (list "LOGINS_DIR" (ternary "/etc/sd-gateway/logins" "" (ne $values.loginsSecret "")))

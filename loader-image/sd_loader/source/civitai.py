@@ -21,15 +21,15 @@ from sd_api.choices import VerifyDigest
 from sd_api.fields import Contract, Count
 from sd_api.reasons import Reason
 from sd_api.redaction import carries_secret
+from sd_api.sites.civitai_answers import ModelAnswer, Obstacle, VersionAnswer, obstacle
+from sd_api.sites.civitai_choice import NoFileError, choose, describe
+from sd_api.sites.civitai_facts import CivitaiFacts, CivitaiFile
 from sd_api.sources import CivitaiModel, FileChoice, Link, civitai_download
-from sd_loader.civitai_facts import CivitaiFacts, CivitaiFile
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
 from sd_loader.net.client import HttpClient
 from sd_loader.net.patience import Retries
 from sd_loader.snippet import snippet
-from sd_loader.source.civitai_answers import ModelAnswer, VersionAnswer
-from sd_loader.source.civitai_choice import choose, describe
 from sd_loader.source.locate import Located, Place
 from sd_loader.source.ref import Checks, SourceRef
 
@@ -55,16 +55,6 @@ _ONE_TRY = Retries(delays=())
 
 
 @dataclass(frozen=True)
-class _Obstacle:
-    """Why Civitai may refuse the download of a version."""
-
-    reason: Reason
-
-    words: str
-    """The message after the name of the version."""
-
-
-@dataclass(frozen=True)
 class Found:
     """A place to fetch from, and the facts from Civitai about it."""
 
@@ -74,7 +64,7 @@ class Found:
 
     facts: CivitaiFacts | None = None
 
-    obstacle: _Obstacle | None = None
+    obstacle: Obstacle | None = None
 
     warnings: tuple[str, ...] = ()
 
@@ -145,14 +135,17 @@ def _find(
     api = CivitaiApi(client, endpoint, _listing_token(ref, client, required=ref.needs_token))
     pinned = _pinned(pin, place)
     version, model = _ask(api, place, pinned, ref.field)
-    name, obstacle = version.facts.label, _obstacle(version)
+    name, hurdle = version.facts.label, _obstacle(version)
     if not version.files:
-        reason = obstacle.reason if obstacle else Reason.SOURCE_NOT_FOUND
-        words = obstacle.words if obstacle else "has no file that can be downloaded"
+        reason = hurdle.reason if hurdle else Reason.SOURCE_NOT_FOUND
+        words = hurdle.words if hurdle else "has no file that can be downloaded"
         raise LoaderError(reason, f"{name} {words}")
-    chosen = choose(
-        version, place.choice, checks.sha256, None if pinned is None else pinned.file_id
-    )
+    try:
+        chosen = choose(
+            version, place.choice, checks.sha256, None if pinned is None else pinned.file_id
+        )
+    except NoFileError as error:
+        raise LoaderError(error.reason, str(error)) from error
     file = chosen.file
     if checks.sha256 is not None and file.sha256 not in (None, checks.sha256):
         raise LoaderError(
@@ -170,7 +163,7 @@ def _find(
         Link(endpoint + file.path),
         _stated(checks, file, client),
         _facts(version, model, file),
-        obstacle,
+        hurdle,
         warnings,
     )
 
@@ -242,7 +235,7 @@ def _file_of_link(
     """
     try:
         chosen = choose(version, choice, sha256)
-    except LoaderError:
+    except NoFileError:
         return None
     file = chosen.file
     if sha256 is not None:
@@ -274,24 +267,8 @@ def _newest(place: CivitaiModel, model: ModelAnswer) -> int:
     return model.versions[0]
 
 
-def _obstacle(version: VersionAnswer) -> _Obstacle | None:
-    """Return why a download of the version may be refused. None if Civitai states no reason."""
-    match version.mode:
-        case "Archived":
-            words = "was archived by its creator and can no longer be downloaded"
-            return _Obstacle(Reason.SOURCE_NOT_FOUND, words)
-        case "TakenDown":
-            return _Obstacle(Reason.SOURCE_NOT_FOUND, "was taken down from Civitai")
-    ends = version.early_access
-    if ends == "":
-        return _Obstacle(Reason.ACCESS_DENIED, "is only for accounts that bought it")
-    if ends is not None and ends >= datetime.now(UTC).date().isoformat():
-        words = f"is in early access until {ends}, only for accounts that bought it"
-        return _Obstacle(Reason.ACCESS_DENIED, words)
-    if version.usage_control not in (None, "Download"):
-        words = "may only be used on Civitai: its creator does not allow downloads"
-        return _Obstacle(Reason.ACCESS_DENIED, words)
-    return None
+def _obstacle(version: VersionAnswer) -> Obstacle | None:
+    return obstacle(version, datetime.now(UTC).date().isoformat())
 
 
 def _stated(checks: Checks, file: CivitaiFile | None, client: HttpClient) -> Checks:

@@ -9,17 +9,17 @@ from pydantic_core import from_json
 
 from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
-from sd_loader.errors import LoaderError
-from sd_loader.net.client import HttpClient
-from sd_loader.net.exchange import Resource
-from sd_loader.net.http_errors import refused, unreachable
-from sd_loader.source.civitai_answers import (
+from sd_api.sites.civitai_answers import (
     Json,
     ModelAnswer,
     VersionAnswer,
     read_model,
     read_version,
 )
+from sd_loader.errors import LoaderError
+from sd_loader.net.client import HttpClient
+from sd_loader.net.exchange import Resource
+from sd_loader.net.http_errors import refused, unreachable
 
 MAX_RESPONSE = 4 << 20
 """Largest response of the API in bytes. A model with fifty versions has a quarter of it."""

@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from sd_api.card import NO_CARD, Card
 from sd_api.fields import Count, Sha256
 from sd_api.reasons import Reason
+from sd_api.sites.hub_card import card_of_repo
 from sd_api.url_forms import HUB_REPO_PATTERN
-from sd_loader.card.hub import card_of_repo
 from sd_loader.diffusers_repo.component_files import RepoFile, check_names
 from sd_loader.errors import LoaderError
 from sd_loader.net.client import HttpClient

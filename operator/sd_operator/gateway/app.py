@@ -37,7 +37,7 @@ def create_app(
             try:
                 yield
             finally:
-                await context.models.close()
+                await context.close()
 
     app = FastAPI(
         title="Stable Diffusion model gateway",

@@ -13,6 +13,7 @@ from sd_operator.clients.kube import Api
 from sd_operator.gateway.errors import RefusedError
 from sd_operator.gateway.keys import Key, Keys
 from sd_operator.gateway.limits import Limiter, network
+from sd_operator.gateway.lookups import Lookups
 from sd_operator.gateway.models import Models
 from sd_operator.gateway.settings import GatewaySettings
 
@@ -26,6 +27,7 @@ class Context:
     settings: GatewaySettings
     api: Api
     models: Models
+    lookups: Lookups
     keys: Keys
     calls: Limiter
     """Limits the calls of each key."""
@@ -46,11 +48,17 @@ class Context:
             settings=settings,
             api=api,
             models=Models(api, settings, resolver),
+            lookups=Lookups(settings, clock, resolver),
             keys=Keys(settings.keys_file),
             calls=Limiter(settings.calls_per_minute, clock.monotonic),
             failures=Limiter(settings.failures_per_minute, clock.monotonic),
             clock=clock,
         )
+
+    async def close(self) -> None:
+        """Stop all watches, and end the connections of look-ups."""
+        await self.models.close()
+        await self.lookups.close()
 
     def admit(self, key: str, request: Request) -> Key:
         """Return the key and count the call; raise RefusedError if it is wrong or at its limit."""

@@ -32,20 +32,26 @@ class GatewaySettings:
     """Names of further PersistentVolumeClaims that models may use without the label
     sd-operator.dev/models, separated by commas."""
     allowed_hosts: frozenset[str] = frozenset()
-    """Hosts, as host or host:port and separated by commas, that webhooks may name and sync_models
-    may call at private addresses and over plain http."""
+    """Hosts, as host or host:port and separated by commas, that webhooks may name and that
+    sync_models and look-ups may call at private addresses and over plain http."""
     hub_endpoint: str | None = None
     """Base URL of a mirror of the Hugging Face Hub. Empty: the Hub itself."""
+    civitai_endpoint: str | None = None
+    """Base URL of a mirror of Civitai, with its API. Empty: Civitai itself."""
+    lookups: bool = True
+    """Whether the gallery asks the source of a link, before the model is loaded, what it says
+    about the model. Without internet, set it to false."""
     https_proxy: str | None = None
-    """URL of the proxy for the calls of sync_models. If it is set, the gateway resolves hosts of
-    webhooks only if they are in NO_PROXY: the operator's proxy resolves the others."""
+    """URL of the proxy for the calls of sync_models and for look-ups. If it is set, the gateway
+    resolves hosts of webhooks only if they are in NO_PROXY: the operator's proxy resolves the
+    others."""
     no_proxy: str = ""
     """Hosts, domains and networks that are called without the proxy, separated by commas."""
     logins: Logins = field(default_factory=Logins)
-    """Folder with logins for the calls of sync_models: the files proxy and hub with USER:PASSWORD.
-    It is read once, at the start."""
+    """Folder with logins for the calls of sync_models and for look-ups: the files proxy and hub
+    with USER:PASSWORD. It is read once, at the start."""
     ca_file: Path | None = None
-    """PEM file; sync_models trusts its authorities instead of the public ones."""
+    """PEM file; sync_models and look-ups trust its authorities instead of the public ones."""
     store: Path | None = None
     """Folder where the volume is mounted read-only, to show previews. Models on other PVCs, and
     all models if this is empty, are shown with a picture of their type."""
@@ -93,6 +99,8 @@ class GatewaySettings:
             allowed_claims=frozenset(read.words("ALLOWED_CLAIMS")),
             allowed_hosts=frozenset(host.lower() for host in read.words("ALLOWED_HOSTS")),
             hub_endpoint=read.link("HF_ENDPOINT", env.get("HF_ENDPOINT"), instead=_INSTEAD),
+            civitai_endpoint=read.link("CIVITAI_ENDPOINT"),
+            lookups=read.truth("LOOKUPS", default.lookups),
             https_proxy=read.link("HTTPS_PROXY", instead=_INSTEAD),
             no_proxy=read.text("NO_PROXY") or "",
             logins=read.logins("LOGINS_DIR"),
@@ -131,9 +139,19 @@ class GatewaySettings:
         mirror = self.hub_endpoint
         return with_login(mirror, self.logins.hub) if mirror else defaults.HUB_ENDPOINT
 
+    @property
+    def hub_page(self) -> str:
+        """The Hub or its mirror, without a login."""
+        return self.hub_endpoint or defaults.HUB_ENDPOINT
+
+    @property
+    def civitai(self) -> str:
+        """Civitai or its mirror."""
+        return (self.civitai_endpoint or defaults.CIVITAI_ENDPOINT).rstrip("/")
+
     def guard(self) -> Guard:
-        """Return the guard that decides which addresses sync_models may call."""
-        return Guard(self.allowed_hosts).with_hosts([self.hub_endpoint])
+        """Return the guard that decides which addresses sync_models and look-ups may call."""
+        return Guard(self.allowed_hosts).with_hosts([self.hub_endpoint, self.civitai_endpoint])
 
 
 def _keys_file(read: Reader) -> Path:

@@ -10,22 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
-import aiohttp
-
-from sd_api import defaults
-from sd_api.netguard import MAX_REDIRECTS
-from sd_api.redaction import redact_url
 from sd_api.sources import MAIN, HubFile, HubRepo, Link, read_source
 from sd_api.status import ConditionType
 from sd_operator.clients.http import Outgoing
 from sd_operator.clients.kube import Json
+from sd_operator.gateway import fetching
 from sd_operator.gateway.models import condition, is_ready
 from sd_operator.gateway.settings import GatewaySettings
 from sd_operator.resources.model import Model
@@ -39,8 +34,6 @@ REPO_INFO_MAX_BYTES = 4 * 2**20
 """The largest description of a Hub repo that is read. It lists the repo's files."""
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_NOT_A_MODEL = ("text/", "application/json", "application/xml")
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,7 @@ async def moved(bodies: Sequence[Json], settings: GatewaySettings) -> list[Json]
 
     async def check(source: Branch | str) -> None:
         async with slots:
-            with contextlib.suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
+            with contextlib.suppress(*fetching.ERRORS):
                 if isinstance(source, Branch):
                     states[source] = await _commit(outgoing, settings.hub, source)
                 else:
@@ -104,8 +97,7 @@ def _source(body: Json, settings: GatewaySettings) -> Branch | str | None:
     model = Model.from_body(body)
     if model.spec is None:
         return None
-    mirror = settings.hub_endpoint or defaults.HUB_ENDPOINT
-    match read_source(model.url, model.spec.model_type, model.spec.git_revision, mirror):
+    match read_source(model.url, model.spec.model_type, model.spec.git_revision, settings.hub_page):
         case HubRepo(repo, revision):
             pinned = revision is not None and _COMMIT.fullmatch(revision)
             return None if pinned else Branch(repo, revision or MAIN)
@@ -133,18 +125,7 @@ async def _commit(outgoing: Outgoing, hub: str, branch: Branch) -> str:
     """Return the current commit of a branch; raise ValueError if the Hub does not report it."""
     revision = quote(branch.revision, safe="")
     url = f"{hub}/api/models/{branch.repo}/revision/{revision}"
-    raw = b""
-    async with _responses(outgoing, "GET", url, {"Accept": "application/json"}) as responses:
-        async for response in responses:
-            if response.status in _REDIRECTS:
-                continue
-            response.raise_for_status()
-            async for chunk in response.content.iter_chunked(2**16):
-                raw += chunk
-                if len(raw) > REPO_INFO_MAX_BYTES:
-                    raise ValueError("the description of the repo is too long")
-    info = json.loads(raw)
-    commit = str(info.get("sha")) if isinstance(info, dict) else ""
+    commit = str((await fetching.read_json(outgoing, url, REPO_INFO_MAX_BYTES)).get("sha"))
     if not _COMMIT.fullmatch(commit):
         raise ValueError("the description of the repo has no commit")
     return commit
@@ -153,12 +134,15 @@ async def _commit(outgoing: Outgoing, hub: str, branch: Branch) -> str:
 async def _file(outgoing: Outgoing, url: str) -> File:
     """Return what the server of a file, and the servers that redirect to it, report about it."""
     file = File()
-    async with _responses(outgoing, "HEAD", url, {"Accept-Encoding": "identity"}) as responses:
-        async for response in responses:
+    headers = {"Accept-Encoding": "identity"}
+    async with fetching.responses(outgoing, "HEAD", url, headers) as answers:
+        async for response in answers:
             # The Hub reports the file's digest (X-Linked-ETag) and size in its redirect.
             etag = response.headers.get("X-Linked-ETag") or response.headers.get("ETag") or ""
             size = response.headers.get("X-Linked-Size")
-            final = response.status == 200 and not response.content_type.startswith(_NOT_A_MODEL)
+            final = response.status == 200 and not response.content_type.startswith(
+                fetching.NOT_A_MODEL
+            )
             if final and "Content-Encoding" not in response.headers:
                 size = size or response.headers.get("Content-Length")
             file = File(
@@ -166,28 +150,3 @@ async def _file(outgoing: Outgoing, url: str) -> File:
                 file.size or (int(size) if size and size.isdecimal() else None),
             )
     return file
-
-
-def _responses(
-    outgoing: Outgoing, method: str, url: str, headers: Mapping[str, str]
-) -> contextlib.aclosing[AsyncGenerator[aiohttp.ClientResponse, None]]:
-    """Yield each redirect and then the final response; raise ValueError for too many redirects."""
-
-    async def follow(url: str) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-        for _ in range(MAX_REDIRECTS + 1):
-            async with outgoing.call(method, url, headers) as response:
-                yield response
-                if response.status not in _REDIRECTS:
-                    return
-                url = _redirect_target(url, response)
-        raise ValueError("too many redirects")
-
-    return contextlib.aclosing(follow(url))
-
-
-def _redirect_target(url: str, response: aiohttp.ClientResponse) -> str:
-    """Return where a redirect leads; raise ValueError if it leads from https to http."""
-    target = urljoin(url, response.headers.get("Location", ""))
-    if url.startswith("https://") and not target.startswith("https://"):
-        raise ValueError(f"{redact_url(url)} redirects to plain http")
-    return target

@@ -65,21 +65,34 @@ async def serve_gateway(options: Options, state: State) -> None:
     # The gateway opens the port itself, and again when it restarts.
     with identity.listen(state.database, "--gateway-port", options.gateway_port) as listener:
         port = listener.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    settings = {
+    settings = gateway_settings(options, port, keys_file, os.environ)
+    url = settings["SD_GATEWAY_PUBLIC_URL"]
+    say(f"The gateway is at {url} and its API documentation at {url}/docs.\nAPI key: {key}")
+    await _keep_running("gateway", ("sd_operator.gateway", "run"), settings, options)
+
+
+def gateway_settings(
+    options: Options, port: int, keys_file: Path, env: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the settings of the gateway.
+
+    env: the environment, which may name a mirror of Civitai.
+    """
+    civitai = "SD_GATEWAY_CIVITAI_ENDPOINT"
+    return {
         "SD_GATEWAY_BIND_ADDRESS": "127.0.0.1",
         "SD_GATEWAY_PORT": str(port),
         "SD_GATEWAY_METRICS_PORT": "0",
         "SD_GATEWAY_PROBES_PORT": "0",
-        "SD_GATEWAY_PUBLIC_URL": url,
+        "SD_GATEWAY_PUBLIC_URL": f"http://127.0.0.1:{port}",
         "SD_GATEWAY_KEYS_FILE": str(keys_file),
         "SD_GATEWAY_CLAIM_NAME": defaults.CLAIM_NAME,
         "SD_GATEWAY_STORE": str(options.store.resolve()),
         "SD_GATEWAY_ALLOWED_HOSTS": options.allowed_hosts,
         "SD_GATEWAY_HF_ENDPOINT": options.hub_endpoint,
+        # The form asks the same Civitai as the loads.
+        civitai: env.get(civitai) or env.get(tokens.CIVITAI_ENDPOINT_VARIABLE, ""),
     }
-    say(f"The gateway is at {url} and its API documentation at {url}/docs.\nAPI key: {key}")
-    await _keep_running("gateway", ("sd_operator.gateway", "run"), settings, options)
 
 
 async def _keep_running(

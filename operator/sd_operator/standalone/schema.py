@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import re2  # type: ignore[import-untyped]
-from celpy import Environment, Runner
+from celpy import Runner
 from celpy.adapter import json_to_cel
 from celpy.evaluation import CELEvalError
 
+from sd_operator.standalone import cel
 from sd_operator.standalone.errors import Cause, Json, Value, quote
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -174,17 +175,11 @@ def _is_time(text: str) -> bool:
         return False
 
 
-@cache
-def _environment() -> Environment:
-    return Environment()
-
-
 class Rules:
     """The compiled CEL rules at the root of a schema."""
 
     def __init__(self, rules: Sequence[Mapping[str, str]]) -> None:
-        env = _environment()
-        self._rules = [(rule, env.program(env.compile(rule["rule"]))) for rule in rules]
+        self._rules = [(rule, cel.program(rule["rule"])) for rule in rules]
 
     def check(self, new: Json, old: Json | None) -> Iterator[Cause]:
         """Yield the errors of an object; rules with oldSelf apply only to updates."""

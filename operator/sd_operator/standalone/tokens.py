@@ -13,7 +13,7 @@ from sd_operator.standalone.errors import Json
 
 NAMESPACE = "default"
 _HUB, _CIVITAI = LoaderEnv.name_of("hub_token"), LoaderEnv.name_of("civitai_token")
-_CIVITAI_ENDPOINT = "SD_OPERATOR_CIVITAI_ENDPOINT"
+CIVITAI_ENDPOINT_VARIABLE = "SD_OPERATOR_CIVITAI_ENDPOINT"
 VARIABLES = frozenset({_HUB, _CIVITAI})
 """Variables with tokens. The operator and the gateway do not get them."""
 
@@ -35,7 +35,7 @@ def own_tokens(env: Mapping[str, str], hub_endpoint: str) -> tuple[Token, ...]:
     the operator asks about models of Civitai.
     """
     hub = hub_endpoint or env.get("HF_ENDPOINT") or HUB_ENDPOINT
-    return tuple(_read(env, hub, env.get(_CIVITAI_ENDPOINT) or CIVITAI_ENDPOINT))
+    return tuple(_read(env, hub, env.get(CIVITAI_ENDPOINT_VARIABLE) or CIVITAI_ENDPOINT))
 
 
 def _read(env: Mapping[str, str], hub: str, civitai: str) -> Iterator[Token]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.gateway import gallerymodels
+from tests.support.gateway.accessible import check
 from tests.support.gateway.browser import DESKTOP, PHONE, tab
 from tests.support.gateway.gallerymodels import HASH, ready
 from tests.support.gateway.gallerysite import Site, serve
@@ -40,7 +41,6 @@ PAGES = {
     "delete": "/models/canny/delete",
     "starter": "/starter",
 }
-RULES = {"resultTypes": ["violations"]}
 SMALL_PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
     "0000000c49444154789c6368f8cf0000030101807f5d4b0f0000000049454e44ae426082"
@@ -58,21 +58,6 @@ def states(shared_cluster: Cluster) -> None:
     image.parent.mkdir(parents=True)
     image.write_bytes(SMALL_PNG)
     gallerymodels.set_status(shared_cluster, name, ready(uid, name, previewPath=path))
-
-
-def check(page: Any, shot: Path) -> None:
-    """Assert that a page passes axe, has one h1 and fits the screen; else take a screenshot."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
-    violations = axe.Axe().run(page, options=RULES).response["violations"]
-    faults = [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in violations]
-    if page.locator("h1").count() != 1:
-        faults.append(("headings", page.locator("h1").all_inner_texts()))
-    too_wide = page.evaluate("document.documentElement.scrollWidth - document.body.clientWidth")
-    if too_wide > 0:
-        faults.append(("too wide", [f"{too_wide} px"]))
-    if faults:
-        page.screenshot(path=shot, full_page=True)
-    assert faults == [], f"{page.url}: see {shot}"
 
 
 def assert_scheme(page: Any, scheme: str) -> None:

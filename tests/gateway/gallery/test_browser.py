@@ -52,6 +52,7 @@ def test_model_is_loaded_watched_and_deleted(
         page.get_by_role("link", name="Load a model").first.click()
         fill(page, "sketch", operated.link())
         page.get_by_text("The API server would accept this resource.").wait_for()
+        page.get_by_text("About this link").wait_for()
         assert f"url: {operated.hub.url}" in page.locator("#yaml").inner_text()
         page.get_by_role("button", name="Load", exact=True).click()
         page.locator(".badge", has_text="Ready").wait_for()
@@ -60,8 +61,9 @@ def test_model_is_loaded_watched_and_deleted(
 
         visit.open("/load")
         fill(page, "wrong", page_link)
-        # To leave the page while the preview loads is an error in htmx's eyes.
+        # To leave the page while a request runs is an error in htmx's eyes.
         page.get_by_text("The API server would accept this resource.").wait_for()
+        page.get_by_text("About this link").wait_for()
         page.get_by_role("button", name="Load", exact=True).click()
         page.locator(".badge", has_text="Failed").wait_for()
         assert in_words(Reason.NOT_A_MODEL.remedy) in page.locator(".remedy").first.inner_text()

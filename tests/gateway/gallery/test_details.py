@@ -102,6 +102,32 @@ def test_page_shows_the_card_of_the_model():
 
 
 @pytest.mark.parametrize(
+    ("card", "settings"),
+    [
+        pytest.param(
+            CARD,
+            (("Native resolution", "512 by 768"), ("Settings", "Euler a, 30 steps")),
+            id="both",
+        ),
+        pytest.param(
+            {"resolution": "1024x1024"}, (("Native resolution", "1024 by 1024"),), id="one"
+        ),
+        pytest.param({"title": "fox"}, (), id="none"),
+    ],
+)
+def test_page_shows_the_recommended_settings_if_the_card_has_them(card, settings):
+    """They have a heading of their own, above the sentence that nobody has checked them."""
+    model = body(ready(UID, "sketch", card=card))
+    about = detail_of(model).about
+    assert about is not None
+    assert about.settings == settings
+    text = page(model)
+    assert (">Recommended settings<" in text) == bool(settings)
+    if settings:
+        assert text.index(">Recommended settings<") < text.index("Nobody has checked them")
+
+
+@pytest.mark.parametrize(
     "card",
     [
         None,

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from sd_api.spec import Spec
 from sd_operator.gateway.gallery import form
-from sd_operator.gateway.gallery.form import FIELDS, complaints, manifest, values
+from sd_operator.gateway.gallery.controls import ACCESS, FIELDS, GROUPS, TYPE
+from sd_operator.gateway.gallery.form import complaints, folds, manifest, values
 
 
 def spec_of(**texts: str) -> dict[str, object]:
@@ -30,6 +31,7 @@ def spec_of(**texts: str) -> dict[str, object]:
         pytest.param({"priority": "٣"}, {"priority": "٣"}, id="not-an-ascii-number"),
         pytest.param({"upcastAttention": "true"}, {"upcastAttention": True}, id="yes"),
         pytest.param({"fromSafetensors": "false"}, {"fromSafetensors": False}, id="no"),
+        pytest.param({"verify__render": "true"}, {"verify": {"render": True}}, id="render"),
         pytest.param({"suspend": "true"}, {}, id="field-that-the-form-lacks"),
     ],
 )
@@ -44,7 +46,11 @@ def test_resource_is_in_the_namespace_of_the_key():
     assert body["metadata"] == {"name": "x", "namespace": "art"}
 
 
-@pytest.mark.parametrize("field", FIELDS[1:], ids=lambda field: field.path)
+@pytest.mark.parametrize(
+    "field",
+    [field for field in FIELDS if field.path.startswith("spec.")],
+    ids=lambda field: field.path,
+)
 def test_every_form_field_is_a_field_of_the_spec(field):
     """The spec accepts the field and its last choice."""
     examples = {"number": "3", "text": "a" * (64 if field.path == "spec.sha256" else 1)}
@@ -109,6 +115,31 @@ def test_errors_are_sorted_by_field(causes, at, others):
     assert {path: len(texts) for path, texts in errors.at.items()} == at
     assert len(errors.others) == others
     assert errors
+
+
+@pytest.mark.parametrize(
+    ("texts", "errors", "opened", "open_groups"),
+    [
+        pytest.param({"spec.url": "org/name"}, {}, "", set(), id="a-link-and-nothing-else"),
+        pytest.param({"spec.sha256": "abc"}, {}, "", {"access"}, id="text"),
+        pytest.param({}, {"spec.webhook": ["wrong"]}, "", {"publishing"}, id="error"),
+        pytest.param({}, {}, TYPE.id, {"type"}, id="asked-for"),
+    ],
+)
+def test_a_group_is_open_if_it_is_used(texts, errors, opened, open_groups):
+    """Everything but source and name is folded away; a group with a text or an error is open."""
+    shown = folds(FIELDS, texts, errors, opened)
+    assert {fold.group.id for fold in shown if fold.is_open} == open_groups
+    assert tuple(fold.group for fold in shown) == GROUPS
+    assert folds((), texts, errors)[GROUPS.index(ACCESS)].fields == ()
+
+
+def test_every_control_has_words_for_people():
+    """The words do not name fields of the resource, and each control is in one place."""
+    assert len({field.path for field in FIELDS}) == len(FIELDS)
+    for field in FIELDS:
+        assert field.help.endswith("."), field.path
+        assert "spec." not in field.help
 
 
 def test_form_without_errors_is_falsy():

@@ -151,7 +151,7 @@ PLAIN = [
 ]
 
 
-@each(PLAIN, quick=(PLAIN[0], PLAIN[2]))
+@each(PLAIN, quick=PLAIN[2:3])
 def test_diffusers_converts_a_tiny_checkpoint_completely(workshop, case):
     """The pipeline misses no tensor, and the checkpoint has no unused one.
 

@@ -28,7 +28,7 @@ def converted_repo(folder, halves, **fields):
     return convert(fetched, folder / "source", options, folder / "out", lambda _: None)
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+@pytest.mark.parametrize("suffix", ["safetensors", pytest.param("bin", marks=pytest.mark.slow)])
 def test_sdxl_embedding_in_two_files_is_opened_like_its_files(tmp_path, suffix):
     """Diffusers' training script for SDXL writes a file for each text encoder."""
     names = f"learned_embeds.{suffix}", f"learned_embeds_2.{suffix}"

@@ -41,7 +41,7 @@ def test_mixed_precision_is_kept(tmp_path):
     ("dtype", "published"),
     [
         pytest.param(torch.float8_e4m3fn, torch.float16, id="8 bits"),
-        pytest.param(torch.float64, torch.float32, id="double precision"),
+        pytest.param(torch.float64, torch.float32, id="double precision", marks=pytest.mark.slow),
     ],
 )
 def test_unusable_precision_is_converted(tmp_path, dtype, published):

@@ -30,8 +30,12 @@ WRAPPED: list[Any] = [
         id="DistributedDataParallel",
         marks=pytest.mark.slow,
     ),
-    pytest.param(lambda it: prefixed(it, "_orig_mod."), id="torch.compile"),
-    pytest.param(lambda it: {"my_model": {"params": it}, "loss": torch.ones(())}, id="others"),
+    pytest.param(lambda it: prefixed(it, "_orig_mod."), id="torch.compile", marks=pytest.mark.slow),
+    pytest.param(
+        lambda it: {"my_model": {"params": it}, "loss": torch.ones(())},
+        id="others",
+        marks=pytest.mark.slow,
+    ),
 ]
 
 

@@ -54,14 +54,20 @@ def use(class_name: str, config: dict[str, Any]) -> None:
         made.set_timesteps(5)
 
 
+SLOW = {
+    "ControlNetModel",
+    "FluxControlNetModel",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "SD3ControlNetModel",
+}
+"""Each takes half a second or more."""
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "class_name",
-    [
-        # It is made like KDPM2DiscreteScheduler, and both take long.
-        pytest.param(name, marks=pytest.mark.slow if name.startswith("KDPM2Anc") else ())
-        for name in CLASSES
-    ],
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CLASSES],
 )
 def test_class_is_made_with_each_null_that_is_allowed(class_name):
     """Some configs say null for false, but not every class reads it."""

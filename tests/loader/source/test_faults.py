@@ -234,7 +234,7 @@ FAULTS = [
         )
         for value in HARMLESS
     ),
-    refused("interim answers without end", from_the_first(interim), "no end of them", usual=True),
+    refused("interim answers without end", from_the_first(interim), "no end of them"),
     refused("headers without end", from_the_first(many_headers)),
     refused("no HTTP", from_the_first(lambda *_: b"\0\xff" * 100)),
     refused("a login page later", resumed(page), "is an HTML page", Reason.NOT_A_MODEL),

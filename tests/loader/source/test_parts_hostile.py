@@ -84,7 +84,7 @@ def test_complete_model_is_planned(model_type: str, shapes: Shapes) -> None:
 @pytest.mark.parametrize(
     ("model_type", "shapes"),
     [
-        pytest.param(*row, id=name, marks=pytest.mark.slow if "SDXL" in name else ())
+        pytest.param(*row, id=name, marks=() if name == "VAE" else pytest.mark.slow)
         for name, row in WHOLE.items()
     ],
 )

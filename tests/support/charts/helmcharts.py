@@ -147,6 +147,7 @@ FULL: Json = {
         "maxConnections": 1000,
         "maxConnectionsPerAddress": 50,
         "previews": True,
+        "lookups": False,
         "caConfigMap": "gateway-ca",
         "ingress": {
             "className": "nginx",

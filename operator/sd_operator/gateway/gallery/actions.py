@@ -10,7 +10,7 @@ from sd_operator.base.errors import ApiError
 from sd_operator.clients.kube import Json
 from sd_operator.gateway.context import Context
 from sd_operator.gateway.errors import FieldRefusedError, RefusedError
-from sd_operator.gateway.gallery import catalog, details, edits, form, forms, snippets
+from sd_operator.gateway.gallery import catalog, controls, details, edits, form, forms, snippets
 from sd_operator.gateway.gallery.pages import ROOT, model_url, page
 from sd_operator.gateway.keys import Key
 from sd_operator.resources.model import Model
@@ -48,6 +48,7 @@ class Actions:
             else:
                 if applied:
                     return to_model(request)
+        errors = form.beside(complaints, texts, submitted=True)
         return page(
             "edit.html",
             status if applied else 200,
@@ -57,10 +58,10 @@ class Actions:
             fields=edits.FIELDS,
             texts=texts,
             complaints=complaints,
-            beside=form.beside(complaints, texts, submitted=True),
+            beside=errors,
             refused=bool(complaints) and (applied or status == 409),
             validated=bool(submitted),
-            more_used=any(texts[field.path] for field in edits.FIELDS if not field.common),
+            folds=form.folds(edits.FIELDS, texts, errors, controls.TYPE.id),
             yaml=snippets.manifest_yaml(body | {"spec": edited}),
         )
 

@@ -16,6 +16,8 @@ class CardView:
     """Words for prompts: the embedding's word, or the trigger words."""
     facts: tuple[tuple[str, str], ...]
     """Titles and values."""
+    settings: tuple[tuple[str, str], ...]
+    """Titles and values of the settings with which the model is meant to be used."""
     page: str
     """The model's page at its source; empty if it is not known."""
 
@@ -34,12 +36,15 @@ def card_view(model: Model) -> CardView | None:
         ("Author", card.author),
         ("Licence", card.license),
         ("Based on", card.based_on),
-        ("Resolution", card.resolution and card.resolution.replace("x", " by ")),
-        ("Recommended", card.recommended),
+    )
+    settings = (
+        ("Native resolution", card.resolution and card.resolution.replace("x", " by ")),
+        ("Settings", card.recommended),
     )
     return CardView(
         title=card.title or "",
         words=(card.word,) if card.word else card.trigger_words,
         facts=tuple((title, text) for title, text in facts if text),
+        settings=tuple((title, text) for title, text in settings if text),
         page=card.page or "",
     )

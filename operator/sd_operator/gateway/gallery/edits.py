@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from sd_api.redaction import redact_url
-from sd_operator.gateway.gallery import form
+from sd_operator.gateway.gallery import controls
 from sd_operator.gateway.gallery.snippets import DEFAULTS
 
 IMMUTABLE = frozenset({"metadata.name", "spec.modelId", "spec.storage.claimName"})
-FIELDS = tuple(field for field in form.FIELDS if field.path not in IMMUTABLE)
+FIELDS = tuple(field for field in controls.FIELDS if field.path not in IMMUTABLE)
 
 
 def texts(spec: Mapping[str, Any]) -> dict[str, str]:
@@ -46,7 +46,7 @@ def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any
     return changes
 
 
-def _text(value: object, field: form.Field) -> str:
+def _text(value: object, field: controls.Field) -> str:
     if value is None or value == _get(DEFAULTS, field.path):
         return ""
     if isinstance(value, bool):

@@ -1,63 +1,16 @@
-"""The load form: its fields, the resource it describes, and the errors of each field. Pure."""
+"""The load form: the resource that it describes, and the errors of each field. Pure."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sd_api import names
-from sd_api.choices import (
-    BaseModelName,
-    DeletionPolicy,
-    ModelType,
-    PredictionType,
-    Revision,
-    Weights,
-)
-from sd_api.controlnets import CONTROLNET_REPOS
-from sd_api.spec import Components, Spec, VaeSource
-from sd_api.taxonomy import title_of
 from sd_api.wording import reword
 from sd_operator.gateway.errors import in_words
-from sd_operator.gateway.gallery.views import TYPES
-
-Choices = tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class Field:
-    """One control of the form. If it is empty, the resource does not get the field."""
-
-    path: str
-    """The field of the resource that gets the control's value."""
-    label: str
-    help: str
-    kind: str = "text"
-    """text, number or choice."""
-    choices: Choices = ()
-    """The values of a choice, each with its label."""
-    common: bool = False
-    """Whether the control is always visible; the others are under "More options"."""
-    required: bool = False
-    example: str = ""
-
-    @property
-    def id(self) -> str:
-        """The control's HTML id."""
-        return self.path.replace(".", "-")
-
-    def value(self, text: str) -> object:
-        """Return the resource's value for a text: a boolean, an integer, or the text itself.
-
-        Text in a number field that is not a number stays text, so that the API server rejects it.
-        """
-        if self.choices == _YES_NO:
-            return text == "true"
-        if self.kind == "number" and text.removeprefix("-").isdecimal() and text.isascii():
-            return int(text)
-        return text
+from sd_operator.gateway.gallery.controls import FIELDS, GROUPS, Field, Group
 
 
 @dataclass(frozen=True)
@@ -73,93 +26,6 @@ class Complaints:
         return bool(self.at or self.others)
 
 
-def _help(name: str, model: type[Components] | type[Spec] | type[VaeSource] = Spec) -> str:
-    return (model.model_fields[name].description or "").replace("`", "")
-
-
-def _words(values: Iterable[str], absent: str) -> Choices:
-    return (("", absent), *((value, value) for value in values))
-
-
-_YES_NO: Choices = (("", "Not set"), ("true", "Yes"), ("false", "No"))
-
-FIELDS = (
-    Field(
-        "metadata.name",
-        "Name",
-        "Name of the resource: lower-case letters, digits, dashes and dots. A ControlNet with one"
-        f" of these names needs no source: {', '.join(sorted(CONTROLNET_REPOS))}.",
-        common=True,
-        required=True,
-        example="majicmix-realistic",
-    ),
-    Field(
-        "spec.url",
-        "Source",
-        _help("url"),
-        common=True,
-        example="https://civitai.com/api/download/models/94640",
-    ),
-    Field(
-        "spec.modelType",
-        "Type",
-        _help("model_type"),
-        "choice",
-        (("", "Find it in the source"), *((kind.value, TYPES[kind]) for kind in ModelType)),
-        common=True,
-    ),
-    Field(
-        "spec.revision",
-        "Precision",
-        _help("revision"),
-        "choice",
-        _words(Revision, "Same as the source"),
-        common=True,
-    ),
-    Field(
-        "spec.credentialsSecretRef.name",
-        "Secret with the token",
-        _help("credentials_secret_ref"),
-        common=True,
-        example="civitai-token",
-    ),
-    Field("spec.modelId", "Model id", _help("model_id")),
-    Field("spec.gitRevision", "Git revision", _help("git_revision"), example="main"),
-    Field("spec.sha256", "SHA-256", _help("sha256")),
-    Field(
-        "spec.baseModel",
-        "Base model",
-        _help("base_model"),
-        "choice",
-        (("", "Detect"), *((base.value, title_of(base)) for base in BaseModelName)),
-    ),
-    Field(
-        "spec.predictionType",
-        "Prediction type",
-        _help("prediction_type"),
-        "choice",
-        _words(PredictionType, "Detect"),
-    ),
-    Field("spec.upcastAttention", "Upcast attention", _help("upcast_attention"), "choice", _YES_NO),
-    Field("spec.weights", "Weights", _help("weights"), "choice", _words(Weights, "Default")),
-    Field("spec.vae.url", "Replacement VAE", _help("url", VaeSource)),
-    Field("spec.components.from", "Components from", _help("from_", Components)),
-    Field("spec.originalConfig", "Original config", _help("original_config")),
-    Field("spec.fromSafetensors", "Safetensors only", _help("from_safetensors"), "choice", _YES_NO),
-    Field("spec.webhook", "Webhook", _help("webhook"), example="https://hooks.example.com/models"),
-    Field(
-        "spec.deletionPolicy",
-        "On deletion",
-        _help("deletion_policy"),
-        "choice",
-        (
-            ("", "Delete the files"),
-            (DeletionPolicy.RETAIN.value, "Retain the files"),
-        ),
-    ),
-    Field("spec.priority", "Priority", _help("priority"), "number", example="0"),
-    Field("spec.storage.claimName", "PersistentVolumeClaim", _help("storage")),
-)
 _LABELS = {control.path: control.label for control in FIELDS}
 
 
@@ -187,6 +53,33 @@ def manifest(texts: Mapping[str, str], namespace: str) -> dict[str, Any]:
             target = target.setdefault(name, {})
         target[last] = control.value(text)
     return body
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A group of fields as the page shows it."""
+
+    group: Group
+    fields: tuple[Field, ...]
+    is_open: bool
+
+
+def folds(
+    fields: Sequence[Field],
+    texts: Mapping[str, str],
+    errors: Mapping[str, list[str]],
+    opened: str = "",
+) -> tuple[Fold, ...]:
+    """Return the groups of these fields. One is open if a field of it has a text or an error.
+
+    opened: the id of a group that is open in any case.
+    """
+    shown = []
+    for group in GROUPS:
+        own = tuple(field for field in group.fields if field in fields)
+        is_used = any(texts.get(field.path) or field.path in errors for field in own)
+        shown.append(Fold(group, own, is_used or group.id == opened))
+    return tuple(shown)
 
 
 def complaints(causes: Iterable[tuple[str, str]], default: str) -> Complaints:

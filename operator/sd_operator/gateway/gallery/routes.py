@@ -19,12 +19,12 @@ from starlette.types import Receive, Scope, Send
 
 from sd_operator.base.errors import ApiError
 from sd_operator.gateway.context import Context
-from sd_operator.gateway.errors import FieldRefusedError, RefusedError, map_error
-from sd_operator.gateway.gallery import form, forms, live, previews, session
+from sd_operator.gateway.errors import RefusedError, map_error
+from sd_operator.gateway.gallery import forms, live, previews, session
 from sd_operator.gateway.gallery.actions import Actions
-from sd_operator.gateway.gallery.pages import ROOT, STATIC, model_url, page
+from sd_operator.gateway.gallery.loading import Loading
+from sd_operator.gateway.gallery.pages import ROOT, STATIC, page
 from sd_operator.gateway.gallery.reading import Reading
-from sd_operator.gateway.gallery.snippets import to_yaml
 from sd_operator.gateway.keys import Key
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class Gallery:
         """Return the gallery as a separate application, so that its errors are HTML pages."""
         signed, both = self._signed_in, ["GET", "POST"]
         reading, actions = Reading(self._context), Actions(self._context)
+        loading = Loading(self._context)
         return Starlette(
             routes=[
                 Route("/login", self._login, methods=["GET", "POST"]),
@@ -65,7 +66,7 @@ class Gallery:
                 Route("/static/{name}", _static),
                 Route("/", signed(reading.list)),
                 Route("/live", signed(self._live)),
-                Route("/load", signed(self._load), methods=both),
+                Route("/load", signed(loading.load), methods=both),
                 Route("/starter", signed(reading.starter)),
                 Route("/starter", signed(actions.load_starter), methods=["POST"]),
                 Route("/delete", signed(actions.delete_several), methods=["POST"]),
@@ -178,39 +179,6 @@ class Gallery:
         updates = live.Updates(await self._models.all(key.namespace))
         changes = self._models.watch(key.namespace)
         return live.stream(updates, changes, lambda: self._key(request) == key)
-
-    # Actions
-
-    async def _load(self, request: Request, key: Key) -> Response:
-        """Show the form; on POST, create the resource, or only validate it for the preview."""
-        submitted = request.query_params if request.method == "GET" else await forms.read(request)
-        texts = form.values(submitted)
-        body = form.manifest(texts, key.namespace)
-        status, complaints, validated = 200, form.Complaints(), request.method == "POST"
-        applied = submitted.get("action") == "apply"
-        tried = applied or "submitted" in submitted
-        if validated:
-            try:
-                await self._models.create(key.namespace, body, dry_run=not applied)
-            except (ApiError, FieldRefusedError) as error:
-                status, complaints = forms.complaints(error)
-            else:
-                if applied:
-                    return RedirectResponse(model_url(body["metadata"]["name"]), 303)
-        return page(
-            "load.html",
-            status if applied else 200,
-            namespace=key.namespace,
-            fields=form.FIELDS,
-            texts=texts,
-            complaints=complaints,
-            beside=form.beside(complaints, texts, submitted=tried),
-            refused=applied and bool(complaints),
-            validated=validated,
-            submitted=tried,
-            more_used=any(texts.get(field.path) for field in form.FIELDS if not field.common),
-            yaml=to_yaml(body),
-        )
 
     async def _error(self, request: Request, error: Exception) -> Response:
         """Return an error as a page."""

@@ -13,11 +13,11 @@ from devkit.fakecivitai import FakeCivitai, File, Model, Version
 from devkit.fakefiles import Faults
 from devkit.fakehub import sha256
 from sd_api.reasons import Reason
-from sd_loader.civitai_facts import CivitaiImage, CivitaiLicence
+from sd_api.sites.civitai_answers import read_model, read_version
+from sd_api.sites.civitai_facts import CivitaiImage, CivitaiLicence
 from sd_loader.errors import LoaderError
 from sd_loader.net.client import HttpClient
 from sd_loader.settings import Settings
-from sd_loader.source.civitai_answers import read_model, read_version
 from sd_loader.source.civitai_api import CivitaiApi
 from tests.support.loader.fetches import QUICK
 

@@ -13,7 +13,7 @@ from devkit.fakecivitai import FakeCivitai, File, Model, Version
 from devkit.fakefiles import Faults
 from devkit.fakehub import sha256
 from sd_api.reasons import Reason
-from sd_loader.civitai_facts import CivitaiLicence
+from sd_api.sites.civitai_facts import CivitaiLicence
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
 from sd_loader.settings import Settings

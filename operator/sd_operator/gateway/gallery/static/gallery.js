@@ -1,5 +1,5 @@
-// Copy buttons, the key for the search, and the state of the load form's fields. The style sheet shows the buttons only if
-// this script runs.
+// Copy buttons, the key for the search, and in the load form the proposed name and the state of the fields. The style
+// sheet shows the buttons only if this script runs.
 "use strict";
 
 document.documentElement.classList.add("scripted");
@@ -26,6 +26,17 @@ document.addEventListener("keydown", (event) => {
   if (event.target.closest("input:not([type=checkbox])")) return;
   event.preventDefault();
   search.focus();
+});
+
+// A look-up proposes a name, which replaces no name of the visitor's own, and opens the group that a gated model needs.
+document.addEventListener("htmx:afterSettle", ({ target }) => {
+  if (target.id !== "facts") return;
+  const { name: proposed, opens } = document.getElementById("said").dataset;
+  const name = document.getElementById("metadata-name");
+  if (opens) document.getElementById(opens).open = true;
+  if (!proposed || (name.value && name.value !== name.dataset.proposed)) return;
+  name.value = name.dataset.proposed = proposed;
+  name.dispatchEvent(new Event("input", { bubbles: true }));
 });
 
 // A response to the form replaces the errors of its fields, but not the fields: they keep their text.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sd_api.card import Card
-from sd_loader.card.clean import entries, first_text, page, text, words
+from sd_api.sites.clean import entries, first_text, page, text, words
 
 _SETTINGS = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
 """Names of recommended settings, by the names of the parameters of the Hub's inference."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sd_api.card import Card
-from sd_loader.card.hub import card_of_repo
+from sd_api.sites.hub_card import card_of_repo
 
 PLACE = {"title": "style", "author": "org", "page": "https://huggingface.co/org/style"}
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sd_api.card import TEXT_MAX, TRIGGER_WORDS_MAX, Card
-from sd_loader.card.metadata import card_of_metadata
+from sd_loader.card import card_of_metadata
 
 
 def tags(**folders: object) -> dict[str, str]:

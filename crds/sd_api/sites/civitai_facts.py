@@ -1,6 +1,6 @@
 """The facts that Civitai states about one version of a model. All fields have types and limits.
 
-`source.civitai_api` reads the facts. The handover has them, so later steps need no request.
+`civitai_answers` reads the facts. The loader's handover has them, so later steps need no request.
 All texts are untrusted: a creator wrote them. They are short, but may contain any characters.
 """
 

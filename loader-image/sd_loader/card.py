@@ -1,4 +1,4 @@
-"""Makes a card from the metadata of a file.
+"""Makes a model card from the metadata of a file.
 
 People write the entries `modelspec.*` into the file. The entries of a training program (kohya's
 `ss_*`) count only for fields that the former leave empty.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from sd_api.card import Card
-from sd_loader.card.clean import entries, parsed, resolution, text, words
+from sd_api.sites.clean import entries, parsed, resolution, text, words
 
 _MOST_EQUAL = 4
 """If more tags than these are equally frequent, they are captions, not trigger words."""

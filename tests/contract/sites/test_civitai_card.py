@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sd_api.card import TRIGGER_WORDS_MAX, Card
-from sd_loader.card.civitai import card_of_civitai, safe_picture
-from sd_loader.civitai_facts import CivitaiFacts, CivitaiImage, CivitaiLicence
+from sd_api.sites.civitai_card import card_of_civitai, safe_picture
+from sd_api.sites.civitai_facts import CivitaiFacts, CivitaiImage, CivitaiLicence
 
 ENDPOINT = "https://civitai.com"
 IMAGES = "https://images.example.com/"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sd_api.card import Card
-from sd_loader.card.clean import page, text, words
-from sd_loader.civitai_facts import CivitaiFacts, CivitaiLicence
+from sd_api.sites.civitai_facts import CivitaiFacts, CivitaiLicence
+from sd_api.sites.clean import page, text, words
 
 _SAFE = 1
 """Civitai's rating PG. Higher powers of two are for fewer people."""

@@ -1,4 +1,4 @@
-"""Chooses the file of a version on Civitai that is loaded. Pure."""
+"""Chooses the file of a version on Civitai that is loaded."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sd_api.reasons import Reason
+from sd_api.sites.civitai_answers import VersionAnswer
+from sd_api.sites.civitai_facts import CivitaiFile
 from sd_api.sources import FileChoice
-from sd_loader.civitai_facts import CivitaiFile
-from sd_loader.errors import LoaderError
-from sd_loader.snippet import snippet
-from sd_loader.source.civitai_answers import VersionAnswer
 
 _WEIGHTS = frozenset({"model", "pruned model", "diffusion model", "unet"})
 """Roles of files that are the model itself. A file with another role, such as VAE, is the model
@@ -22,6 +20,14 @@ _UNREADABLE = frozenset({"gguf", "diffuser", "coreml", "onnx"})
 _SPELLINGS = {"ckpt": "pickletensor", "pt": "pickletensor", "bin": "pickletensor"}
 """Formats as a resource identifier writes them, and as the API does."""
 _SHOWN_FILES = 5
+
+
+class NoFileError(Exception):
+    """A version has no file that can be loaded; the message names the version and its files."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -37,14 +43,14 @@ class Chosen:
 def choose(
     version: VersionAnswer, choice: FileChoice, sha256: str | None, pinned: int | None = None
 ) -> Chosen:
-    """Choose a file. Raise LoaderError if none fits.
+    """Choose a file. Raise NoFileError if none fits.
 
     sha256: of the wanted file. None if it is not known. pinned: the file of an earlier attempt.
     """
     wanted = _wanted(version, choice)
     readable = [file for file in wanted if _folded(file.format) not in _UNREADABLE]
     if not readable:
-        raise LoaderError(
+        raise NoFileError(
             Reason.UNSUPPORTED_FORMAT,
             f"{version.facts.label} has no file that the loader reads, only {_listed(wanted)}",
         )
@@ -68,15 +74,15 @@ def describe(file: CivitaiFile) -> str:
 def _plain(text: str, limit: int) -> str:
     """Return a creator's text without characters that make a link or markup."""
     kept = "".join(char if char.isalnum() or char in " ._()+-" else "_" for char in text)
-    return snippet(kept, limit)
+    return kept if len(kept) <= limit else kept[:limit] + "…"
 
 
 def _wanted(version: VersionAnswer, choice: FileChoice) -> list[CivitaiFile]:
-    """Return the files that the link means. Raise LoaderError if there is none."""
+    """Return the files that the link means. Raise NoFileError if there is none."""
     if choice != FileChoice():
         fitting = [file for file in version.files if _fits(file, choice)]
         if not fitting:
-            raise LoaderError(
+            raise NoFileError(
                 Reason.INVALID_SPEC,
                 f"{version.facts.label} has no file with {_criteria(choice)}; it has"
                 f" {_listed(version.files) or 'no file that can be downloaded'}",
@@ -89,7 +95,7 @@ def _wanted(version: VersionAnswer, choice: FileChoice) -> list[CivitaiFile]:
         or (file.is_primary and file.type.lower() not in _OTHER_ROLES)
     ]
     if not models:
-        raise LoaderError(
+        raise NoFileError(
             Reason.UNSUPPORTED_FORMAT,
             f"{version.facts.label} has no model file, only {_listed(version.files)}",
         )
@@ -129,7 +135,7 @@ def _criteria(choice: FileChoice) -> str:
         "fp": choice.fp,
     }
     given = (
-        f"{name}={snippet(str(value), 30)}" for name, value in asked.items() if value is not None
+        f"{name}={_plain(str(value), 30)}" for name, value in asked.items() if value is not None
     )
     return " and ".join(given)
 

@@ -14,7 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sd_api.fields import COUNT_MAX, HEX_64_PATTERN
-from sd_loader.civitai_facts import (
+from sd_api.reasons import Reason
+from sd_api.sites.civitai_facts import (
     MAX_IMAGES,
     MAX_USES,
     MAX_WORDS,
@@ -65,6 +66,39 @@ class ModelAnswer:
     creator: str | None
     licence: CivitaiLicence
     versions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why Civitai may refuse the download of a version."""
+
+    reason: Reason
+
+    words: str
+    """The rest of a sentence that begins with the name of the version."""
+
+
+def obstacle(version: VersionAnswer, today: str) -> Obstacle | None:
+    """Return why a download of the version may be refused. None if Civitai states no reason.
+
+    today: the date as YYYY-MM-DD.
+    """
+    match version.mode:
+        case "Archived":
+            words = "was archived by its creator and can no longer be downloaded"
+            return Obstacle(Reason.SOURCE_NOT_FOUND, words)
+        case "TakenDown":
+            return Obstacle(Reason.SOURCE_NOT_FOUND, "was taken down from Civitai")
+    ends = version.early_access
+    if ends == "":
+        return Obstacle(Reason.ACCESS_DENIED, "is only for accounts that bought it")
+    if ends is not None and ends >= today:
+        words = f"is in early access until {ends}, only for accounts that bought it"
+        return Obstacle(Reason.ACCESS_DENIED, words)
+    if version.usage_control not in (None, "Download"):
+        words = "may only be used on Civitai: its creator does not allow downloads"
+        return Obstacle(Reason.ACCESS_DENIED, words)
+    return None
 
 
 def read_version(answer: Json, version_id: int) -> VersionAnswer:
