@@ -68,6 +68,7 @@ class Card(Extensible):
     page: Page | None = Field(default=None, description="The model's page at its source.")
     trigger_words: Annotated[tuple[CardText, ...], Field(max_length=TRIGGER_WORDS_MAX)] = Field(
         default_factory=tuple,
+        exclude_if=lambda words: not words,
         description="Words in prompts that the model was trained to answer to.",
     )
     recommended: CardText | None = Field(default=None, description="Recommended settings.")

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from sd_api.taxonomy import TRANSFORMERS, UNETS
 from sd_api.url_forms import REPO_ID
 
-_BASES = [name.value for name in (*UNETS, *TRANSFORMERS)]
+BASES = [name.value for name in (*UNETS, *TRANSFORMERS)]
+"""The families for which a repo can be named."""
 
 
 def parse_default_parts(text: str) -> dict[str, str]:
@@ -24,10 +25,10 @@ def parse_default_parts(text: str) -> dict[str, str]:
                 "must be entries BASE=ORG/NAME or BASE=ORG/NAME@REVISION, separated by commas; one"
                 f" is {entry[:80]!r}"
             )
-        if base not in _BASES:
+        if base not in BASES:
             raise ValueError(
                 f"must be entries BASE=ORG/NAME; the BASE {base[:40]!r} is not one of"
-                f" {', '.join(_BASES)}"
+                f" {', '.join(BASES)}"
             )
         if base in found:
             raise ValueError(f"names two repos for {base}")

@@ -17,6 +17,11 @@ def size(count: int) -> str:
     return f"{value:.0f} {_UNITS[-1]}"
 
 
+def files(count: int) -> str:
+    """Return a number of files in words, such as `1 file`."""
+    return "1 file" if count == 1 else f"{count} files"
+
+
 def duration(seconds: int) -> str:
     """Seconds in the two coarsest units that matter: 10 s, 4 min, 2 h 5 min."""
     if seconds < 100:

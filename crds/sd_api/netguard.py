@@ -158,7 +158,9 @@ class Guard:
         if self.allows(host, port):
             return parts
         if parts.scheme != "https":
-            raise AddressRefusedError(f"{host} may be called over https only")
+            # An administrator may have allowed another port of this host.
+            place = host if port == default_port(parts) else f"{host}:{port}"
+            raise AddressRefusedError(f"{place} may be called over https only")
         self.check_literal(host)
         if port not in PORTS:
             usual = " and ".join(map(str, PORTS))

@@ -68,7 +68,8 @@ class EventReason(StrEnum):
     MODEL_DELETED = "ModelDeleted"
     """The finalizer is released; the message says what happened to the files."""
     ARTIFACT_MISSING = "ArtifactMissing"
-    """Files of a published model are missing; the message has the path, the PVC and the remedy."""
+    """Files of a published model are missing, or their volume; the message has the PVC and the
+    remedy."""
     ARTIFACT_RESTORED = "ArtifactRestored"
     """The files that were missing are on the volume again."""
     STORE_MISSING = "StoreMissing"
@@ -143,8 +144,8 @@ class Reason(StrEnum):
         " delete the claim and create it again with another spec; the Pod starts by itself once the"
         " claim is bound.",
     )
-    """The model's PersistentVolumeClaim has no volume: it was never bound, or its volume is
-    gone."""
+    """The model's PersistentVolumeClaim has no volume: it was never bound, or its volume is gone. A
+    published model is Ready again when the volume returns."""
     CLAIM_NOT_ALLOWED = (
         "ClaimNotAllowed",
         Retry.RESYNC,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd_api.fields import Contract
-from sd_api.humanize import size
+from sd_api.humanize import files, size
 from sd_api.names import STORE_DIR
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
@@ -54,7 +54,7 @@ class Verified:
     def to_text(self) -> str:
         """Return one line for each problem, or one line that says that there is none."""
         if not self.problems:
-            return f"{self.model_id}: all {self.files} files are as they were published"
+            return f"{self.model_id}: as it was published, {files(self.files)}"
         return "\n".join(f"{self.model_id}/{snippet(path)}: {why}" for path, why in self.problems)
 
     def remedy(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from sd_api.humanize import size
+from sd_api.humanize import files, size
 from sd_api.opening import python_code
 from sd_api.wire import Artifact
 from sd_api.wording import message_at_shell
@@ -22,5 +22,5 @@ def _described(artifact: Artifact) -> str:
     facts = (artifact.model_type, artifact.base_model, artifact.pipeline_class, artifact.precision)
     shared = artifact.shared_bytes
     saved = f" ({size(shared)} of it shared with other models)" if shared else ""
-    amount = f"{artifact.files} files, {size(artifact.size_bytes)}{saved}"
+    amount = f"{files(artifact.files)}, {size(artifact.size_bytes)}{saved}"
     return ", ".join((*filter(None, facts), amount))

@@ -56,6 +56,17 @@ BY_DEFAULT = {
 NO_KUBERNETES_KINDS = {"PodMonitor", "ServiceMonitor", "PrometheusRule", "StableDiffusionModel"}
 
 
+def test_any_name_of_a_release_gives_names_that_an_api_server_accepts() -> None:
+    """Suffixes are added to the name, a Service has no dot, and a CronJob only 52 characters."""
+    objects = render({**FULL, "fullnameOverride": "models." * 9 + "eu"})
+    longest = {"CronJob": 52, "Service": 63, "Deployment": 63}
+    names = {(item["kind"], item["metadata"]["name"]) for item in objects}
+    limited = {(kind, name) for kind, name in names if kind in longest}
+    assert {kind for kind, _ in limited} == set(longest)
+    assert {(kind, name) for kind, name in limited if len(name) > longest[kind]} == set()
+    assert {(kind, name) for kind, name in limited if "." in name or "--" in name} == set()
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("chart", [OPERATOR, CATALOG], ids=lambda path: path.name)
 @pytest.mark.parametrize("full", [False, True], ids=["by default", "full"])

@@ -195,21 +195,37 @@ MAY_NOT = [
 ]
 
 
-@pytest.mark.parametrize("cluster_wide", [False, True], ids=["per namespace", "cluster-wide"])
+@pytest.mark.parametrize(
+    ("given", "other_namespaces"),
+    [
+        ({"rbac": {"namespaceDeletion": False}}, {"models": False, "jobs": False}),
+        ({}, {"models": True, "jobs": False}),
+        ({"models": {"clusterWide": True}}, {"models": True, "jobs": True}),
+    ],
+    ids=["per namespace", "per namespace, and models of deleted ones", "cluster-wide"],
+)
 def test_the_api_server_grants_the_rights_of_the_chart(
-    release: Release, cluster_wide: bool
+    release: Release, given: Json, other_namespaces: dict[str, bool]
 ) -> None:
-    """The operator has rights in other namespaces only if the release is cluster-wide."""
-    given = values(models={"clusterWide": cluster_wide})
-    release.helm("install", "sd", str(OPERATOR), values=given)
+    """In other namespaces the operator has all rights if the release is cluster-wide.
+
+    Otherwise it has rights to their models only if it must release those of deleted namespaces.
+    """
+    release.helm("install", "sd", str(OPERATOR), values=values(**given))
 
     for resource, verb in MAY:
         assert may(release, verb, resource, release.cluster.namespace), (verb, resource)
     for resource, verb in MAY_NOT:
         assert not may(release, verb, resource, release.cluster.namespace), (verb, resource)
-    assert may(release, "list", "sdm", "default") is cluster_wide
-    # The Lease of requests for sweeps is created in each namespace with models.
-    assert may(release, "create", "leases.coordination.k8s.io", "default") is cluster_wide
+    for verb in ("list", "patch"):
+        assert may(release, verb, "sdm", "default") is other_namespaces["models"]
+    for resource, verb in (
+        ("jobs", "list"),
+        ("jobs", "create"),
+        # The Lease of requests for sweeps is created in each namespace with models.
+        ("leases.coordination.k8s.io", "create"),
+    ):
+        assert may(release, verb, resource, "default") is other_namespaces["jobs"], (verb, resource)
 
 
 def test_helm_test_succeeds(release: Release) -> None:

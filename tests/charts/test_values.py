@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from sd_api.default_parts import BASES
+from sd_api.url_forms import REPO_ID
 from sd_operator.gateway.settings import GatewaySettings
 from tests.support.charts.helmcharts import (
     FULL,
@@ -110,6 +114,15 @@ REFUSED = [
     ),
     pytest.param({"image": {"digest": "abc"}}, "digest", ("sha256",), id="digest"),
     pytest.param(
+        {"loader": {"defaultParts": {"sd15": "org/name"}}},
+        "defaultParts",
+        ("'sd15' not allowed", "sd15 is not"),
+        id="unknown family",
+    ),
+    pytest.param(
+        {"gateway": {"trustedProxies": ["ingress"]}}, "trustedProxies", ("0-9a-f",), id="a name"
+    ),
+    pytest.param(
         {"trainedUrlTemplate": "https://trainer.example.com/"},
         "trainedUrlTemplate",
         ("with {id} where the trained model's id goes",),
@@ -185,6 +198,15 @@ def test_a_refused_link_is_not_shown(program: str, values: Json) -> None:
     assert done.returncode != 0
     assert " must " in done.stderr
     assert "n0t-shown" not in done.stderr + done.stdout
+
+
+def test_families_and_repos_of_default_parts_are_those_of_the_setting() -> None:
+    """Otherwise an upgrade would succeed, and the operator would not start."""
+    schema = json.loads((OPERATOR / "values.schema.json").read_text())
+    parts = schema["properties"]["loader"]["properties"]["defaultParts"]
+    assert list(parts["properties"]) == BASES
+    assert parts["additionalProperties"] is False
+    assert schema["definitions"]["repo"]["pattern"] == f"^{REPO_ID}$"
 
 
 def test_the_defaults_are_those_of_values_yaml() -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 from datetime import timedelta
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import typer
 from rich.console import Console, RenderableType
 
 from sd_api.reasons import Reason
 from sd_operator.base import times
 from sd_operator.cli import views
-from sd_operator.cli.__main__ import options_first
+from sd_operator.cli.__main__ import Session, list_models, options_first
+from sd_operator.cli.kubectl import Kubectl
 from tests.support.rules.bodies import condition, resource
 from tests.support.rules.observed import CLAIM_UID, NOW, WANTED, body
 
@@ -67,11 +70,23 @@ def test_list_of_all_namespaces_has_a_namespace_column() -> None:
     assert lines[1].split()[:2] == ["art", "sketch"]
 
 
+def test_list_cuts_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """A narrow terminal wraps a long line, and grep finds all of it, as with kubectl."""
+    metadata = {**STALLED["metadata"], "name": "n" * 63, "namespace": "s" * 63}
+    kubectl = SimpleNamespace(list=lambda *_, **__: [{**STALLED, "metadata": metadata}])
+    context = SimpleNamespace(obj=Session(cast("Kubectl", kubectl), Console(width=40)))
+    list_models(cast("typer.Context", context), everywhere=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:4] == ["s" * 63, "n" * 63, "Failed", "SourceNotFound"]
+
+
 def test_panel_of_a_loaded_model_shows_its_path_and_size() -> None:
     """The panel has the phase, the path in the PVC, and the size with its shared part."""
     text = printed(views.model_panel(READY, [], NOW))
     for line in ("sketch in art: Ready", "sketch in PVC models", "2.1 GB in 12 files, 500 MB"):
         assert line in text
+    one = {**READY["status"], "artifact": {**ARTIFACT, "files": 1, "sharedBytes": 0}}
+    assert "2.1 GB in 1 file " in printed(views.model_panel({**READY, "status": one}, [], NOW))
 
 
 def test_panel_shows_the_model_card() -> None:

@@ -56,6 +56,12 @@ def test_each_card_fits_and_no_result_becomes_too_long(card: Card) -> None:
     assert read.artifact == artifact
 
 
+def test_empty_field_is_left_out_of_the_status() -> None:
+    """`kubectl describe` would show a title without words."""
+    status = Card(title="Pony").model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert status == {"title": "Pony"}
+
+
 def test_a_card_is_cut_field_by_field_in_a_fixed_order() -> None:
     """A text loses its end, a list its last items; a page is kept whole or not at all."""
     short = FULL.short()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sd_api.fields import COUNT_MAX
-from sd_api.humanize import describe, duration, size
+from sd_api.humanize import describe, duration, files, size
 from sd_api.status import StatusProgress
 from sd_api.wire import Progress, Stage
 
@@ -31,6 +31,11 @@ from sd_api.wire import Progress, Stage
 def test_sizes_for_people(count: int, text: str) -> None:
     """Sizes have decimal units, as disks and downloads do."""
     assert size(count) == text
+
+
+def test_numbers_of_files_for_people() -> None:
+    """One file is not `1 files`."""
+    assert [files(count) for count in (0, 1, 12)] == ["0 files", "1 file", "12 files"]
 
 
 @pytest.mark.parametrize(

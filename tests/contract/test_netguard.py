@@ -86,7 +86,8 @@ def test_public_links_pass(url):
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("http://example.com/x", "https only"),
+        ("http://example.com/x", "^example.com may be called over https only"),
+        ("http://example.com:8080/x", "^example.com:8080 may be called over https only"),
         ("HTTP://93.184.216.34/", "https only"),
         ("ftp://example.com/x", "http"),
         ("file:///etc/passwd", "http"),

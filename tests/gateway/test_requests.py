@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sd_operator.gateway.routes import PREFIX
 from tests.support.gateway.gatewayrun import Gateway
 
 
@@ -38,11 +39,25 @@ def test_other_endpoints_of_the_vendor_are_refused_with_a_sentence(
     assert "it loads models. Images come from an inference server" in answer["message"]
 
 
-@pytest.mark.parametrize("path", ["/api/v6/images/text2img", "/api/v3/dreambooth/"])
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+@pytest.mark.parametrize("path", ["/api/v6/images/text2img", "/api/v3/dreambooth/", "/api/v1"])
 def test_other_apis_of_the_vendor_are_refused_with_the_same_sentence(
-    gateway: Gateway, path: str
+    gateway: Gateway, path: str, method: str
 ) -> None:
     """A client may call the vendor's community API by a mistake in its base URL."""
-    code, _, body = gateway.request("POST", path, b'{"prompt": "a fox"}')
+    code, _, body = gateway.request(method, path, b'{"prompt": "a fox"}')
     assert code == 404
     assert b"it loads models. Images come from an inference server" in body
+
+
+@pytest.mark.parametrize(
+    ("method", "endpoint", "right"),
+    [("GET", "load_model", "POST"), ("PUT", "load_vae/", "POST"), ("POST", "status/x", "GET")],
+)
+def test_endpoint_with_the_wrong_method_names_the_right_one(
+    gateway: Gateway, method: str, endpoint: str, right: str
+) -> None:
+    """A link in a browser, for example, sends GET."""
+    code, headers, body = gateway.request(method, f"{PREFIX}/{endpoint}", b"{}")
+    assert (code, headers["Allow"]) == (405, right)
+    assert f"This endpoint takes only {right} requests".encode() in body

@@ -111,7 +111,9 @@ def test_invalid_setting_is_reported_with_its_variable(
     for variable, text in (env | {PREFIX + name: value}).items():
         monkeypatch.setenv(variable, text)
     assert main(["run"]) == 2
-    assert f"sd-gateway: {PREFIX}{name} {message}" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert f"sd-gateway: {PREFIX}{name} {message}" in printed
+    assert "None" not in printed
 
 
 def test_gateway_page_lists_every_endpoint_with_its_fields() -> None:

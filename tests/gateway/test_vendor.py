@@ -196,6 +196,8 @@ def test_body_is_parsed_as_json_or_as_a_form(
         pytest.param(b'{"key":', "application/json", "is not valid JSON: Expecting", id="cut"),
         pytest.param(b'{"key":', bodies.FORM, "is not valid JSON", id="cut, sent by curl"),
         pytest.param(b"{'key': 'k'}", bodies.FORM, "at line 1, column 2", id="wrong quotes"),
+        pytest.param(b"key is k", bodies.FORM, "is not valid JSON", id="neither, sent by curl"),
+        pytest.param(b"--x", "multipart/form-data; boundary=x", "send a JSON object", id="parts"),
         pytest.param(b"[]", "application/json", "is not a JSON object", id="list"),
         pytest.param(b"[1]", bodies.FORM, "is not a JSON object", id="list, sent by curl"),
         pytest.param(b'"key"', "application/json", "is not a JSON object", id="string"),

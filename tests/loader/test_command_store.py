@@ -81,7 +81,7 @@ def test_list_of_an_empty_store_says_so(containers: Containers) -> None:
 def test_verify_reads_all_files_of_a_model(loaded: Containers) -> None:
     """A changed byte is found although the size is the same."""
     ended = loaded.run("verify", "mine", "--store", loaded.store)
-    assert ended.stdout == "mine: all 12 files are as they were published\n"
+    assert ended.stdout == "mine: as it was published, 12 files\n"
     assert ended.code == ExitCode.DONE
     path = loaded.store / "mine" / WEIGHTS
     content = bytearray(path.read_bytes())

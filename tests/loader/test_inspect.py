@@ -10,6 +10,7 @@ import pytest
 from sd_api.card import Card
 from sd_api.names import CARD_FILE
 from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
 from sd_loader.inspect import inspect, inspect_published
 from tests.support.loader.loadercli import safetensors_bytes
 from tests.support.store.madeup import Parts, loaded
@@ -47,6 +48,13 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
     """The message names what the command accepts."""
     with refused(Reason.NOT_A_MODEL, "give a model file, or the folder of a published model"):
         inspect_published(tmp_path)
+
+
+def test_file_that_does_not_exist_has_a_remedy_of_its_own(tmp_path: Path) -> None:
+    """The remedy of a source that does not exist names options that `inspect` does not have."""
+    with pytest.raises(LoaderError) as caught:
+        inspect(tmp_path / "none.ckpt")
+    assert caught.value.remedy == "Give the path of a file that exists and that you may read."
 
 
 def test_an_embedding_shows_its_word_and_its_base(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import socket
 from contextlib import closing
 from datetime import timedelta
 
 import pytest
 
-from sd_operator.standalone import identity, logs, pki
+from sd_operator import standalone
+from sd_operator.standalone import identity, logs, main, pki
 from sd_operator.standalone.containers import Container
 from sd_operator.standalone.database import Database
 from sd_operator.standalone.errors import StandaloneError
@@ -105,6 +107,19 @@ def test_folder_that_cannot_be_made_is_named_with_the_way_out(tmp_path):
         State.open(folder, tmp_path / "store").__enter__()
 
 
+def test_store_that_cannot_be_made_is_named_with_the_option(tmp_path, capsys):
+    """A file stands where the store should be."""
+    store = tmp_path / "file"
+    store.touch()
+    parser = argparse.ArgumentParser()
+    standalone.add_arguments(parser)
+    args = parser.parse_args(["--store", str(store), "--ephemeral"])
+    assert main.main(args) == 1
+    assert f"cannot create the folder {store} for the models: File exists. Name another with" in (
+        capsys.readouterr().err
+    )
+
+
 def test_token_certificates_and_port_stay(database):
     """A copy of the kubeconfig works after a restart."""
     token, certificates = identity.token(database), identity.certificates(database)
@@ -144,7 +159,7 @@ def test_port_that_is_taken_is_named_with_the_option_for_another(database):
         free = other.getsockname()[1]
     with identity.listen(database, "--port", free):
         assert database.setting("--port") == str(free)
-    with pytest.raises(StandaloneError, match="cannot listen on port 70000: "):
+    with pytest.raises(StandaloneError, match="--port is 70000, but a port is at most 65535"):
         identity.listen(database, "--port", 70000)
 
 

@@ -18,15 +18,14 @@
 {{- end -}}
 {{- end -}}
 
-{{/* The name of all objects. */}}
+{{/* The name of all objects. A Service's name has no dot, and a CronJob's at most 52 characters,
+     with the suffix -sweep. */}}
 {{- define "sd-operator.name" -}}
-{{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
-{{- else if contains .Chart.Name .Release.Name -}}
-{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" -}}
+{{- $name := .Values.fullnameOverride -}}
+{{- if not $name -}}
+{{- $name = ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) (contains .Chart.Name .Release.Name) -}}
 {{- end -}}
+{{- $name | replace "." "-" | trunc 46 | trimSuffix "-" -}}
 {{- end -}}
 
 {{/* The name of cluster-scoped objects: two releases must not share them. */}}

@@ -36,7 +36,11 @@ def open_tensor_file(path: Path, foreseen: Mapping[str, Record] = _NOTHING) -> T
         # O_NONBLOCK: opening a FIFO must not wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise LoaderError(Reason.SOURCE_NOT_FOUND, f"{path.name}: {error.strerror}") from error
+        raise LoaderError(
+            Reason.SOURCE_NOT_FOUND,
+            f"{path.name}: {error.strerror}",
+            remedy="Give the path of a file that exists and that you may read.",
+        ) from error
     try:
         file = _read(path, fd, foreseen)
         return replace(file, tensors=bare_names(file.tensors))

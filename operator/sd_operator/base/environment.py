@@ -209,7 +209,8 @@ class Reader:
 
     def wrong(self, name: str, why: str) -> SettingsError:
         """Return the error for an invalid value."""
-        return self.refused(name, f"{why}; it is {self.text(name)!r}")
+        value = self.text(name)
+        return self.refused(name, why if value is None else f"{why}; it is {value!r}")
 
     def refused(self, name: str, why: str) -> SettingsError:
         """Return the error for a value that may be secret, so that no log shows it."""

@@ -26,6 +26,8 @@ from sd_operator.cli.kubectl import Json, Kubectl, KubectlError
 KIND = f"{names.PLURAL}.{names.GROUP}"
 REFRESH_SECONDS = 1.0
 EVENTS_SHOWN = 5
+LINE_WIDTH = 1000
+"""Width of the list: as with kubectl, the terminal wraps a line that is too long for it."""
 _KUBECTL_OPTIONS = ("-n", "--namespace", "--context", "--kubeconfig")
 _STYLES = {
     Level.OK: ("✓", "green"),
@@ -94,7 +96,8 @@ def list_models(
     session: Session = context.obj
     bodies = session.kubectl.list(KIND, everywhere=everywhere)
     if bodies:
-        session.console.print(views.model_table(bodies, times.now(), everywhere=everywhere))
+        table = views.model_table(bodies, times.now(), everywhere=everywhere)
+        Console(width=LINE_WIDTH).print(table)
     else:
         print("No models found.", file=sys.stderr)
 
@@ -157,7 +160,7 @@ def reload(context: typer.Context, name: str) -> None:
 
 @app.command()
 def doctor(context: typer.Context) -> None:
-    """Check for problems that keep models from loading. The exit code is 1 if there are any."""
+    """Check for problems that keep models from loading. The exit code is 1 if a check fails (✗)."""
     session: Session = context.obj
     namespace = session.kubectl.namespace
     cluster = view_cluster(session.kubectl, [namespace] if namespace else [])

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sd_api.humanize import duration, size
+from sd_api.humanize import duration, files, size
 from sd_api.reasons import ReadyReason, Reason, WebhookReason
 from sd_api.redaction import redact_url
 from sd_api.status import Condition, ConditionType, Phase, Status
@@ -135,7 +135,7 @@ def _facts(model: Model) -> Iterable[tuple[str, str]]:
         artifact = status.artifact
         yield "path", f"{artifact.path} in PVC {artifact.claim_name}"
         shared = f", {size(artifact.shared_bytes)} shared" if artifact.shared_bytes else ""
-        yield "size", f"{artifact.size} in {artifact.files} files{shared}"
+        yield "size", f"{artifact.size} in {files(artifact.files)}{shared}"
         contents = (
             artifact.base_model,
             artifact.variant,

@@ -52,8 +52,9 @@ def create_app(
     for kind in (RefusedError, ApiError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, _error_response)
     _add_probes(app, context)
-    app.include_router(routes.router(context))
-    app.include_router(routes.others())
+    endpoints = routes.router(context)
+    app.include_router(endpoints)
+    app.include_router(routes.others(endpoints))
     docs.add(app, settings.public_url)
     gallery.mount(app, context)
     return app
@@ -80,7 +81,8 @@ async def _error_response(_: Request, error: Exception) -> Response:
     """Return an error in the vendor's form, with retry_after if a later call may succeed."""
     refused = map_error(error)
     body = {"status": "error", "message": refused.message, **refused.details}
-    headers = {}
+    # Status 405 has the header Allow.
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if refused.retry_after is not None:
         body["retry_after"] = refused.retry_after
         headers["Retry-After"] = str(refused.retry_after)

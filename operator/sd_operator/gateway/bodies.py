@@ -25,14 +25,17 @@ class BodyError(RefusedError):
 
 def parse(raw: bytes, content_type: str) -> dict[str, Any]:
     """Return the fields of a body; raise BodyError. An empty body has no fields."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind.startswith("multipart/"):
+        raise BodyError("The body consists of several parts, which is not read; send a JSON object")
     try:
         text = raw.decode("utf-8-sig").strip()
     except ValueError:
         raise BodyError("The body is not text in UTF-8; send a JSON object in UTF-8") from None
     if not text:
         return {}
-    is_form = content_type.partition(";")[0].strip().lower() == FORM
-    fields = _form(text) if is_form and text[0] not in "{[" else _json(text)
+    is_form = kind == FORM and text[0] not in "{[" and "=" in text
+    fields = _form(text) if is_form else _json(text)
     if not isinstance(fields, dict):
         raise BodyError("The body is not a JSON object")
     return fields

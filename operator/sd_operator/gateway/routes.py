@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from sd_operator.base.errors import ApiError
 from sd_operator.gateway import bodies, cache, examples, sync, vendor
@@ -26,6 +28,7 @@ OTHER_ENDPOINT = (
     "This gateway has no such endpoint: it loads models. Images come from an inference server that"
     " opens the published folder; docs/gateway.md lists the endpoints"
 )
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 SYNC_RETRY_SECONDS = 10
 STARTED = {"message": "model load started", "status": "success"}
 
@@ -138,13 +141,21 @@ def router(context: Context) -> APIRouter:
     return routes
 
 
-def others() -> APIRouter:
-    """Return a route for the vendor's other endpoints, in this API and in its others."""
+def others(endpoints: APIRouter) -> APIRouter:
+    """Return a route for all other requests under /api: the vendor's other endpoints and APIs.
+
+    A request to one of `endpoints` has the wrong method.
+    """
     routes = APIRouter(prefix="/api")
 
-    @routes.post("/{name:path}", include_in_schema=False)
-    async def other() -> Json:
+    @routes.api_route("/{name:path}", methods=_METHODS, include_in_schema=False)
+    async def other(request: Request) -> Json:
         """Refuse the call with a sentence."""
+        for route in endpoints.routes:
+            if isinstance(route, Route) and route.matches(request.scope)[0] is Match.PARTIAL:
+                methods = sorted(route.methods or ())
+                message = f"This endpoint takes only {' or '.join(methods)} requests"
+                raise HTTPException(405, message, {"Allow": ", ".join(methods)})
         raise RefusedError(404, OTHER_ENDPOINT)
 
     return routes

@@ -270,8 +270,7 @@ class Controller:
         self._take(memory, body)
         if body is None or not body["metadata"].get("finalizers"):
             self.forget(model.uid)  # the event of its end may go unseen
-        if release.job is not None:
-            job = release.job
+        for job in release.jobs:
             await jobs.discard(self._api, job.namespace, job.name, job.uid)
         for event in release.events:
             await self._executor.emit(model, event)

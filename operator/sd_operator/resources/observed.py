@@ -305,6 +305,12 @@ class Observed:
     Jobs, so their results never count. They are deleted if their load is not wanted, as the garbage
     collector deletes every Job whose owner is gone.
     """
+    other_cleanups: tuple[JobView, ...] = ()
+    """Clean-up Jobs that have the model's name, but not the recorded uid.
+
+    They are earlier attempts, or one whose uid could not be recorded. They are deleted when the
+    model is released, because nothing else would delete one that hangs.
+    """
     pods: tuple[PodView, ...] = ()
     """The Pods of the load Job and of the clean-up Job."""
     claim: ClaimView | None = None

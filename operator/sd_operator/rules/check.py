@@ -93,7 +93,7 @@ Step: TypeAlias = Pause | Start
 def plan(claim: Claim, interval: float) -> Step:
     """Return what is to be done about a PVC."""
     view = claim.view
-    if view is None or view.deleting:
+    if view is None or view.deleting or view.lost:
         return Pause(interval)
     if not claim.rest and claim.due_in > 0:
         return Pause(claim.due_in)

@@ -78,9 +78,10 @@ def _release(inp: Input, why: str) -> Release:
     due = outbox.due(entries, inp.observed.in_flight, inp.now)
     event = EventPlan(EventType.NORMAL, EventReason.MODEL_DELETED, why)
     job = inp.observed.cleanup_job
+    recorded = () if job is None or job.deleting else (job,)
     return Release(
         why,
-        job=None if job is None or job.deleting else job,
+        jobs=(*recorded, *inp.observed.other_cleanups),
         events=(event, *change.events),
         calls=_calls(inp, (*due, deleted)),
     )
@@ -176,9 +177,18 @@ def _events(inp: Input, step: Proceed) -> tuple[EventPlan, ...]:
     if isinstance(report.stalled, Failure) and report.reason is not Reason.ARTIFACT_MISSING:
         reason = report.stalled.reason
         if reason is not inp.stalled or first_of_load:
-            kind = EventReason.CLEANUP_FAILED if inp.deleting else EventReason.MODEL_LOAD_FAILED
-            events.append(EventPlan(EventType.WARNING, kind, f"{reason}: {report.message}"))
+            text = f"{reason}: {report.message}"
+            events.append(EventPlan(EventType.WARNING, _failure_event(inp), text))
     return tuple(events)
+
+
+def _failure_event(inp: Input) -> EventReason:
+    """Return the reason of the Event about a new failure."""
+    if inp.deleting:
+        return EventReason.CLEANUP_FAILED
+    if missing.published_volume_is_lost(inp) is not None:
+        return EventReason.ARTIFACT_MISSING
+    return EventReason.MODEL_LOAD_FAILED
 
 
 def _outcome(inp: Input, step: Proceed) -> LoadOutcome | None:

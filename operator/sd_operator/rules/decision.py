@@ -134,14 +134,14 @@ class AddFinalizer:
 
 @dataclass(frozen=True)
 class Release:
-    """Remove our finalizer, then delete the clean-up Job: its Pod keeps the PVC from being removed.
+    """Remove our finalizer, then delete the clean-up Jobs: their Pods would keep the PVC.
 
     The resource is about to be deleted, so its status is not written.
     """
 
     why: str
-    job: JobView | None = None
-    """The clean-up Job; None if there is none, or it is being deleted already."""
+    jobs: tuple[JobView, ...] = ()
+    """The clean-up Jobs that are not being deleted already."""
     events: tuple[EventPlan, ...] = ()
     calls: tuple[WebhookCall, ...] = ()
 

@@ -66,6 +66,13 @@ class Input:
         return missing if missing is not None else published.missing_time is not None
 
     @property
+    def is_served(self) -> bool:
+        """Whether a published version can be opened, as far as the operator knows."""
+        claim = self.observed.claim
+        is_lost = claim is not None and claim.lost
+        return self.published is not None and not is_lost and not self.is_missing
+
+    @property
     def missing_changes(self) -> bool:
         """Whether the status does not report yet that files are missing, or that they are back."""
         published = self.published

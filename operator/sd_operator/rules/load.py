@@ -18,7 +18,7 @@ from sd_operator.rules import conditions, diagnose, manifests, outcome, queue, r
 from sd_operator.rules.decision import AddFinalizer, CreateJob, Enqueue, Refresh, Wait
 from sd_operator.rules.diagnose import NOT_OF_A_LOAD, Failure
 from sd_operator.rules.input import Input
-from sd_operator.rules.missing import published_files_are_missing
+from sd_operator.rules.missing import published_files_are_missing, published_volume_is_lost
 from sd_operator.rules.requirements import (
     claim_does_not_exist,
     claim_is_not_allowed,
@@ -291,7 +291,9 @@ RULES: tuple[Rule, ...] = (
     spec_is_invalid,
     # One load at a time writes; a Job may also run although the wanted version is published.
     previous_load_is_running,
-    # Before the next rule, which would report the version as served.
+    # These two come before the next rule, which would report the version as served. The volume is
+    # the first, because its files are missing with it.
+    published_volume_is_lost,
     published_files_are_missing,
     # The usual case. A missing claim does not hide here: its version does not count as published.
     wanted_version_is_published,

@@ -1,4 +1,4 @@
-"""Published files that are missing on the volume: what the status and the Events report."""
+"""Published files that are missing, on the volume or with it: what status and Events report."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ def published_files_are_missing(inp: Input) -> Step | None:
     if published is None or published.load_hash != inp.wanted or not inp.is_missing:
         return None
     return Proceed(Report.of_failure(_failure(published)))
+
+
+def published_volume_is_lost(inp: Input) -> Step | None:
+    """The volume of the wanted version is gone; the model is Ready again when it returns."""
+    claim, published = inp.observed.claim, inp.published
+    if claim is None or published is None or published.load_hash != inp.wanted or not claim.lost:
+        return None
+    failure = Failure(Reason.CLAIM_NOT_BOUND, claim.why_without_volume(None))
+    return Proceed(Report.of_failure(failure))
 
 
 def event(inp: Input) -> EventPlan | None:

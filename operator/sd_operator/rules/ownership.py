@@ -26,15 +26,17 @@ def observed(
     cleanup_uid = status.cleanup_job.uid if status.cleanup_job else None
     ours = [job for job in jobs if _is_made_for(job, model)]
     load_jobs = [job for job in ours if job.role == names.ROLE_LOAD]
+    cleanups = [job for job in ours if job.role == names.ROLE_REMOVE]
     return Observed(
         load_job=next((job for job in load_jobs if job.uid == load_uid), None),
-        cleanup_job=next(
-            (job for job in ours if job.role == names.ROLE_REMOVE and job.uid == cleanup_uid), None
-        ),
+        cleanup_job=next((job for job in cleanups if job.uid == cleanup_uid), None),
         unrecorded=tuple(
             job
             for job in load_jobs
             if job.uid != load_uid and job.state is JobState.RUNNING and not job.deleting
+        ),
+        other_cleanups=tuple(
+            job for job in cleanups if job.uid != cleanup_uid and not job.deleting
         ),
         # By the recorded uids: the Pods of a deleted Job may still be stopping.
         pods=tuple(pod for pod in pods if pod.job_uid and pod.job_uid in (load_uid, cleanup_uid)),

@@ -36,8 +36,7 @@ def status_after(inp: Input, step: Proceed, outbox: OutboxChange) -> Status:
     report, load, model = step.report, step.load, inp.model
     loaded = load if isinstance(load, LoadSucceeded) else None
     artifact = loaded.artifact if loaded else _kept_artifact(inp)
-    is_served = loaded is not None or (inp.published is not None and not inp.is_missing)
-    served = artifact if is_served and not inp.deleting else None
+    served = artifact if (loaded or inp.is_served) and not inp.deleting else None
     progress = load.progress if isinstance(load, LoadRunning) else None
     phase = Phase.READY if served and not report.reconciling else report.phase
     failure = report.last_failure

@@ -46,11 +46,14 @@ def listen(database: Database, option: str, wanted: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))
-    except (OSError, OverflowError) as error:
+    except OverflowError as error:
+        listener.close()
+        raise StandaloneError(f"{option} is {port}, but a port is at most 65535") from error
+    except OSError as error:
         listener.close()
         whose = "" if wanted else ", as in the last run"
         raise StandaloneError(
-            f"cannot listen on port {port}{whose}: {getattr(error, 'strerror', error)}. End the"
+            f"cannot listen on port {port}{whose}: {error.strerror}. End the"
             f" process that uses it, or name another port with {option}"
         ) from error
     database.keep(option, str(listener.getsockname()[1]))

@@ -37,7 +37,13 @@ async def run(options: Options, state: State) -> None:
             "--gateway needs the packages of the extra `gateway`: in a clone of the repository, "
             "run pip install -c constraints.txt '.[gateway]'"
         )
-    options.store.mkdir(parents=True, exist_ok=True)
+    try:
+        options.store.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StandaloneError(
+            f"cannot create the folder {options.store} for the models: {error.strerror}."
+            " Name another with --store"
+        ) from error
     token = identity.token(state.database)
     ca, certificate = identity.certificates(state.database)
     main_claim = ("default", defaults.CLAIM_NAME)

@@ -68,6 +68,7 @@ class Due:
         Due("not due yet", 7.0, due_in=7.0),
         Due("the PVC does not exist", INTERVAL, view=None),
         Due("the PVC is being deleted", INTERVAL, view=claim(deleting=True)),
+        Due("no Pod could mount the PVC", INTERVAL, view=claim(lost=True)),
         Due("no models", INTERVAL, models=()),
         Due("no version is published", INTERVAL, models=(UNPUBLISHED,)),
         Due("only published versions", ["uid-0000"], models=(UNPUBLISHED, served())),

@@ -14,12 +14,14 @@ from sd_operator.resources.observed import (
     JobView,
     Rejection,
 )
+from sd_operator.rules.decision import Release
 from tests.support.rules.decisions import (
     COMPLETE,
     FAILED,
     OTHER,
     Case,
     by_id,
+    decided,
     observed,
     with_pod,
     with_remedy,
@@ -292,3 +294,13 @@ CASES = [
 def test_a_deleted_model_is_cleaned_up(case: Case) -> None:
     """The finalizer is removed when the files are gone or cannot be removed."""
     case.check()
+
+
+def test_released_model_leaves_no_clean_up_job() -> None:
+    """The Pods of its clean-up Jobs keep the PVC from being removed; the recorded Job is one."""
+    recorded, other = cleanup_job(), cleanup_job(attempt=1)
+    skip = {names.ANNOTATION_SKIP_CLEANUP: "true"}
+    skipped = model(cleaning(), deleted_ago=5, annotations=skip)
+    released = decided(skipped, observed(recorded, other_cleanups=(other,))).decision
+    assert isinstance(released, Release)
+    assert released.jobs == (recorded, other)

@@ -84,6 +84,18 @@ def test_without_a_record_no_job_is_the_models_own() -> None:
     assert seen.unrecorded == (load,)
 
 
+def test_other_clean_ups_of_the_model_are_known_by_their_name() -> None:
+    """The uid of one may not have been recorded, and earlier attempts are no longer recorded."""
+    remove = names.ROLE_REMOVE
+    recorded = job(role=remove, attempt=1)
+    earlier, unrecorded = job(JobState.FAILED, role=remove), job(role=remove, attempt=2)
+    others = [job(role=remove, name="payroll"), job(role=remove, attempt=3, deleting=True)]
+    status = published() | {"cleanupJob": job_status(role=remove, attempt=1)}
+    seen = ownership.observed(model(status), [recorded, earlier, unrecorded, *others], [], claim())
+    assert seen.cleanup_job == recorded
+    assert seen.other_cleanups == (earlier, unrecorded)
+
+
 @pytest.mark.parametrize(
     "foreign",
     [

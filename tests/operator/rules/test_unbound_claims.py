@@ -23,6 +23,7 @@ from tests.support.rules.observed import (
     pod,
     published,
     running,
+    stalled,
 )
 
 NODES = "0/3 nodes are available: "
@@ -255,6 +256,57 @@ DELETIONS = [
         ),
     ),
 ]
+
+
+LOST_MESSAGE = with_remedy(
+    "PersistentVolumeClaim models has lost its PersistentVolume pv-7", Reason.CLAIM_NOT_BOUND
+)
+REPORTED = stalled(Reason.CLAIM_NOT_BOUND, base=published())
+NOT_SERVED = {
+    "rule": "published_volume_is_lost",
+    "phase": "Pending",
+    "ready": "not ClaimNotBound",
+    "stalled": "ClaimNotBound",
+    "message": LOST_MESSAGE,
+}
+
+PUBLISHED = [
+    Case(
+        id="Ready until now",
+        model=model(published()),
+        observed=observed(claim=LOST),
+        events=("ArtifactMissing",),
+        **NOT_SERVED,
+    ),
+    Case(id="reported before", model=model(REPORTED), observed=observed(claim=LOST), **NOT_SERVED),
+    Case(
+        id="the volume has returned",
+        model=model(REPORTED),
+        observed=observed(),
+        rule="wanted_version_is_published",
+        phase="Ready",
+        ready="Loaded",
+        message="sketch is published on claim models",
+    ),
+    Case(
+        id="another version is wanted: the previous one is not served either",
+        model=model(published(), revision="fp16"),
+        observed=observed(claim=LOST),
+        rule="load_is_due",
+        does="create load 0",
+        phase="Pending",
+        ready="not Pending",
+        reconciling="Pending",
+        events=("LoadStarted",),
+        message="Job JOB was created; its Pod is starting",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", PUBLISHED, ids=by_id)
+def test_a_published_model_whose_volume_is_lost_is_not_ready(case: Case) -> None:
+    """Nothing is loaded: the files come back with the volume."""
+    case.check()
 
 
 @pytest.mark.parametrize("case", DELETIONS, ids=by_id)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd_api import names
-from sd_api.humanize import size
+from sd_api.humanize import files, size
 from sd_api.wire import Artifact, Receipt
 from sd_operator.gateway.gallery import volume
 from sd_operator.resources.model import Model
@@ -49,16 +49,16 @@ def read(store: Path, model: Model) -> Receipt | None:
 def components(receipt: Receipt) -> tuple[ComponentSize, ...]:
     """Return the components of a model, the largest first."""
     sizes: Counter[str] = Counter()
-    files: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for path, file in receipt.files.items():
         if path in names.ADDED_FILES:
             continue
         component = path.partition("/")[0]
         sizes[component] += file.size
-        files[component] += 1
+        counts[component] += 1
     return tuple(
-        ComponentSize(name, size(count), "1 file" if files[name] == 1 else f"{files[name]} files")
-        for name, count in sizes.most_common(SHOWN_MAX)
+        ComponentSize(name, size(total), files(counts[name]))
+        for name, total in sizes.most_common(SHOWN_MAX)
     )
 
 

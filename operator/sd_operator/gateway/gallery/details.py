@@ -9,7 +9,7 @@ from typing import Any
 
 from sd_api import defaults
 from sd_api.choices import PIPELINES, ModelType
-from sd_api.humanize import size
+from sd_api.humanize import files, size
 from sd_api.reasons import Reason
 from sd_api.status import ConditionType
 from sd_api.wire import Receipt
@@ -118,9 +118,8 @@ def _files(model: Model) -> Iterable[tuple[str, str]]:
     artifact = model.status.artifact
     if artifact is None:
         return
-    files = "1 file" if artifact.files == 1 else f"{artifact.files} files"
     shared = f", {size(artifact.shared_bytes)} shared" if artifact.shared_bytes else ""
-    yield "Size", f"{artifact.size} in {files}{shared}"
+    yield "Size", f"{artifact.size} in {files(artifact.files)}{shared}"
     if artifact.precision:
         yield "Precision", artifact.precision
     if artifact.variant:
