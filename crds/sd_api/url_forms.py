@@ -41,9 +41,15 @@ HUB_PAGE = f"{_HUB}{PAGE_PATH}"
 HUB_TREE = f"{_HUB}{TREE_PATH}"
 HUB_FILE = f"{_HUB}{FILE_PATH}"
 _PART = f"[^/?#{_BLANK}]+"
-HUB_OTHER_FILE = f"{_HUB}/(?:api/{_PART}/{_PART}/|{_REST}/resolve/{_PART}/){_REST}"
+_OTHER_REPO = f"(?:datasets|spaces)/{_PART}(?:/{_PART})?"
+PAGE_OF_OTHER_FILE = f"({_HUB}/{_OTHER_REPO})/(?:blob|raw)/({_PART}/{_REST})"
+"""The page of a file of a dataset or a Space. Its file is at `resolve` instead."""
+HUB_OTHER_FILE = (
+    f"(?:{_HUB}/(?:api/{_PART}/{_PART}/|{_REST}/resolve/{_PART}/){_REST}"
+    f"|{_HUB}/{_OTHER_REPO}/(?:blob|raw)/{_PART}/{_REST})"
+)
 """A file of a dataset or a Space, which is an ordinary link."""
-_HF = "(?i:hf)://"
+_HF = f"(?i:hf)://(?:{_HUB_HOST}/)?"
 HF_REPO = f"{_HF}(?:models/)?({_REPO})(?:@({_REVISION_IN_PATH}))?/?{_QUERY}"
 HF_FILE = f"{_HF}(?:models/)?({_REPO})(?:@({_REVISION_IN_PATH}))?/{_FILE}"
 HUB_FOLDER = f"{_HUB}/{_REPO}/tree/(?:{_REVISION_IN_PATH})/{_FILE}"
@@ -125,6 +131,12 @@ class Refusal:
         return re.search(self.pattern, url) is not None and not excepted
 
 
+_MARKS = r"[.,;!)\]}>\"\x27\x60”]+"
+_PUNCTUATED = f"(?:{_HUB}/)?{_REPO}{_MARKS}"
+"""A repo id or its page, with what followed it in a text."""
+_MISTYPED = (
+    rf"(?i:https?)(?::/[^/{_BLANK}]|:[A-Za-z0-9-]+\.|//|:?\\\\|://(?i:https?):?//)|//[^/{_BLANK}]"
+)
 _OBJECT_STORE = "(?i:s3[an]?|gs|gcs|az|azure|adl|abfss?|wasbs?|r2|b2|oss|cos|swift|minio)://"
 _REGISTRY = (
     r"(?i:oci|docker|ollama)://"
@@ -209,7 +221,7 @@ NAMED = (
     Refusal(
         whole(_WEB_PAGE),
         "is a web page, not a file; give the link of the page's download button",
-        unless=_begins(f"{_REGISTRY}|{_CIVITAI_HOST}/|{_HUB}/")
+        unless=_begins(f"{_REGISTRY}|{_CIVITAI_HOST}/|{_HUB}/|{_MISTYPED}")
         + f"|{whole(_MODELSCOPE, _GITHUB, _GOOGLE_DRIVE, _DROPBOX, _GALLERY)}",
     ),
     Refusal(
@@ -235,11 +247,24 @@ NAMED = (
         _begins(f"(?i:https?)://[^{_BLANK}]+[{_BLANK}]+[^{_BLANK}]"),
         "is an http(s) link with a blank in it; write the blank as %20, or remove what is not part"
         " of the link",
-        unless=_begins(f"{_CIVITAI_HOST}/|{_REGISTRY}"),
+        unless=_begins(f"{_CIVITAI_HOST}/|{_REGISTRY}|{_MISTYPED}"),
     ),
     Refusal(
-        _begins(r"[\"\x27\x60“”]"),
-        "begins with a quotation mark; give it without quotation marks",
+        _begins(r"[\"\x27\x60“”<(\[{]"),
+        "begins with a quotation mark or a bracket; give the address alone",
+    ),
+    Refusal(
+        _begins(_MISTYPED),
+        "has a mistyped scheme; begin the link with https:// once",
+    ),
+    Refusal(
+        whole(_PUNCTUATED),
+        "ends with a punctuation mark; give it without this mark",
+        unless=_begins(
+            f"{_REGISTRY}|{_CIVITAI_HOST}/|{_HUB}/{_OWN_PAGES}/"
+            f"|{_HUB_HOST}/{_NAME}[^/{_BLANK}]*{_EDGE}$"
+        ),
+        concerns_trained=False,
     ),
     Refusal(
         _begins(f"(?i:hf|huggingface):/?[^/{_BLANK}]"),
@@ -265,7 +290,8 @@ NAMED = (
         "is on the Hugging Face Hub, but neither a model's repo nor one of its files; give"
         " ORG/NAME, or the link to a file, https://huggingface.co/ORG/NAME/resolve/REVISION/FILE",
         unless=whole(
-            *(HUB_PAGE, HUB_TREE, HUB_FILE, HUB_OTHER_FILE, HUB_FOLDER, HF_REPO, HF_FILE, _OWN_PAGE)
+            *(HUB_PAGE, HUB_TREE, HUB_FILE, HUB_OTHER_FILE, HUB_FOLDER, HF_REPO, HF_FILE),
+            *(_OWN_PAGE, f"{_HUB}/{_REPO}{_MARKS}"),
         ),
     ),
     Refusal(

@@ -70,6 +70,8 @@ def test_number_of_remembered_callers_is_bounded(monkeypatch: pytest.MonkeyPatch
         ("192.0.2.1", "192.0.2.1"),
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
         ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("::ffff:c000:202", "192.0.2.2"),
         ("unix:", "unix:"),
         ("", ""),
     ],

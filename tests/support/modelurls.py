@@ -122,6 +122,10 @@ MEANT: dict[str, Meaning] = {
     "http://example.com/x": Link("http://example.com/x"),
     "https://me:pw@huggingface.co/org/name": Link("https://me:pw@huggingface.co/org/name"),
     f"{HUB}.evil.example/org/name": Link(f"{HUB}.evil.example/org/name"),
+    "hf://huggingface.co/org/name": REPO,
+    "hf://hf.co/org/name@v2/b.ckpt": HubFile("org/name", "v2", "b.ckpt"),
+    f"{HUB}/datasets/o/n/blob/main/a/x": Link(f"{HUB}/datasets/o/n/resolve/main/a/x"),
+    "hf.co/spaces/o/n/raw/main/x": Link("https://hf.co/spaces/o/n/resolve/main/x"),
     f"{HUB}/datasets/o/n/resolve/main/x": Link(f"{HUB}/datasets/o/n/resolve/main/x"),
     "http://hf.co/datasets/o/n/resolve/main/x": Link("https://hf.co/datasets/o/n/resolve/main/x"),
 }
@@ -145,7 +149,9 @@ FOLDER = "is a folder of a repo, or a branch with a slash in its name; give ORG/
 OWN_PAGE = "is a page of the Hub, not a model's repo; give ORG/NAME"
 CIVITAI_OTHER = "is a page of Civitai, but not of a model; give the model's page, https://civitai"
 BLANK = "is an http(s) link with a blank in it; write the blank as %20, or remove what is not part"
-QUOTED = "begins with a quotation mark; give it without quotation marks"
+QUOTED = "begins with a quotation mark or a bracket; give the address alone"
+MISTYPED = "has a mistyped scheme; begin the link with https:// once"
+PUNCTUATED = "ends with a punctuation mark; give it without this mark"
 NO_SLASHES = "has no // after its scheme; give ORG/NAME, or hf://ORG/NAME"
 REST_OF_PAGE = (
     "has the rest of a page's address after the repo id; give ORG/NAME, and a branch, tag"
@@ -255,6 +261,23 @@ REFUSED: dict[str, str] = {
     " “https://example.com/x”": QUOTED,
     "org/name.git": DOT_GIT,
     f"{HUB}/org/name.git": DOT_GIT,
+    "[name](https://huggingface.co/org/name)": QUOTED,
+    "<https://example.com/x>": QUOTED,
+    "(org/name)": QUOTED,
+    "{{ url }}": QUOTED,
+    "https:/huggingface.co/org/name": MISTYPED,
+    "https:huggingface.co/org/name": MISTYPED,
+    "http//huggingface.co/org/name": MISTYPED,
+    "//huggingface.co/org/name": MISTYPED,
+    "https:\\\\example.com\\x": MISTYPED,
+    "https://https://example.com/x.html": MISTYPED,
+    "https://http//example.com/a b": MISTYPED,
+    "org/name.": PUNCTUATED,
+    "org/name,": PUNCTUATED,
+    f"{HUB}/org/name).": PUNCTUATED,
+    'hf.co/org/name"': PUNCTUATED,
+    "huggingface.co/gpt2.": OTHER_PAGE,
+    f"{HUB}/docs/name.": OWN_PAGE,
     "gpt2": BARE,
     "x.ckpt": BARE,
     "huggingface.co": BARE,
@@ -273,7 +296,6 @@ REFUSED: dict[str, str] = {
     "org/na--me": NEITHER,
     "org/name/more": NEITHER,
     "localhost:8000/x": NEITHER,
-    "<https://example.com/x>": NEITHER,
 }
 """Urls that are refused, for every model type but api_trained."""
 

@@ -17,12 +17,14 @@ from typing import Any
 from sd_api.reasons import Reason
 from sd_loader.diffusers_repo import config_limits as limits
 from sd_loader.errors import LoaderError
-from sd_loader.snippet import snippet
+from sd_loader.snippet import json_snippet
 
 PATH = Path(__file__).with_name("config_keys.json")
 
 _NESTED = "config "
 _SCHEDULER = "Scheduler"
+_MOST_BITS = 64
+"""JSON has whole numbers of any length, which Python does not turn into floats."""
 _UNKNOWN: Mapping[str, Any] = {"keys": {}}
 
 Classes = Mapping[str, Mapping[str, Any]]
@@ -72,9 +74,7 @@ def allowed_config(
             continue
         key = _Key.of(class_name, name, item)
         if not key.permits(value):
-            raise LoaderError(
-                reason, f"{path}: {name} is {snippet(str(value))}; it should be {key.expected}"
-            )
+            raise LoaderError(reason, f"{path}: {name} {key.problem(value)}")
         allowed[name] = key.written(value)
     return allowed
 
@@ -154,6 +154,8 @@ class _Key:
                 return "null" in types
             case bool():
                 return "bool" in types
+            case int() if value.bit_length() > _MOST_BITS:
+                return False
             case int() | float():
                 is_typed = "float" in types or (isinstance(value, int) and "int" in types)
                 return is_typed and self.least <= value <= self.most
@@ -167,6 +169,13 @@ class _Key:
         is_whole = isinstance(value, int) and not isinstance(value, bool)
         return float(value) if is_whole and "int" not in self.types else value
 
+    def problem(self, value: object) -> str:
+        """What is wrong with a value that the key cannot have, and what it should be."""
+        takes_lists = any(kind.endswith("[]") for kind in self.types)
+        if isinstance(value, list) and takes_lists and not 0 < len(value) <= self.most_items:
+            return f"has {len(value)} items; it should have 1 to {self.most_items:,}"
+        return f"is {json_snippet(value)}; it should be {self.expected}"
+
     @property
     def expected(self) -> str:
         """What the value should be, for messages."""
@@ -177,14 +186,15 @@ class _Key:
         if any(kind.startswith(_NESTED) for kind in types):
             return "an object"
         if self.names is not None:
-            what = " or ".join(self.names)
+            what = many = " or ".join(self.names)
         elif "bool" in leaves:
-            what = "true or false"
+            what = many = "true or false"
         else:
             number = "whole number" if leaves == {"int"} else "number"
             least = f"from {self.least:,}" if self.least != limits.ABOVE_ZERO else "above 0 and up"
             what = f"a {number} {least} to {self.most:,}"
+            many = f"{number}s {least} to {self.most:,}"
         lists = {kind for kind in types if kind.endswith("[]")}
         if not lists:
             return what
-        return f"a list of {what}" if lists == types else f"{what}, or a list of such"
+        return f"a list of {many}" if lists == types else f"{what}, or a list of such"

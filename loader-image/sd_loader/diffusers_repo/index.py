@@ -16,7 +16,7 @@ from typing import Any
 from sd_api.reasons import Reason
 from sd_loader.diffusers_repo.config_keys import allowed_config
 from sd_loader.errors import LoaderError
-from sd_loader.snippet import snippet
+from sd_loader.snippet import json_snippet
 
 INDEX_NAME = "model_index.json"
 CONFIG_NAME = "config.json"
@@ -51,6 +51,7 @@ SCHEDULERS = frozenset(
         "DPMSolverMultistepScheduler",
         "DPMSolverSDEScheduler",
         "DPMSolverSinglestepScheduler",
+        "EDMDPMSolverMultistepScheduler",
         "EDMEulerScheduler",
         "EulerAncestralDiscreteScheduler",
         "EulerDiscreteScheduler",
@@ -205,11 +206,7 @@ def _depth(value: object) -> int:
 def parse_pipeline(content: bytes) -> Pipeline:
     """Check a model_index.json against the lists. Raise UnsafeModel or UnsupportedFormat."""
     index = parse_json(content, INDEX_NAME, rewritten=True)
-    class_name = index.get("_class_name")
-    if not isinstance(class_name, str):
-        raise LoaderError(
-            Reason.UNSAFE_MODEL, f"{INDEX_NAME} names a custom pipeline: {shown(class_name)}"
-        )
+    class_name = pipeline_class(index)
     components: dict[str, str] = {}
     options: dict[str, Any] = {}
     for name, value in index.items():
@@ -238,6 +235,22 @@ def parse_pipeline(content: bytes) -> Pipeline:
     return Pipeline(class_name, components, options)
 
 
+def pipeline_class(index: Mapping[str, Any]) -> str:
+    """Return the class that a model_index.json names. Refuse one that is code, or no name."""
+    class_name = index.get("_class_name")
+    if isinstance(class_name, list | dict):
+        raise LoaderError(
+            Reason.UNSAFE_MODEL, f"{INDEX_NAME} names a custom pipeline: {shown(class_name)}"
+        )
+    if not isinstance(class_name, str) or not class_name:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"{INDEX_NAME}: _class_name is {shown(class_name)}; it should be the class of a"
+            " pipeline, such as StableDiffusionPipeline",
+        )
+    return class_name
+
+
 def refuse_replaced(names: Iterable[str]) -> None:
     """Refuse components of the spec that no pipeline of Stable Diffusion 1, 2 and XL takes."""
     others = sorted(set(names) - {"vae"})
@@ -255,7 +268,8 @@ def _pair(name: str, value: list[Any]) -> tuple[str | None, str]:
         return None, ""
     if len(value) != 2 or not all(isinstance(part, str) for part in value):
         raise LoaderError(
-            Reason.UNSUPPORTED_FORMAT, f"{INDEX_NAME}: {shown(name)} is {shown(value)}"
+            Reason.UNSUPPORTED_FORMAT,
+            f"{INDEX_NAME}: {shown(name)} is {shown(value)}; it should name a library and a class",
         )
     library, class_ = value
     if library not in _LIBRARIES:
@@ -281,11 +295,13 @@ def _known_class(name: str, library: str, class_: str) -> str:
 def _option(name: str, value: Any) -> bool | int | float | None:  # noqa: ANN401 - untrusted JSON
     if not re.fullmatch(r"[a-z_]{1,64}", name) or not isinstance(value, bool | int | float | None):
         raise LoaderError(
-            Reason.UNSUPPORTED_FORMAT, f"{INDEX_NAME}: {shown(name)} is {shown(value)}"
+            Reason.UNSUPPORTED_FORMAT,
+            f"{INDEX_NAME}: {shown(name)} is {shown(value)}; it should be a number, true, false or"
+            " null, or a list of a library and a class if it is a component",
         )
     return value
 
 
 def shown(value: object) -> str:
     """A JSON value of a repo, for messages."""
-    return snippet(value if isinstance(value, str) else json.dumps(value))
+    return json_snippet(value)

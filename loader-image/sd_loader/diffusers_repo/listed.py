@@ -22,6 +22,7 @@ from sd_loader.diffusers_repo.index import (
     Pipeline,
     parse_json,
     parse_pipeline,
+    pipeline_class,
     shown,
 )
 from sd_loader.diffusers_repo.listed_config import listed_config
@@ -54,6 +55,15 @@ _FAMILIES = (
 )
 _SUFFIX = "Pipeline"
 _CLASS = re.compile(r"[A-Za-z]\w{0,99}", re.ASCII)
+_RUNTIMES = {
+    "Flax": "Flax",
+    "OV": "OpenVINO",
+    "ORT": "ONNX Runtime",
+    "Onnx": "ONNX Runtime",
+    "Neuron": "AWS Neuron",
+}
+"""Programs whose repos look like those of diffusers, by the beginning of their pipelines' names."""
+_OTHER_RUNTIME = re.compile(rf"({'|'.join(_RUNTIMES)})[A-Z]\w{{0,99}}", re.ASCII)
 _WEIGHTY = (Role.MODEL, Role.ENCODER)
 """The roles of components that have weights."""
 _DROPPED = (
@@ -132,11 +142,12 @@ AnyPipeline = Pipeline | ListedPipeline
 def read_pipeline(content: bytes) -> AnyPipeline:
     """Check a model_index.json of any pipeline. Raise UnsafeModel or UnsupportedFormat."""
     index = parse_json(content, INDEX_NAME)
-    class_name = index.get("_class_name")
-    if not isinstance(class_name, str) or class_name in SD_PIPELINES | SDXL_PIPELINES:
+    class_name = pipeline_class(index)
+    if class_name in SD_PIPELINES | SDXL_PIPELINES:
         return parse_pipeline(content)
     parameters = classes.parameters(class_name)
     if parameters is None or _CLASS.fullmatch(class_name) is None:
+        _refuse_other_runtime(class_name)
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
             f"{INDEX_NAME} names the pipeline {shown(class_name)}, which is newer than this loader"
@@ -144,6 +155,17 @@ def read_pipeline(content: bytes) -> AnyPipeline:
         )
     with prefixing(title(class_name)):
         return _listed(class_name, parameters, index)
+
+
+def _refuse_other_runtime(class_name: str) -> None:
+    """Refuse a pipeline of another program than diffusers with torch by this program's name."""
+    match = _OTHER_RUNTIME.fullmatch(class_name)
+    if match is not None:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"{INDEX_NAME} names the pipeline {shown(class_name)}: the repo holds the model for"
+            f" {_RUNTIMES[match[1]]}; use the repo of the same model for diffusers and PyTorch",
+        )
 
 
 def title(class_name: str) -> str:

@@ -15,7 +15,7 @@ from sd_api.reasons import Reason
 from sd_loader.diffusers_repo import config_limits as limits
 from sd_loader.diffusers_repo.classes import Role, config_class, entry, known
 from sd_loader.errors import LoaderError
-from sd_loader.snippet import snippet
+from sd_loader.snippet import json_snippet
 
 _ANY = "any"
 _NESTED = "config "
@@ -27,13 +27,44 @@ _MOST_DEPTH = 4
 """Objects in objects. The settings of rotary positions have one per type of layer."""
 _MOST_WHOLE = 1 << 20
 _MOST_FRACTION = 1e12
+_MOST_MODULES = 512
+_COUNTS_MODULES = re.compile(
+    r"(?:.*_)?(?:n_layer|layers|blocks|depths?|experts|flows|layers_per(?:_\w+)?_block)"
+)
+"""Names of the numbers of layers. Each layer takes memory and time, before any weight is read."""
+_MOST_POSITIONS = 1024
+"""A table of positions has the square of this number of rows, and is computed for any model."""
 _NUMBERS: Mapping[str, tuple[float, float]] = {
     **limits.NUMBERS,
+    "extra_ids": (0, 4096),
+    "feature_size": (1, 1024),
+    "fft_window_size": (1, 1 << 14),
+    "max_pixels": (0, _MOST_FRACTION),
     "max_position_embeddings": (0, 1 << 24),
-    "num_hidden_layers": (0, 512),
+    "min_pixels": (0, _MOST_FRACTION),
+    "model_max_length": (0, 1e31),
+    "num_hidden_layers": (0, _MOST_MODULES),
+    "pos_embed_max_size": (1, _MOST_POSITIONS),
     "rope_theta": (0, _MOST_FRACTION),
+    **dict.fromkeys(
+        (
+            "DiTTransformer2DModel.sample_size",
+            "HunyuanDiT2DControlNetModel.sample_size",
+            "HunyuanDiT2DModel.sample_size",
+            "LatteTransformer3DModel.sample_size",
+            "PixArtTransformer2DModel.sample_size",
+            "SanaTransformer2DModel.sample_size",
+            "Transformer2DModel.sample_size",
+            "sample_height",
+            "sample_width",
+        ),
+        (1, _MOST_POSITIONS),
+    ),
 }
-"""Language models have more layers and longer prompts than the text encoders of SD."""
+"""Numbers of these classes that are larger than those of SD, or take memory when a class is made.
+
+transformers writes 10**30 as the length of prompts of a tokenizer that does not state it.
+"""
 
 
 def listed_config(config: Mapping[str, Any], class_name: str, path: str) -> dict[str, Any]:
@@ -51,7 +82,7 @@ def listed_scheduler(config: Mapping[str, Any], class_name: str, path: str) -> d
     """
     kept = _kept(config, class_name, path)
     for name, kinds in _keys_of_schedulers().items():
-        if name in config and name not in kept and _fits(name, config[name], kinds):
+        if name in config and name not in kept and _fits("", name, config[name], kinds):
             kept[name] = config[name]
     return kept
 
@@ -62,9 +93,14 @@ def plain_settings(
     """The allowed keys of some settings. Refuse a value that is not plain data."""
     kept = {name: settings[name] for name in sorted(allowed & settings.keys())}
     for name, value in kept.items():
-        if not _fits(name, value, frozenset({_ANY})):
-            raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{path}: {name} is {snippet(str(value))}")
+        if not is_plain(name, value):
+            raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{path}: {name} is {json_snippet(value)}")
     return kept
+
+
+def is_plain(name: str, value: object) -> bool:
+    """Whether the value of a key is plain data: numbers and words within limits, in any order."""
+    return _fits("", name, value, frozenset({_ANY}))
 
 
 def _kept(config: Mapping[str, Any], class_name: str, path: str) -> dict[str, Any]:
@@ -83,12 +119,12 @@ def _kept(config: Mapping[str, Any], class_name: str, path: str) -> dict[str, An
                 **_kept(value, inner, f"{path}: {name}"),
                 "model_type": entry(inner)["model_type"],
             }
-        elif _fits(name, value, frozenset(kind.partition("[")[0] for kind in kinds)):
+        elif _fits(class_name, name, value, frozenset(kind.partition("[")[0] for kind in kinds)):
             kept[name] = value
         else:
             raise LoaderError(
                 Reason.UNSUPPORTED_FORMAT,
-                f"{path}: {name} is {snippet(str(value))}, which {class_name} cannot have",
+                f"{path}: {name} is {json_snippet(value)}, which {class_name} cannot have",
             )
     return kept
 
@@ -104,7 +140,7 @@ def _keys_of_schedulers() -> Mapping[str, frozenset[str]]:
     return found
 
 
-def _fits(name: str, value: object, kinds: frozenset[str], depth: int = 0) -> bool:
+def _fits(class_name: str, name: str, value: object, kinds: frozenset[str], depth: int = 0) -> bool:
     """Whether a value is of one of the kinds, or a list of such values. Each key may be null."""
     is_any = _ANY in kinds
     match value:
@@ -115,13 +151,15 @@ def _fits(name: str, value: object, kinds: frozenset[str], depth: int = 0) -> bo
         case int() | float():
             is_whole = isinstance(value, int) and "float" not in kinds
             most = _MOST_WHOLE if is_whole and depth == 0 else _MOST_FRACTION
-            low, high = _NUMBERS.get(name, (-most, most))
+            if _COUNTS_MODULES.fullmatch(name) is not None:
+                most = _MOST_MODULES
+            low, high = limits.limit(_NUMBERS, class_name, name) or (-most, most)
             return (is_any or bool(kinds & {"int", "float"})) and low <= value <= high
         case str():
             return (is_any or "str" in kinds) and _WORD.fullmatch(value) is not None
         case list():
             return len(value) <= _MOST_ITEMS and all(
-                _fits(name, item, kinds, depth) for item in value
+                _fits(class_name, name, item, kinds, depth) for item in value
             )
         case dict():
             return (
@@ -129,7 +167,8 @@ def _fits(name: str, value: object, kinds: frozenset[str], depth: int = 0) -> bo
                 and len(value) <= _MOST_ITEMS
                 and depth < _MOST_DEPTH
                 and all(
-                    _WORD.fullmatch(key) is not None and _fits(key, item, kinds, depth + 1)
+                    _WORD.fullmatch(key) is not None
+                    and _fits(class_name, key, item, kinds, depth + 1)
                     for key, item in value.items()
                 )
             )

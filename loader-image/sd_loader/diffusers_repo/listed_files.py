@@ -24,6 +24,7 @@ from sd_loader.diffusers_repo.component_files import (
 )
 from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME
 from sd_loader.diffusers_repo.listed import AnyPipeline, ListedPipeline
+from sd_loader.diffusers_repo.settings_files import GENERATION_CONFIG
 from sd_loader.diffusers_repo.single_component import SingleComponent
 from sd_loader.errors import LoaderError, prefixing
 
@@ -36,7 +37,6 @@ CONFIGS: Mapping[Role, str] = {
 """The config of a component. Tokenizers and processors have several, of which none is needed."""
 STEMS: Mapping[Role, str] = {Role.MODEL: "diffusion_pytorch_model", Role.ENCODER: "model"}
 """The components that have weights, and the standard stem of their files."""
-GENERATION_CONFIG = "generation_config.json"
 PARSED_FILES = (
     "added_tokens.json",
     "chat_template.json",
@@ -46,8 +46,8 @@ PARSED_FILES = (
     "tokenizer_config.json",
     "video_preprocessor_config.json",
 )
-"""Files of tokenizers and processors that could name code. They are parsed, and published as they
-are."""
+"""Files of tokenizers and processors that could name code. They are parsed, and published with
+their known settings."""
 COPIED_FILES = (
     "chat_template.jinja",
     "merges.txt",

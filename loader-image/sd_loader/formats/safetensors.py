@@ -12,7 +12,7 @@ from sd_loader.formats.fileio import read_at
 from sd_loader.formats.header import split_header
 from sd_loader.formats.limits import MAX_RANK, MAX_TENSORS, check_name
 from sd_loader.formats.metadata import Metadata
-from sd_loader.snippet import snippet
+from sd_loader.snippet import json_snippet, snippet
 from sd_loader.tensors import Dtype, Tensor
 
 LENGTH_BYTES = 8
@@ -46,8 +46,8 @@ def read_header(fd: int, size: int) -> tuple[dict[str, Tensor], Metadata]:
         _refuse(f"truncated: it ends after {size} of at least {data_start} bytes")
     header, metadata = _parse(fd, length)
     # Metadata that are a table have been taken out.
-    if (other := header.pop(_METADATA, {})) != {}:
-        _refuse(f"the safetensors metadata is not a table of strings: {snippet(str(other), 20)}")
+    if (other := header.pop(_METADATA, None)) not in (None, {}):
+        _refuse(f"the safetensors metadata is not a table of strings: {json_snippet(other, 20)}")
     if not header:
         raise LoaderError(Reason.NOT_A_MODEL, "a safetensors file without tensors")
     if len(header) > MAX_TENSORS:
@@ -123,7 +123,7 @@ def _dtype(name: str, label: object) -> Dtype:
             f" version of the model in fp16, bf16 or fp32 (seen: {snippet(name)})",
         )
     raise LoaderError(
-        Reason.UNSUPPORTED_FORMAT, f"tensor {name}: dtype {snippet(str(label), 20)} is unknown"
+        Reason.UNSUPPORTED_FORMAT, f"tensor {name}: dtype {json_snippet(label, 20)} is unknown"
     )
 
 

@@ -7,6 +7,7 @@ from enum import Enum
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
+from sd_loader.formats.safetensors import LENGTH_BYTES
 
 HEAD_BYTES = 4096
 """Number of first bytes of a file that `identify` needs."""
@@ -14,6 +15,8 @@ HEAD_BYTES = 4096
 LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 ZIP_MAGIC = b"PK\x03\x04"
 TAR_MAGIC = (257, b"ustar")
+_UPPER = slice(LENGTH_BYTES - 3, LENGTH_BYTES)
+"""The upper bytes of the length of a safetensors header. It has less than a terabyte."""
 
 
 class Container(Enum):
@@ -62,7 +65,7 @@ def identify(head: bytes, size: int) -> Container:
         return Container.ZIP
     if head.startswith(LEGACY_TORCH_MAGIC):
         return Container.LEGACY_TORCH
-    if head[8:9] == b"{" and head[5:8] == bytes(3):  # A header of less than a terabyte.
+    if head[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{" and not any(head[_UPPER]):
         return Container.SAFETENSORS
     for magic, what in _OTHER_MODELS:
         if head.startswith(magic):
@@ -71,16 +74,28 @@ def identify(head: bytes, size: int) -> Container:
         raise LoaderError(
             Reason.UNSAFE_MODEL, "the file is a bare Python pickle, not written by torch.save"
         )
-    raise LoaderError(Reason.NOT_A_MODEL, f"the file is {_name(head, size)}")
+    name = _name(head, size)
+    if name is not None:
+        raise LoaderError(Reason.NOT_A_MODEL, f"the file is {name}")
+    if len(head) > LENGTH_BYTES and not any(head[LENGTH_BYTES:]) and not any(head[_UPPER]):
+        raise LoaderError(
+            Reason.DAMAGED_FILE,
+            "the file begins with zeros: its download or upload was probably interrupted",
+        )
+    raise LoaderError(
+        Reason.NOT_A_MODEL,
+        f"the file is of an unknown kind (it begins with the bytes {head[:8].hex(' ')})",
+    )
 
 
-def _name(head: bytes, size: int) -> str:
+def _name(head: bytes, size: int) -> str | None:
+    """Name the kind of a file that is not a model. None if it is unknown."""
     for offset, magic, what in _NO_MODELS:
         if head.startswith(magic, offset):
             return what
     text = _text(head)
     if text is None:
-        return f"of an unknown kind (it begins with the bytes {head[:8].hex(' ')})"
+        return None
     if _MARKUP.search(text):
         return "an HTML page"
     if text.startswith("<"):

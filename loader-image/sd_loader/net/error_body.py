@@ -8,9 +8,11 @@ read messages of hosts inside the cluster's network.
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import unicodedata
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 import httpx2
@@ -24,8 +26,11 @@ FROM_PUBLIC_ADDRESS = "from_public_address"
 """Extension of a response: whether the loader itself connected to a public address."""
 
 _MAX_CHARS = 160
-_KEYS = ("message", "error", "detail")
-"""The usual names of an error's text in JSON. If there are several, the first one counts."""
+_KEYS = ("message", "error_description", "error", "detail", "msg", "reason", "title")
+"""The usual names of an error's text in JSON, in any case. If there are several, the first one
+counts."""
+_XML_MESSAGE = re.compile(r"\s*<(?:\?xml|Error\b).*?<Message>([^<]+)</Message>", re.DOTALL)
+"""The error of an object store: S3, Google's, Azure's."""
 _TITLE = re.compile(r"<title[^>]{0,99}>([^<]+)", re.IGNORECASE)
 _LINK = re.compile(r"//|\\|@|\]\(|www\.|:\S|\w\.\w[^/?#]{0,250}[/?#]|\d(?:\.\d+){3}", re.IGNORECASE)
 """What makes a word a link, or lets a viewer of the message turn it into one."""
@@ -74,28 +79,52 @@ def is_bot_protection(response: httpx2.Response, body: str) -> bool:
 def quotation(response: httpx2.Response, body: str, header: str = "") -> str:
     """Return `; the source says: …`, from a header or the body. Empty if nothing is quoted.
 
-    A JSON body is quoted by its message. A page is quoted by its title, unless the response has an
-    error status, which says the same as the titles of error pages.
+    A body in JSON or XML is quoted by its message. A page is quoted by its title, unless the
+    response has an error status, which says the same as the titles of error pages.
     """
     if not response.extensions.get(FROM_PUBLIC_ADDRESS):
         return ""
-    words = _harmless(header) or _harmless(_message(body))
+    words = _harmless(header) or _harmless(_message(body) or _xml_message(body))
     if not words and response.is_success:
         words = _harmless(_title(body))
     return f"; the source says: {words}" if words else ""
 
 
 def _message(body: str) -> str:
-    if not body.lstrip().startswith("{"):
+    if not body.lstrip().startswith(("{", "[")):
         return ""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
         return ""
-    texts = [content.get(key) for key in _KEYS]
-    if isinstance(content.get("error"), dict):
-        texts.append(content["error"].get("message"))
+    return next((text for it in _error_objects(content) if (text := _text(it))), "")
+
+
+def _error_objects(content: object) -> Iterator[dict[str, object]]:
+    """Yield a response's object and the objects in it that may have the text of an error."""
+    if isinstance(content, list):
+        content = content[0] if len(content) == 1 else None
+    if not isinstance(content, dict):
+        return
+    yield content
+    errors = content.get("errors")
+    for inner in (content.get("error"), *(errors[:1] if isinstance(errors, list) else ())):
+        if isinstance(inner, dict):
+            yield inner
+            yield from (it for it in inner.values() if isinstance(it, dict))
+        elif isinstance(inner, str):
+            yield {"message": inner}
+
+
+def _text(content: Mapping[str, object]) -> str:
+    values = {key.lower(): value for key, value in content.items()}
+    texts = (values.get(key) for key in _KEYS)
     return next((text for text in texts if isinstance(text, str) and text.strip()), "")
+
+
+def _xml_message(body: str) -> str:
+    match = _XML_MESSAGE.match(body)
+    return html.unescape(match[1]) if match else ""
 
 
 def _title(body: str) -> str:

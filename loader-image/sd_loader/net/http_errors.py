@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from email.utils import parsedate_to_datetime
 from typing import Protocol, TypeVar
@@ -17,6 +18,8 @@ from sd_loader.snippet import snippet
 
 T = TypeVar("T")
 
+_SIGNATURE = re.compile(r"[?&](?:X-(?:Amz|Goog)-Signature|Signature|sig)=", re.IGNORECASE)
+"""The parameter of a presigned link to S3, Google's store, CloudFront or Azure's store."""
 _MAX_URL_CHARS = 200
 """Characters of a url in a message, so that what the source says fits too."""
 
@@ -58,6 +61,7 @@ def refused(
         response.status_code,
         token_sent=token_sent,
         is_elsewhere=is_elsewhere,
+        is_signed=_SIGNATURE.search(url) is not None,
         blocks_programs=is_bot_protection(response, body),
     )
     message = shown + (f": {what}" if what else "") + quotation(response, body, words)
@@ -67,12 +71,13 @@ def refused(
 
 
 def _meaning(
-    status: int, *, token_sent: bool, is_elsewhere: bool, blocks_programs: bool
+    status: int, *, token_sent: bool, is_elsewhere: bool, is_signed: bool, blocks_programs: bool
 ) -> tuple[Reason, str]:
     """Return the reason for a status, and a few words about it.
 
     is_elsewhere: whether another host than the link's sent the status. It did not receive the
-    token, and the link that led to it came from the source.
+    token, and the link that led to it came from the source. is_signed: whether the link itself
+    proves that its bearer may read the file, often for some hours only.
     """
     match status:
         case 404:
@@ -83,10 +88,15 @@ def _meaning(
             return Reason.RATE_LIMITED, "too many requests"
         case 408 | 425:
             return Reason.SOURCE_UNREACHABLE, ""
-        case _ if 400 <= status < 500 and blocks_programs:
+        case _ if status >= 400 and blocks_programs:
             return Reason.SOURCE_UNREACHABLE, "its bot protection lets only browsers through"
         case 401 | 402 | 403 | 451 if is_elsewhere:
             return Reason.ACCESS_DENIED, "access is denied"
+        case 401 | 403 if is_signed:
+            return (
+                Reason.REQUEST_REJECTED,
+                "it does not accept the link's signature, which may have expired",
+            )
         case 401 if token_sent:
             return Reason.AUTHENTICATION_REQUIRED, "the token is not valid"
         case 401:

@@ -37,7 +37,8 @@ class Limiter:
 def network(address: str) -> str:
     """Return the caller behind an address: the address itself, or its /64 network for IPv6.
 
-    A customer usually has a whole /64, and could evade a limit on single IPv6 addresses.
+    A customer usually has a whole /64, and could evade a limit on single IPv6 addresses. Some
+    proxies write IPv4 addresses as IPv6 ones, all of which are in the same /64.
     """
     try:
         parsed = ipaddress.ip_address(address)
@@ -45,4 +46,6 @@ def network(address: str) -> str:
         return address
     if parsed.version == 4:
         return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
     return str(ipaddress.ip_network((parsed, 64), strict=False))

@@ -251,6 +251,16 @@ def test_tokenizer_that_names_code_is_refused(opened: OpenFiles, configs: Path) 
     assert caught.value.reason is Reason.UNSAFE_MODEL
 
 
+def test_tokenizer_keeps_its_known_settings_only(opened: OpenFiles, configs: Path) -> None:
+    """The settings of such a repo are those of any other repo."""
+    known = {"extra_ids": 100, "tokenizer_class": "T5Tokenizer"}
+    unknown = {"vocab_file": "/etc/passwd", "sp_model_kwargs": {"model_file": "/etc/passwd"}}
+    name = "tokenizer_3/tokenizer_config.json"
+    (configs / name).write_text(json.dumps(known | unknown))
+    files = {file.path: file for file in planned(opened, configs, whole("sd-3")).files}
+    assert json.loads(files[name].content) == known
+
+
 def test_repo_without_the_tokenizer_is_refused(opened: OpenFiles, tmp_path: Path) -> None:
     """The message names the repo and the folder."""
     with pytest.raises(LoaderError, match=r"stable-diffusion-3\.5-medium has neither") as caught:

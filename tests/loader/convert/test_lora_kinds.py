@@ -55,6 +55,19 @@ KINDS = [
     (under(KOHYA, "q_layer.weight", "p_layer.weight", "lambda_layer"), f"{LYCORIS} T-LoRA"),
     (under(KOHYA, "up_list.0", "down_list.0"), f"{LYCORIS} DyLoRA"),
     (under(f"oft_unet_{ORIGINAL.replace('.', '_')}", "oft_blocks"), "an OFT of sd-scripts"),
+    (
+        under(
+            "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0"
+            ".attention_blocks.0.to_q",
+            "lora.down.weight",
+            "lora.up.weight",
+        ),
+        "a motion LoRA of AnimateDiff",
+    ),
+    (
+        under("lora_unet_up_blocks_1_motion_modules_0_proj_in", "lora_down.weight"),
+        "a motion LoRA of AnimateDiff",
+    ),
     (partial(with_lora, "scalar"), "a LyCORIS with trained scalars (use_scalar)"),
     (
         partial(with_lora, "lora_mid.weight"),

@@ -128,6 +128,29 @@ FORMATS = [
         id="quanto",
     ),
     pytest.param({f"{UNET}.weight_scale": F32}, "with scales", ".weight_scale", id="scale alone"),
+    pytest.param({f"{UNET}.weight": F8, f"{UNET}.scale": F32}, "scaled fp8", ".scale", id="scale"),
+    pytest.param(
+        {
+            f"{UNET}.weight_packed": U8,
+            f"{UNET}.weight_scale": F8,
+            f"{UNET}.weight_global_scale": F32,
+        },
+        "nvfp4",
+        ".weight_global_scale",
+        id="nvfp4, global scale",
+    ),
+    *(
+        pytest.param({f"{UNET}.{part}": U8, f"{UNET}.scale": F32}, what, f".{part}", id=part)
+        for part, what in (
+            ("_weight_qdata", "torchao"),
+            ("encoded_exponent", "DFloat11"),
+            ("input_quantizer._amax", "by NVIDIA ModelOpt"),
+            ("q_weight", "EXL2"),
+            ("weight:_data", "torchao"),
+            ("weight_packed", "by compressed-tensors"),
+            ("zero_point", "by SDNQ"),
+        )
+    ),
 ]
 
 
@@ -146,7 +169,8 @@ def test_checkpoint_without_scales_is_not_quantized(dtype):
     """Plain fp8 is read, and whole numbers such as position ids are not weights."""
     found = {name: Tensor(-1, dtype, shape, 0) for name, shape in sdxl_shapes(TINY_SDXL).items()}
     ids = {"cond_stage_model.transformer.text_model.embeddings.position_ids": Dtype.I64}
-    refuse_quantized(found | described(ids))
+    norm = {f"{UNET}.norm.scale": dtype}
+    refuse_quantized(found | described(ids | norm))
 
 
 KINDS = [
@@ -204,6 +228,7 @@ BITSANDBYTES = {"quant_method": "bitsandbytes"}
             "int8, by bitsandbytes",
         ),
         ({"quant_method": "torchao"}, "torchao"),
+        ({"method": "svdquant", "weight": {"dtype": "int4"}}, "svdquant"),
         ({"x": 1}, "by an unknown method"),
         ([1], "by an unknown method"),
     ],

@@ -40,7 +40,14 @@ def index(**changes: Any) -> bytes:
         (b"", Reason.DAMAGED_FILE, "not valid JSON"),
         (b"[]", Reason.DAMAGED_FILE, "not a JSON object"),
         (b"\xff\xfe", Reason.DAMAGED_FILE, "not valid JSON"),
-        (index(_class_name=None), Reason.UNSAFE_MODEL, "custom pipeline"),
+        (index(_class_name=["my_pipeline", "MyPipeline"]), Reason.UNSAFE_MODEL, "custom pipeline"),
+        (
+            index(_class_name=None),
+            Reason.UNSUPPORTED_FORMAT,
+            "_class_name is null; it should be the class of a pipeline",
+        ),
+        (index(_class_name="absent"), Reason.UNSUPPORTED_FORMAT, "_class_name is null"),
+        (index(_class_name=""), Reason.UNSUPPORTED_FORMAT, '_class_name is ""; it should be'),
         (index(_class_name="StableDiffusionPipeline\u200b"), Reason.UNSUPPORTED_FORMAT, "Pipeline"),
         (
             index(**{"../../evil": ["diffusers", "UNet2DConditionModel"]}),
@@ -60,15 +67,27 @@ def index(**changes: Any) -> bytes:
         (index(vae=["diffusers", "os.system"]), Reason.UNSUPPORTED_FORMAT, "os.system"),
         (index(vae=["os", "system"]), Reason.UNSAFE_MODEL, "os"),
         (index(vae=["transformers", "AutoencoderKL"]), Reason.UNSUPPORTED_FORMAT, "transformers"),
-        (index(vae=["diffusers"]), Reason.UNSUPPORTED_FORMAT, "vae"),
-        (index(vae=["diffusers", None]), Reason.UNSUPPORTED_FORMAT, "vae"),
+        (
+            index(vae=["diffusers"]),
+            Reason.UNSUPPORTED_FORMAT,
+            'vae is ["diffusers"]; it should name a library and a class',
+        ),
+        (
+            index(vae=["diffusers", None]),
+            Reason.UNSUPPORTED_FORMAT,
+            'vae is ["diffusers", null]; it should name a library and a class',
+        ),
         (index(vae="absent"), Reason.UNSUPPORTED_FORMAT, "lacks vae"),
         (index(tokenizer="absent"), Reason.UNSUPPORTED_FORMAT, "lacks tokenizer"),
         (index(text_encoder="absent"), Reason.UNSUPPORTED_FORMAT, "lacks text_encoder"),
         (index(safety_checker=["evil", "Checker"]), Reason.UNSAFE_MODEL, "evil"),
         (index(prior=["diffusers", "PriorTransformer"]), Reason.UNSUPPORTED_FORMAT, "prior"),
         (index(requires_safety_checker="x"), Reason.UNSUPPORTED_FORMAT, "requires_safety"),
-        (index(custom={"a": 1}), Reason.UNSUPPORTED_FORMAT, "custom"),
+        (
+            index(custom={"a": 1}),
+            Reason.UNSUPPORTED_FORMAT,
+            'custom is {"a": 1}; it should be a number, true, false or null',
+        ),
         (
             index(
                 text_encoder_2=["transformers", "CLIPTextModelWithProjection"],

@@ -114,7 +114,7 @@ REFUSED: list[Any] = [
     (UNET, {"layers_per_block": [64] * 4}, "unet lacks the tensor"),
     (VAE, {"scaling_factor": 0}, "scaling_factor is 0; it should be a number above 0"),
     (VAE, {"act_fn": "evil"}, "act_fn is evil"),
-    (VAE, {"sample_size": None}, "sample_size is None"),
+    (VAE, {"sample_size": None}, "sample_size is null"),
     (VAE, {"mid_block_add_attention": "no"}, "mid_block_add_attention is no"),
     (TEXT_ENCODER, {"hidden_act": "evil"}, "hidden_act is evil"),
     (TEXT_ENCODER, {"text_config": {"vocab_size": 1 << 31}}, "vocab_size is 2147483648"),

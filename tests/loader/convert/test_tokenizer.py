@@ -189,7 +189,7 @@ REFUSED = [
     ),
     pytest.param(
         changed("vocab.json", **{"": WORDS}),
-        "tokenizer: a token is not a text of 1 to 512 characters: ",
+        'tokenizer: a token is not a text of 1 to 512 characters: ""',
         id="an empty word",
     ),
     pytest.param(
@@ -199,7 +199,7 @@ REFUSED = [
     ),
     pytest.param(
         changed("added_tokens.json", **{"<a>": str(WORDS)}),
-        f"tokenizer: an id in added_tokens.json is not a whole number: {WORDS}",
+        f'tokenizer: an id in added_tokens.json is not a whole number: "{WORDS}"',
         id="an id as text",
     ),
     pytest.param(
@@ -260,7 +260,7 @@ REFUSED = [
     ),
     pytest.param(
         changed(CONFIG, bos_token={"evil": 1}) | {MAP: {}},
-        "tokenizer: bos_token has a value that is not a token: {'evil': 1}",
+        'tokenizer: bos_token has a value that is not a token: {"evil": 1}',
         id="a special token without content",
     ),
     pytest.param(

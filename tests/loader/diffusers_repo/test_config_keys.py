@@ -15,6 +15,7 @@ UNET, VAE, TEXT = "UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel"
 DPM = "DPMSolverMultistepScheduler"
 NUMBER = "a whole number from 0 to 65,536"
 SIZE = "a whole number from 1 to 65,536"
+SIZES = "a list of whole numbers from 1 to 65,536"
 
 
 def kept(config: dict[str, Any], class_name: str) -> dict[str, Any]:
@@ -59,9 +60,7 @@ REFUSED = [
     (UNET, "sample_size", "x", f"{SIZE}, or a list of such"),
     (UNET, "sample_size", 10**9, f"{SIZE}, or a list of such"),
     (UNET, "sample_size", {"a": 1}, f"{SIZE}, or a list of such"),
-    (UNET, "block_out_channels", [], f"a list of {SIZE}"),
-    (UNET, "block_out_channels", [[8]], f"a list of {SIZE}"),
-    (UNET, "block_out_channels", [8] * 17, f"a list of {SIZE}"),
+    (UNET, "block_out_channels", [[8]], SIZES),
     (UNET, "num_class_embeds", 2 * 10**9, NUMBER),
     (UNET, "num_class_embeds", -1, NUMBER),
     (UNET, "num_class_embeds", 1.5, NUMBER),
@@ -83,14 +82,14 @@ REFUSED = [
     (UNET, "dual_cross_attention", True, "false"),
     (VAE, "scaling_factor", 0, "a number above 0 and up to 65,536"),
     (VAE, "down_block_types", ["DownBlock2D"], "a list of DownEncoderBlock2D"),
-    (VAE, "latents_std", [0.0], "a list of a number above 0 and up to 65,536"),
+    (VAE, "latents_std", [0.0], "a list of numbers above 0 and up to 65,536"),
     (TEXT, "hidden_act", "evil", "quick_gelu"),
     (TEXT, "vocab_size", 1 << 31, "a whole number from 1 to 1,048,576"),
     (TEXT, "layer_norm_eps", None, "a number from 0 to 65,536"),
     (TEXT, "num_hidden_layers", 0, "a whole number from 1 to 64"),
     (DPM, "num_train_timesteps", 2_000_000_000, "a whole number from 1 to 4,096"),
-    (DPM, "trained_betas", "x", "a list of a number from 0 to 1"),
-    (DPM, "trained_betas", [2.0], "a list of a number from 0 to 1"),
+    (DPM, "trained_betas", "x", "a list of numbers from 0 to 1"),
+    (DPM, "trained_betas", [2.0], "a list of numbers from 0 to 1"),
     (DPM, "beta_schedule", "../../evil", "linear or scaled_linear or squaredcos_cap_v2"),
     (DPM, "use_karras_sigmas", None, "true or false"),
     (DPM, "beta_start", -math.inf, "a number from 0 to 1"),
@@ -107,6 +106,53 @@ def test_value_that_a_class_cannot_have_is_refused(class_name, key, value, expec
     assert caught.value.message.startswith(f"x/config.json: {key} is ")
     assert "; it should be " in caught.value.message
     assert expected in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("class_name", "key", "count", "most"),
+    [
+        (UNET, "block_out_channels", 0, "16"),
+        (UNET, "block_out_channels", 17, "16"),
+        (UNET, "attention_head_dim", 17, "16"),
+        (DPM, "trained_betas", 0, "65,536"),
+        ("UniPCMultistepScheduler", "disable_corrector", 70_000, "65,536"),
+    ],
+)
+def test_list_of_a_wrong_length_is_refused(class_name, key, count, most):
+    """The message says how many items it has, since each of them is right."""
+    with pytest.raises(LoaderError) as caught:
+        kept({key: [1] * count}, class_name)
+    assert caught.value.message == (
+        f"x/config.json: {key} has {count} items; it should have 1 to {most}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("class_name", "key", "value", "shown"),
+    [
+        (UNET, "center_input_sample", "true", '"true"'),
+        (TEXT, "num_hidden_layers", "11", '"11"'),
+        (UNET, "act_fn", "", '""'),
+        (UNET, "norm_num_groups", None, "null"),
+        (UNET, "cross_attention_dim", True, "true"),
+        (UNET, "up_block_types", ["x"], '["x"]'),
+        ("EulerDiscreteScheduler", "sigma_min", math.inf, "Infinity"),
+    ],
+)
+def test_value_is_shown_as_json_has_it(class_name, key, value, shown):
+    """A text that reads as a number or as true would make the message contradict itself."""
+    with pytest.raises(LoaderError) as caught:
+        kept({key: value}, class_name)
+    assert caught.value.message.startswith(f"x/config.json: {key} is {shown}; it should be ")
+
+
+@pytest.mark.parametrize("number", [10**4000, -(10**4000), -(2**65)])
+def test_whole_number_without_an_end_is_refused(number):
+    """Such a number does not fit any float."""
+    for key in ("lambda_min_clipped", "beta_start", "num_train_timesteps"):
+        with pytest.raises(LoaderError, match=f"{key} is -?\\d{{19}}"):
+            kept({key: number}, DPM)
+        assert allowed_scheduler({"sigma_min": number}, DPM, "x.json") == {}
 
 
 ACCEPTED = [

@@ -63,3 +63,23 @@ def test_a_scheduler_keeps_the_keys_of_other_schedulers():
     config = {"shift": 3.0, "beta_schedule": "scaled_linear", "evil": "x"}
     kept = listed_scheduler(config, "FlowMatchEulerDiscreteScheduler", "x")
     assert kept == {"shift": 3.0, "beta_schedule": "scaled_linear"}
+
+
+@pytest.mark.parametrize(
+    ("class_name", "key"),
+    [
+        ("FluxTransformer2DModel", "num_layers"),
+        ("FluxTransformer2DModel", "num_single_layers"),
+        ("HiDreamImageTransformer2DModel", "num_routed_experts"),
+        ("Kandinsky5Transformer3DModel", "num_visual_blocks"),
+        ("Qwen2_5_VLForConditionalGeneration", "num_hidden_layers"),
+        ("UNetMotionModel", "layers_per_block"),
+        ("PixArtTransformer2DModel", "sample_size"),
+        ("SD3Transformer2DModel", "pos_embed_max_size"),
+    ],
+)
+def test_a_config_cannot_ask_for_any_number_of_layers_or_positions(class_name, key):
+    """Both libraries make all layers and tables of positions before they read any weight."""
+    assert listed_config({key: 40}, class_name, "x") == {key: 40}
+    with pytest.raises(LoaderError, match=f"x: {key} is 100000, which \\w+ cannot have"):
+        listed_config({key: 100_000}, class_name, "x")

@@ -78,6 +78,21 @@ def test_messages_name_the_pipeline(class_name, shown):
             f" ({DIFFUSERS}) or is code of the repo's own",
             id="newer pipeline",
         ),
+        *(
+            pytest.param(
+                flux(_class_name=name),
+                Reason.UNSUPPORTED_FORMAT,
+                f"model_index.json names the pipeline {name}: the repo holds the model for"
+                f" {runtime}; use the repo of the same model for diffusers and PyTorch",
+                id=name,
+            )
+            for name, runtime in (
+                ("FlaxStableDiffusionPipeline", "Flax"),
+                ("OnnxStableDiffusionPipeline", "ONNX Runtime"),
+                ("ORTStableDiffusionXLPipeline", "ONNX Runtime"),
+                ("OVStableDiffusionPipeline", "OpenVINO"),
+            )
+        ),
         pytest.param(
             flux(transformer=["diffusers", "FluxNextModel"]),
             Reason.UNSUPPORTED_FORMAT,

@@ -68,7 +68,11 @@ def test_a_model_file_is_identified_by_its_magic_bytes(head, container):
         pytest.param(b"RIFF\1\2\3\4WEBP", Reason.NOT_A_MODEL, "a WebP image", id="WebP"),
         pytest.param(b"\x7fELF\x02", Reason.NOT_A_MODEL, "a program", id="ELF"),
         pytest.param(b"\xc3\x28\xa0\xff" * 9, Reason.NOT_A_MODEL, "c3 28 a0 ff", id="anything"),
-        pytest.param(bytes(64), Reason.NOT_A_MODEL, "00 00 00 00", id="zeros"),
+        pytest.param(bytes(5000), Reason.DAMAGED_FILE, "begins with zeros: its down", id="zeros"),
+        pytest.param(
+            b"\x40\3\0\0\0\0\0\0" + bytes(99), Reason.DAMAGED_FILE, "zeros", id="zeros, length"
+        ),
+        pytest.param(bytes(8), Reason.NOT_A_MODEL, "00 00 00 00", id="too few zeros"),
         pytest.param(b"\x40\0\0\0", Reason.NOT_A_MODEL, "40 00 00 00", id="too short"),
         pytest.param(
             b"GGUF\x03\0\0\0",

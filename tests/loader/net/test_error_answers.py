@@ -220,11 +220,33 @@ def test_error_of_a_storage_host_names_the_link_and_the_host(
         (b"<html><script src='https://ct.captcha-delivery.com/c.js'></script></html>", {}),
     ],
 )
-def test_bot_protection_is_not_a_missing_licence(server, settings, into, body, headers):
+@pytest.mark.parametrize("status", [403, 503])
+def test_bot_protection_is_not_a_missing_licence(server, settings, into, body, headers, status):
     """No token helps against it, and it may let the next request through."""
-    error = refusal(failing(server, 403, body, **headers), settings, into)
+    error = refusal(failing(server, status, body, **headers), settings, into)
     assert error.reason is Reason.SOURCE_UNREACHABLE
-    assert error.message.endswith("answered 403: its bot protection lets only browsers through")
+    assert error.message.endswith(
+        f"answered {status}: its bot protection lets only browsers through"
+    )
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["X-Amz-Algorithm=a&X-Amz-Signature=s", "X-Goog-Signature=s", "sv=1&sig=s", "Signature=s"],
+)
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.usefixtures("public")
+def test_expired_signature_of_a_link_is_not_a_missing_licence(
+    server, settings, into, query, status
+):
+    """The link needs to be made again. No account has to do with it."""
+    body = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
+    error = refusal(f"{failing(server, status, body)}?{query}", settings, into)
+    assert error.reason is Reason.REQUEST_REJECTED
+    assert error.message.endswith(
+        f"answered {status}: it does not accept the link's signature, which may have expired"
+        f"{SAID}Request has expired"
+    )
 
 
 @pytest.mark.parametrize(
@@ -238,6 +260,21 @@ def test_bot_protection_is_not_a_missing_licence(server, settings, into, body, h
         pytest.param({"error": {"message": {}}}, "", id="an object in the error"),
         pytest.param({"detail": "d"}, "d", id="detail"),
         pytest.param(["message"], "", id="a list"),
+        pytest.param([{"error": {"message": "m"}}], "m", id="an object in a list"),
+        pytest.param([{"message": "m"}, {"message": "n"}], "", id="objects in a list"),
+        pytest.param({"title": "t", "status": 403}, "t", id="a problem's title"),
+        pytest.param({"title": "t", "detail": "d"}, "d", id="a problem's detail"),
+        pytest.param({"errors": [{"message": "m"}, {"message": "n"}]}, "m", id="errors"),
+        pytest.param({"errors": ["e"]}, "e", id="errors as text"),
+        pytest.param({"errors": [7], "error": {"json": {"message": "m"}}}, "m", id="tRPC"),
+        pytest.param({"error": "code", "error_description": "d"}, "d", id="OAuth"),
+        pytest.param({"Code": 1, "Message": "m"}, "m", id="capitals"),
+        pytest.param({"msg": "m", "code": 1}, "m", id="msg"),
+        pytest.param({"success": False, "reason": "r"}, "r", id="reason"),
+        pytest.param(b"<?xml version='1.0'?><Error><Message>a &amp; b</Message>", "a & b", id="S3"),
+        pytest.param(b"\xef\xbb\xbf<?xml ?><Error><Message>m</Message>", "m", id="Azure"),
+        pytest.param(b"<Error><Code>X</Code><Message>m</Message>", "m", id="XML alone"),
+        pytest.param(b"<html><Message>m</Message>", "", id="a message in a page"),
         pytest.param("message", "", id="a string"),
         pytest.param(b'{"message": "cut', "", id="incomplete"),
         pytest.param(b"[" * 9000, "", id="nested"),

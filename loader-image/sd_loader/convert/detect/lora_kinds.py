@@ -124,6 +124,7 @@ _BY_BEGINNING = (
 )
 """Kinds by the beginning of a name."""
 
+_MOTION = re.compile(r"[._]motion_modules[._]")
 _KINDS = (_OFT_OF_SD_SCRIPTS, *_BY_PART, *_BY_BEGINNING)
 
 
@@ -143,6 +144,9 @@ def refuse_other_adapters(tensors: Mapping[str, Tensor], *, by_role: bool = Fals
 
     by_role: only if the role of a tensor shows it, which no other model has.
     """
+    motion = next((name for name in tensors if _MOTION.search(name)), None)
+    if motion is not None:
+        raise _unsupported("a motion LoRA of AnimateDiff", motion)
     found = min(((number, name) for name in tensors for number in _kinds_of(name)), default=None)
     if found is not None and _KINDS[found[0]] not in _BY_BEGINNING:
         number, name = found

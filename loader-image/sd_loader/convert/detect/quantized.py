@@ -28,11 +28,23 @@ _BY_LAST_PART = {
     "W_q": "HQQ",
     "_data": "quanto",
     "weight_scale_2": "nvfp4",
+    "weight_global_scale": "nvfp4",
+    "weight_packed": "by compressed-tensors",
+    "q_weight": "EXL2",
+    "encoded_exponent": "DFloat11",
+    "sign_mantissa": "DFloat11",
+    "_weight_qdata": "torchao",
+    "weight:_data": "torchao",
+    "weight:qdata": "torchao",
+    "_amax": "by NVIDIA ModelOpt",
+    "zero_point": "by SDNQ",
     "weight_scale_inv": "scaled fp8, in blocks",
     "scale_weight": "scaled fp8",
 }
 """Formats by the last part of a tensor's name. An earlier row is more exact than a later one."""
 
+_SCALE = "scale"
+"""Last part of the name of a scale in some formats, but also of the weight of a norm."""
 _SCALES = ("weight_scale", "comfy_quant", "input_scale", "scale_input")
 """Last parts of names that many formats have. The type of the weight tells the formats apart."""
 _BY_WEIGHT = {
@@ -64,7 +76,7 @@ def refuse_quantized_config(config: Mapping[str, Any]) -> None:
     if not quantizer:
         return
     settings = quantizer if isinstance(quantizer, dict) else {}
-    method = settings.get("quant_method")
+    method = settings.get("quant_method", settings.get("method"))
     by = snippet(method, 20) if isinstance(method, str) else "by an unknown method"
     kind = settings.get("bnb_4bit_quant_type") if settings.get("load_in_4bit") else None
     if settings.get("load_in_8bit"):
@@ -92,6 +104,12 @@ def _format(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
     for part in _SCALES:
         if part in last_parts:
             return _by_weight(last_parts[part], tensors), last_parts[part]
+    if _SCALE in last_parts:
+        for name in tensors:
+            layer, _, part = name.rpartition(".")
+            weight = tensors.get(f"{layer}.weight")
+            if part == _SCALE and weight is not None and weight.dtype in _BY_WEIGHT:
+                return _BY_WEIGHT[weight.dtype], name
     for name, tensor in tensors.items():
         if name.endswith("weight") and len(tensor.shape) > 1 and tensor.dtype in _WHOLE:
             return _BY_WEIGHT[tensor.dtype], name

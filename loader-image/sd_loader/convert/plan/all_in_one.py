@@ -20,6 +20,7 @@ from sd_loader.convert.detect.variants import variant_of
 from sd_loader.convert.plan.config_rules import check_heads
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.precision import published_items, torch_dtype
+from sd_loader.convert.plan.repo_configs import settings_file
 from sd_loader.convert.plan.small_files import vocabulary_files
 from sd_loader.convert.tables import encoders
 from sd_loader.convert.tables.architecture import Component, fill_in, load_templates
@@ -36,19 +37,14 @@ from sd_loader.convert.write.files import (
     component_files,
     json_file,
 )
-from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME, parse_json
+from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
 from sd_loader.tensors import Dtype, Tensor, TensorFile
 
 _VAE = "vae"
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "spiece.model",
-)
+_VOCABULARIES = ("tokenizer.json", "spiece.model")
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _TOKENIZER_BYTES = 32 << 20
 """T5's tokenizer.json has 2.4 MB."""
 _PROJECTION = "text_projection.weight"
@@ -359,9 +355,9 @@ def _complete(configs: dict[str, Any], family: str, tensors: Mapping[str, Tensor
 
 
 def _tokenizer(configs: Path, folder: str, repo: str) -> list[SmallFile]:
-    """The files of T5's tokenizer, byte for byte."""
-    found = []
-    for name in _TOKENIZER_FILES:
+    """The files of T5's tokenizer: its vocabulary byte for byte, and its known settings."""
+    vocabularies = []
+    for name in _VOCABULARIES:
         path = configs / folder / name
         if not path.is_file():
             continue
@@ -369,16 +365,18 @@ def _tokenizer(configs: Path, folder: str, repo: str) -> list[SmallFile]:
             raise LoaderError(
                 Reason.UNSUPPORTED_FORMAT, f"{repo}: {folder}/{name} is larger than 32 MiB"
             )
-        found.append(SmallFile(f"{folder}/{name}", path.read_bytes()))
-    contents = {Path(file.path).name: file.content for file in found}
-    if not {"tokenizer.json", "spiece.model"} & contents.keys():
+        vocabularies.append(SmallFile(f"{folder}/{name}", path.read_bytes()))
+    if not vocabularies:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
             f"{repo} has neither tokenizer.json nor spiece.model in {folder}",
         )
-    # This refuses a name of code.
-    parse_json(contents.get("tokenizer_config.json", b"{}"), f"{folder}/tokenizer_config.json")
-    return found
+    settings = [
+        settings_file(configs / folder / name, f"{folder}/{name}")
+        for name in _SETTINGS
+        if (configs / folder / name).is_file()
+    ]
+    return vocabularies + settings
 
 
 def _warnings(layout: _Layout, unused: list[str], *, has_t5: bool) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from sd_loader.convert.tables import config_shapes, controlnet_shapes
 from sd_loader.diffusers_repo.config_keys import defaults
 from sd_loader.diffusers_repo.index import CONFIG_NAME
 from sd_loader.errors import LoaderError
-from sd_loader.snippet import snippet
+from sd_loader.snippet import json_snippet
 from sd_loader.tensors import Source
 
 _PER_LEVEL = (
@@ -28,6 +28,7 @@ _PER_LEVEL = (
     "reverse_transformer_layers_per_block",
     "transformer_layers_per_block",
 )
+_PER_CHANNEL = ("latents_mean", "latents_std")
 _PARTNERS = (
     ("addition_embed_type", ("text_time",), "addition_time_embed_dim"),
     ("addition_embed_type", ("text_time",), "projection_class_embeddings_input_dim"),
@@ -50,7 +51,7 @@ def contradiction(component: str, key: str, value: object, expected: str) -> NoR
     """Refuse a key's value. The message names what it should be."""
     raise LoaderError(
         Reason.CONVERSION_FAILED,
-        f"{component}/{CONFIG_NAME}: {key} is {snippet(str(value))}; it should be {expected}",
+        f"{component}/{CONFIG_NAME}: {key} is {json_snippet(value)}; it should be {expected}",
     )
 
 
@@ -109,6 +110,10 @@ def check_opens(
             None,
             "a list, as transformer_layers_per_block has a list in it",
         )
+    for key in _PER_CHANNEL:
+        items, channels = complete.get(key), complete.get("latent_channels")
+        if items is not None and len(items) != channels:
+            contradiction(component, key, items, f"of {channels} items, one for each channel")
     expected = _SHAPES.get(class_name)
     if expected is not None:
         try:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.snippet import snippet
+from sd_loader.snippet import json_snippet, snippet
 
 NAMED = (
     "bos_token",
@@ -130,7 +130,7 @@ def check_ids(ids: Mapping[str, int], rows: int) -> None:
 def check_word(word: object) -> str:
     """Return a token's text. Refuse one that the tokenizers library does not read."""
     if not isinstance(word, str) or not 0 < len(word) <= _MOST_CHARS:
-        refuse(f"a token is not a text of 1 to {_MOST_CHARS} characters: {snippet(str(word), 20)}")
+        refuse(f"a token is not a text of 1 to {_MOST_CHARS} characters: {json_snippet(word, 20)}")
     try:
         word.encode()
     except UnicodeEncodeError:  # JSON can escape half of a surrogate pair.
@@ -182,7 +182,7 @@ def _with_ids(
 
 def _id(value: object, where: str) -> int:
     if type(value) is not int:
-        refuse(f"an id in {where} is not a whole number: {snippet(str(value), 20)}")
+        refuse(f"an id in {where} is not a whole number: {json_snippet(value, 20)}")
     return value
 
 
@@ -192,7 +192,7 @@ def _token(
     """Read a word, or a token with its flags. is_special: whether it is, if no flag says it."""
     entry = {"content": value} if isinstance(value, str) else value
     if not isinstance(entry, dict) or "content" not in entry:
-        refuse(f"{where} has a value that is not a token: {snippet(str(value), 20)}")
+        refuse(f"{where} has a value that is not a token: {json_snippet(value, 20)}")
     special = entry.get("special", is_special)
     defaults = {**dict.fromkeys(_FLAGS, False), "normalized": not special, "special": special}
     flags = {flag: entry.get(flag, default) for flag, default in defaults.items()}

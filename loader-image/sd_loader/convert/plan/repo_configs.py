@@ -13,6 +13,7 @@ from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.quantized import refuse_quantized_config
 from sd_loader.convert.plan.config_rules import check_scheduler
 from sd_loader.convert.tables.architecture import load_architecture
+from sd_loader.convert.write.files import SmallFile, json_file
 from sd_loader.diffusers_repo.config_keys import (
     allowed_config,
     allowed_scheduler,
@@ -25,6 +26,7 @@ from sd_loader.diffusers_repo.index import (
     Pipeline,
     parse_json,
 )
+from sd_loader.diffusers_repo.settings_files import known_settings
 from sd_loader.errors import LoaderError, prefixing
 from sd_loader.snippet import snippet
 
@@ -57,6 +59,19 @@ def read_json(path: Path, *, infinite: bool = False, rewritten: bool = False) ->
     """Return a JSON object of the repo. infinite, rewritten: see `parse_json`."""
     name = f"{path.parent.name}/{path.name}"
     return parse_json(read_small(path), name, infinite=infinite, rewritten=rewritten)
+
+
+def settings_file(file: Path, path: str) -> SmallFile:
+    """A file of a tokenizer, a processor or text generation, with its known settings.
+
+    It keeps its bytes if all its settings are known. path: its path in the published folder.
+    """
+    content = read_small(file)
+    settings = parse_json(content, path)
+    kept = known_settings(file.name, settings, path)
+    # transformers does not read JSON in UTF-16 or with a byte order mark, as `json` does.
+    is_plain_utf8 = content.lstrip().startswith(b"{") and b"\0" not in content
+    return SmallFile(path, content) if kept == settings and is_plain_utf8 else json_file(path, kept)
 
 
 def component_config(

@@ -1,7 +1,7 @@
 """Plans the folder of a pipeline that has no key tables here: FLUX, for example.
 
 Weights are published under their own names, each file as it is unless `revision` narrows it.
-Tokenizers and processors are published as they are; other configs are parsed and written again.
+Vocabularies are published as they are. Configs are parsed, and lose all keys that no class reads.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.quantized_repo import precision_of
 from sd_loader.convert.plan.replaced import Given, replaced_model
 from sd_loader.convert.plan.repo_component import files_of
-from sd_loader.convert.plan.repo_configs import read_json, read_small
+from sd_loader.convert.plan.repo_configs import read_json, settings_file
 from sd_loader.convert.plan.repo_model import model_config, plan_model
 from sd_loader.convert.tables.transformers import TRANSFORMER
 from sd_loader.convert.write.files import (
@@ -28,16 +28,13 @@ from sd_loader.convert.write.files import (
 )
 from sd_loader.diffusers_repo.classes import Role
 from sd_loader.diffusers_repo.component_files import RepoFile
-from sd_loader.diffusers_repo.index import INDEX_NAME, parse_json
+from sd_loader.diffusers_repo.index import INDEX_NAME
 from sd_loader.diffusers_repo.listed import Component, ListedPipeline
 from sd_loader.diffusers_repo.listed_files import CONFIGS, STEMS, choose_pipeline_files
 from sd_loader.errors import prefixing
 
 CHECKED_NAMES = "names"
 """status.artifact.checked of a folder whose tensors were not compared with an architecture."""
-
-_FILE_KEYS = ("_file", "_files")
-"""Ends of keys of a tokenizer_config.json that name other files, which transformers would read."""
 
 
 def plan_listed_repo(
@@ -110,16 +107,7 @@ def _settings(repo: Path, name: str, component: Component) -> SmallFile:
 
 def _parsed_files(repo: Path, own: list[RepoFile]) -> list[PlannedFile]:
     """The files of a tokenizer or processor that could name code or other files."""
-    files: list[PlannedFile] = []
-    for file in own:
-        if file.is_copied:
-            continue
-        content = read_small(repo / file.path)
-        config = parse_json(content, file.path)
-        kept = {key: value for key, value in config.items() if not key.endswith(_FILE_KEYS)}
-        is_same = len(kept) == len(config)
-        files.append(SmallFile(file.path, content) if is_same else json_file(file.path, kept))
-    return files
+    return [settings_file(repo / it.path, it.path) for it in own if not it.is_copied]
 
 
 def _index(pipeline: ListedPipeline) -> dict[str, Any]:

@@ -13,15 +13,15 @@ from sd_loader.convert.detect.quantized import refuse_quantized
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.precision import TORCH_NAMES, published_dtype
 from sd_loader.convert.plan.quantized_repo import quantization
-from sd_loader.convert.plan.repo_configs import read_json, read_small, version_entry
+from sd_loader.convert.plan.repo_configs import read_json, settings_file, version_entry
 from sd_loader.convert.plan.repo_shards import shard_files
-from sd_loader.convert.write.files import PlannedFile, SmallFile, json_file
+from sd_loader.convert.write.files import PlannedFile, json_file
 from sd_loader.diffusers_repo.classes import Role, config_class, entry
 from sd_loader.diffusers_repo.component_files import RepoFile
-from sd_loader.diffusers_repo.index import CONFIG_NAME, parse_json
+from sd_loader.diffusers_repo.index import CONFIG_NAME
 from sd_loader.diffusers_repo.listed import Component
 from sd_loader.diffusers_repo.listed_config import listed_config, listed_scheduler
-from sd_loader.diffusers_repo.listed_files import GENERATION_CONFIG
+from sd_loader.diffusers_repo.settings_files import GENERATION_CONFIG
 from sd_loader.errors import prefixing
 from sd_loader.tensors import Dtype, TensorFile
 
@@ -76,9 +76,7 @@ def plan_model(
     ]
     generation = repo / folder / GENERATION_CONFIG
     if any(repo / file.path == generation for file in own):
-        content = read_small(generation)
-        parse_json(content, f"{name}/{GENERATION_CONFIG}")
-        files.append(SmallFile(f"{name}/{GENERATION_CONFIG}", content))
+        files.append(settings_file(generation, f"{name}/{GENERATION_CONFIG}"))
     formats = frozenset() if quantized is None else frozenset({quantized.name})
     return PlannedModel(files, config, weights, formats)
 
