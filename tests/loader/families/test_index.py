@@ -10,6 +10,7 @@ import pytest
 
 from sd_api.choices import BaseModelName, ModelType
 from sd_api.reasons import Reason
+from sd_loader.diffusers_repo import classes
 from sd_loader.diffusers_repo.classes import Role
 from sd_loader.diffusers_repo.index import Pipeline
 from sd_loader.diffusers_repo.listed import Component, ListedPipeline, read_pipeline, title
@@ -46,6 +47,15 @@ def test_components_have_roles_by_their_classes():
         "transformer": Role.MODEL,
         "vae": Role.MODEL,
     }
+
+
+def test_an_index_may_leave_out_what_its_callers_give():
+    """HiDream's repos have no Llama, which is gated; callers pass it to `from_pretrained`."""
+    given = {"text_encoder_4", "tokenizer_4"}
+    names = set(classes.parameters("HiDreamImagePipeline") or ()) - given
+    entries = {name: ["diffusers", "AutoencoderKL"] for name in names}
+    pipeline = listed(json.dumps({"_class_name": "HiDreamImagePipeline", **entries}).encode())
+    assert pipeline.components.keys() == names
 
 
 def test_a_pipeline_of_stable_diffusion_is_read_by_its_own_lists():
