@@ -146,7 +146,7 @@ def refuse_other_adapters(tensors: Mapping[str, Tensor], *, by_role: bool = Fals
     """
     motion = next((name for name in tensors if _MOTION.search(name)), None)
     if motion is not None:
-        raise _unsupported("a motion LoRA of AnimateDiff", motion)
+        raise unsupported_adapter("a motion LoRA of AnimateDiff", motion)
     found = min(((number, name) for name in tensors for number in _kinds_of(name)), default=None)
     if found is not None and _KINDS[found[0]] not in _BY_BEGINNING:
         number, name = found
