@@ -1,6 +1,6 @@
 """Draws small landscapes as PNG, for models whose pages need a picture.
 
-It needs numpy and the standard library, because the demo has no torch and may lack Pillow.
+It uses only numpy and the standard library: the demo has no torch and may lack Pillow.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def landscape(seed: int, size: int = SIZE) -> bytes:
     pixels = _mixed(_colour(hue, 0.55, 0.85), _colour(hue + 0.12, 0.35, 1.0), y)
     distance = np.hypot(x - numbers.uniform(0.25, 0.75), y - numbers.uniform(0.2, 0.4))
     glow = np.clip(1.3 - distance * 8, 0, 1)
-    pixels += (_colour(hue + 0.15, 0.15, 1.0) - pixels) * glow[..., np.newaxis]
+    pixels = _mixed(pixels, _colour(hue + 0.15, 0.15, 1.0), glow)
     for hill in range(_HILLS):
         depth = hill / (_HILLS - 1)
         waves = sum(
@@ -42,7 +42,7 @@ def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def _mixed(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Return `first`, where `share` is 0, to `second`, where it is 1."""
+    """Blend colours for each pixel: `first` if its share is 0, `second` if its share is 1."""
     mixed: np.ndarray = first + (second - first) * share[..., np.newaxis]
     return mixed
 
@@ -50,7 +50,7 @@ def _mixed(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarr
 def _png(pixels: np.ndarray) -> bytes:
     """Encode rows of RGB pixels."""
     height, width, _ = pixels.shape
-    rows = np.zeros((height, 1 + 3 * width), np.uint8)  # Each row begins with its filter: none.
+    rows = np.zeros((height, 1 + 3 * width), np.uint8)  # A row begins with its filter; 0: none.
     rows[:, 1:] = pixels.reshape(height, -1)
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b""))

@@ -2,10 +2,10 @@
 
     python -m tools.install --editable ".[gateway]"
 
-The arguments are those of `pip install`. pip itself prints either a line for each of a hundred
-steps or, with --quiet, nothing for a minute. On a terminal this program keeps one line up to date;
-elsewhere, as in the log of a CI run, it prints one line at the start and one at the end. If pip
-fails, all that it has printed follows. It needs only the standard library.
+The arguments are those of `pip install`. pip itself prints about a hundred lines or, with --quiet,
+nothing for a minute. On a terminal this program shows one line, which it keeps up to date.
+Elsewhere, for example in a CI log, it prints one line at the start and one at the end. If pip
+fails, its whole output follows. This program needs only the standard library.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Progress:
     doing: str = "starting"
 
     def read(self, line: str) -> None:
-        """Take a line of pip's output into account."""
+        """Update the progress from a line of pip's output."""
         words = line.strip()
         if match := re.match(r"Collecting ([\w.-]+)", words):
             self.packages.add(match[1])

@@ -11,12 +11,10 @@ transformers; `EXTRA_CLASSES` adds those that they do not name.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import json
 import sys
-import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -27,19 +25,11 @@ import diffusers
 import transformers
 from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.guiders.guider_utils import BaseGuidance
-from transformers import (
-    AutoConfig,
-    BaseImageProcessor,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-    SequenceFeatureExtractor,
-)
-from transformers.processing_utils import VideosKwargs
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from sd_loader.diffusers_repo.classes import PATH
 from tools.make_config_keys import json_types, scheduler_class
+from tools.processor_settings import read_from_kwargs, settings_by_file
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,76 +74,6 @@ FORBIDDEN_KEYS = frozenset(
 )
 """Documented keys that name code, a repo, a quantizer, or the precision of the weights."""
 
-EXTRA_SETTINGS: Mapping[str, frozenset[str]] = {
-    "preprocessor_config.json": frozenset(
-        {
-            "feature_extractor_type",
-            "image_processor_type",
-            "max_frames",
-            "min_frames",
-            "processor_class",
-            "video_processor_type",
-        }
-    ),
-    "processor_config.json": frozenset(
-        {
-            "image_break_token",
-            "image_end_token",
-            "image_token",
-            "patch_size",
-            "processor_class",
-            "spatial_merge_size",
-        }
-    ),
-    "tokenizer_config.json": frozenset(
-        {
-            "add_bos_token",
-            "add_eos_token",
-            "do_basic_tokenize",
-            "legacy",
-            "never_split",
-            "pad_token_type_id",
-            "spaces_between_special_tokens",
-            "tokenizer_class",
-            "use_default_system_prompt",
-        }
-    ),
-}
-"""Settings of tokenizers and processors that the constructors do not show: older versions of
-transformers read them, its `Auto` classes do, or a class that needs torchvision (Pixtral's)."""
-
-FORBIDDEN_SETTINGS = frozenset(
-    {
-        "audio_tokenizer",
-        "backend",
-        "chat_control_tokens",
-        "device",
-        "feature_extractor",
-        "files_loaded",
-        "gguf_file",
-        "image_processor",
-        "merges",
-        "merges_file",
-        "model_specific_special_tokens",
-        "name_or_path",
-        "post_processor",
-        "response_schema",
-        "response_template",
-        "return_tensors",
-        "sp_model_kwargs",
-        "tokenizer",
-        "tokenizer_file",
-        "tokenizer_object",
-        "verbose",
-        "video_metadata",
-        "video_processor",
-        "vocab",
-        "vocab_file",
-    }
-)
-"""Settings that name files, repos or devices, replace the vocabulary, or are nested settings, which
-the loader reads itself."""
-
 GIVEN_BY_CALLERS: Mapping[str, tuple[str, ...]] = {
     # Llama is gated. HiDream's repos leave it out, and callers of `from_pretrained` pass it.
     "HiDreamImagePipeline": ("text_encoder_4", "tokenizer_4"),
@@ -176,9 +96,9 @@ Keys = dict[str, list[str]]
 
 
 def make_list() -> dict[str, Any]:
-    """Return the list: versions, pipelines, components by library, configs, and kept modules.
+    """Return the list: versions, pipelines, components, kept modules, settings, configs and keys.
 
-    `optional` has the parameters of pipelines that an index may leave out.
+    `optional` has the parameters of each pipeline that an index may leave out.
     """
     sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))  # one module only imports it
     transformers.logging.set_verbosity_error()
@@ -212,39 +132,10 @@ def make_list() -> dict[str, Any]:
         "components": {library: dict(sorted(components[library].items())) for library in
                        sorted(components)},
         "kept_in_fp32": {name: modules for name, modules in sorted(kept.items()) if modules},
-        "settings": _settings(of_transformers),
+        "settings": settings_by_file(of_transformers),
         "configs": dict(sorted(configs.items())),
         "keys": dict(sorted(entries.items())),
     }  # fmt: skip
-
-
-def _settings(classes: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The settings of all tokenizers and processors on the list, by the files that hold them."""
-    found: dict[str, set[str]] = {name: set(extra) for name, extra in EXTRA_SETTINGS.items()}
-    found["preprocessor_config.json"] |= set(VideosKwargs.__annotations__)
-    for kind in {getattr(transformers, name, None) for name in classes}:
-        if not inspect.isclass(kind):
-            continue
-        if issubclass(kind, PreTrainedTokenizerBase):
-            found["tokenizer_config.json"] |= _constructor_names(kind)
-        elif issubclass(kind, ProcessorMixin):
-            found["processor_config.json"] |= _constructor_names(kind)
-        elif issubclass(kind, BaseImageProcessor):
-            found["preprocessor_config.json"] |= set(kind.valid_kwargs.__annotations__)
-        elif issubclass(kind, SequenceFeatureExtractor):
-            found["preprocessor_config.json"] |= _constructor_names(kind)
-    return {name: sorted(keys - FORBIDDEN_SETTINGS) for name, keys in sorted(found.items())}
-
-
-def _constructor_names(kind: Any) -> set[str]:  # noqa: ANN401 - a class
-    """The parameters of the constructors of a class and its bases, those in `kwargs` among them."""
-    names: set[str] = set()
-    for base in kind.__mro__:
-        if "__init__" in vars(base) and base.__module__.startswith("transformers."):
-            parameters = inspect.signature(base.__init__).parameters.values()
-            names |= {it.name for it in parameters if it.kind is it.POSITIONAL_OR_KEYWORD}
-            names |= _read_from_kwargs(base.__init__)
-    return {name for name in names if name != "self" and not name.startswith("_")}
 
 
 def _exported(base: type) -> Iterator[tuple[str, Any]]:
@@ -331,7 +222,7 @@ def _parameters(pipeline: Any) -> list[str]:  # noqa: ANN401 - a class
 
 
 def _optional(pipeline: Any) -> list[str]:  # noqa: ANN401 - a class
-    """The parameters that `from_pretrained` does not miss if an index has no entry for them."""
+    """The parameters that an index may leave out because `from_pretrained` works without them."""
     given = GIVEN_BY_CALLERS.get(pipeline.__name__, ())
     return [
         name
@@ -382,7 +273,7 @@ def config_entries(config: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401 - 
     """The entries of a config class of transformers and of the configs nested in it."""
     base = {field.name for field in dataclasses.fields(PreTrainedConfig)}
     nested = {name: kind for name in config.sub_configs if (kind := _nested(config, name))}
-    keys: Keys = {name: ["any"] for name in _read_from_kwargs(config)} | EXTRA_KEYS
+    keys: Keys = {name: ["any"] for name in read_from_kwargs(config)} | EXTRA_KEYS
     entries: dict[str, dict[str, Any]] = {}
     for inner in nested.values():
         entries |= config_entries(inner)
@@ -409,20 +300,6 @@ def _nested(config: Any, name: str) -> Any:  # noqa: ANN401 - classes
     declared = config.sub_configs[name]
     found = declared if declared is not AutoConfig else type(getattr(config(), name))
     return found if issubclass(found, PreTrainedConfig) else None
-
-
-def _read_from_kwargs(code: Any) -> set[str]:  # noqa: ANN401 - a class or a function
-    """The keys that a class or a function takes from those that it does not document."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
-    return {
-        node.args[0].value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr in ("get", "pop")
-        and getattr(node.func.value, "id", "") == "kwargs"
-        and isinstance(node.args[0], ast.Constant)
-    }
 
 
 def _types(hint: Any, default: object = None) -> list[str]:  # noqa: ANN401 - an annotation

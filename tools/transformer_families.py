@@ -50,10 +50,11 @@ class Family:
     """Sizes above 16 that are the same in every model: 256 frequencies of a time step."""
 
     exceptions: Mapping[str, str] = field(default_factory=dict)
-    """By diffusers' names: shapes of tensors in which a constant equals one of the sizes."""
+    """By diffusers' names of tensors: shapes with a constant that equals one of the sizes."""
 
     ops: Mapping[str, str] = field(default_factory=dict)
-    """What ranges of rows are, where their share of all rows depends on the model."""
+    """Other names for operations that take a range of rows, such as `queries`, if the share of the
+    rows depends on the model."""
 
 
 def _unchanged(checkpoint: Mapping[str, Any], **_: object) -> Mapping[str, Any]:
@@ -316,8 +317,10 @@ FAMILIES = {
         },
         seeds=_sana_seeds,
         unused=(
-            *("pos_embed", "y_embedder.y_embedding"),
-            *("logvar_linear.weight", "logvar_linear.bias"),
+            "pos_embed",
+            "y_embedder.y_embedding",
+            "logvar_linear.weight",
+            "logvar_linear.bias",
         ),
     ),
     "auraflow": Family(

@@ -141,10 +141,10 @@ _WAN_POSITIONS = {"img_emb.emb_pos": "condition_embedder.image_embedder.pos_embe
 
 
 def wan(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Convert Wan, also the model for a first and a last frame.
+    """Convert Wan to diffusers' names, including the model for a first and a last frame.
 
-    diffusers' converter does not know that model's positions; its script convert_wan_to_diffusers
-    does.
+    diffusers' converter does not rename the image positions of that model, so they are renamed
+    here as in diffusers' script convert_wan_to_diffusers.
     """
     return convert_wan_transformer_to_diffusers(
         {_WAN_POSITIONS.get(name, name): tensor for name, tensor in checkpoint.items()}
@@ -161,9 +161,10 @@ _SANA_TIME = "time_embed.emb.timestep_embedder."
 
 
 def sana(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Convert Sana, Sana 1.5 or Sana Sprint.
+    """Convert Sana, Sana 1.5 or Sana Sprint to diffusers' names.
 
-    diffusers' converter knows the first only; its script convert_sana_to_diffusers knows all.
+    diffusers' converter supports only the first Sana. The tensors that the later models add are
+    renamed here as in diffusers' script convert_sana_to_diffusers.
     """
     has_norms = "blocks.0.attn.q_norm.weight" in checkpoint
     is_guided = "cfg_embedder.mlp.0.weight" in checkpoint
@@ -177,9 +178,9 @@ def sana(checkpoint: dict[str, Any]) -> dict[str, Any]:
                 )
     if is_guided:
         for source, target in ((0, 1), (2, 2)):
-            for part in ("weight", "bias"):
-                own[f"time_embed.guidance_embedder.linear_{target}.{part}"] = checkpoint.pop(
-                    f"cfg_embedder.mlp.{source}.{part}"
+            for name in ("weight", "bias"):
+                own[f"time_embed.guidance_embedder.linear_{target}.{name}"] = checkpoint.pop(
+                    f"cfg_embedder.mlp.{source}.{name}"
                 )
     made = convert_sana_transformer_to_diffusers(checkpoint) | own
     if not is_guided:

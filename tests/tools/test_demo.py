@@ -1,7 +1,6 @@
-"""Tests of the demo: what it offers and, slowly, both of its ways from start to end."""
+"""Tests of the demo's models and helpers, and slow tests that run both demos to the end."""
 
 import json
-import os
 import signal
 import socket
 import stat
@@ -17,6 +16,7 @@ from sd_api.sources import CivitaiModel, HubRepo, TrainedId, read_source
 from sd_loader.picture import reencoded
 from tests.support.paths import ROOT
 from tools.demo import gallery, sources
+from tools.demo.processes import DemoError
 
 CIVITAI_TYPES = {
     "Checkpoint": ModelType.CUSTOM_CKPT,
@@ -28,7 +28,7 @@ CIVITAI_TYPES = {
 
 
 def test_the_gallery_shows_every_type_of_model():
-    """Models of Civitai have all types but those of repos and trained models."""
+    """A repo and a trained model have a type of their own; Civitai's models have all others."""
     types = {CIVITAI_TYPES[model.type] for model in sources.ON_CIVITAI}
     assert types | {ModelType.HUGGINGFACE, ModelType.API_TRAINED} == set(ModelType)
     specs = sources.specs()
@@ -37,7 +37,7 @@ def test_the_gallery_shows_every_type_of_model():
 
 
 def test_every_link_of_the_demo_means_what_its_model_is():
-    """Links of Civitai name its models, and the others a repo and a trained model."""
+    """All links lead to Civitai's models, except for one repo and one trained model."""
     kinds = {}
     for name, spec in sources.specs().items():
         model_type = ModelType(spec["modelType"]) if "modelType" in spec else None
@@ -51,7 +51,7 @@ def test_every_link_of_the_demo_means_what_its_model_is():
 
 
 def test_pictures_are_those_of_their_seed():
-    """The loader can decode them, and each model has another one."""
+    """The loader can decode them, and another seed gives another picture."""
     pytest.importorskip("PIL", reason="Pillow is missing")
     picture = landscape(1, size=16)
     assert picture == landscape(1, size=16) != landscape(2, size=16)
@@ -70,13 +70,31 @@ def test_the_key_stays_for_later_runs(tmp_path, capsys):
 
 
 def test_the_port_is_another_one_if_it_is_in_use():
-    """The wanted port is taken if nobody listens on it."""
+    """The wanted port is used if it is free."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         assert gallery.free_port(port) not in {0, port}
     assert gallery.free_port(port) == port
+
+
+def test_the_gallery_demo_waits_for_the_state_of_each_model():
+    """One model fails and one still loads. A model that the visitor deleted is not waited for."""
+
+    def model(name, kind, status="True"):
+        return {"metadata": {"name": name}, "status": {"conditions": [with_status(kind, status)]}}
+
+    def with_status(kind, status):
+        return {"type": kind, "status": status, "reason": "Wrong", "message": "it is wrong"}
+
+    failed, slow = sources.FAILED_MODEL, sources.SLOW_MODEL
+    models = {failed: model(failed, "Stalled"), slow: model(slow, "Reconciling")}
+    assert gallery.unsettled(models) == []
+    loading = {"watercolor": model("watercolor", "Ready", "False")}
+    assert gallery.unsettled(models | loading) == ["watercolor"]
+    with pytest.raises(DemoError, match="watercolor: Wrong: it is wrong"):
+        gallery.unsettled({"watercolor": model("watercolor", "Stalled")})
 
 
 @pytest.mark.slow
@@ -109,5 +127,5 @@ def test_the_gallery_opens_and_closes():
                 models = {model["model_id"] for model in json.load(response)["models"]}
             assert models == set(sources.specs()) - {sources.SLOW_MODEL, sources.FAILED_MODEL}
         finally:
-            os.kill(demo.pid, signal.SIGINT)
+            demo.send_signal(signal.SIGINT)
         assert demo.wait(60) == 0

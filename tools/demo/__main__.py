@@ -40,7 +40,7 @@ def main() -> int:
         try:
             (open_gallery if keep else walk)(work, stack)
         except KeyboardInterrupt:
-            print("\nThe demo ends early; its processes and files go.", file=sys.stderr)
+            print("\nThe demo stops and removes its processes and files.", file=sys.stderr)
             return 130
         except DemoError as error:
             print(f"\nThe demo failed: {error}", file=sys.stderr)

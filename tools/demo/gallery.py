@@ -1,4 +1,4 @@
-"""The demo that stays: the gallery with models of every type, one still loading and one failed."""
+"""The gallery demo: models of every type, of which one still loads and one fails, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ from sd_api import names
 from sd_api.status import ConditionType
 from sd_operator.gateway import keys
 from tools.demo import sources
-from tools.demo.processes import Kubectl, condition, expect, relative, running, say, standalone
+from tools.demo.processes import (
+    Kubectl,
+    condition,
+    expect,
+    is_ready,
+    relative,
+    running,
+    say,
+    standalone,
+)
 from tools.kubectl import kubectl_path
 
 PORT = 8642
@@ -89,7 +98,7 @@ def gateway(work: Path, env: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def print_ways(url: str, key: str, kubeconfig: Path) -> None:
-    """Print what a person can do now."""
+    """Print what the user can do now."""
     say("Open the gallery and log in with the key")
     print(f"""\
     {url}/gallery/
@@ -130,34 +139,41 @@ def resources() -> dict[str, Any]:
 
 
 def check(kubectl: Kubectl) -> None:
-    """Wait until every model has the expected state."""
+    """Wait until every model of the demo has the expected state."""
     deadline = time.monotonic() + LOADED_SECONDS
-    waiting: list[str] | None = None
-    while waiting != []:
-        models = kubectl.models()
-        waiting = [name for name in sources.specs() if not is_settled(name, models[name])]
+    while waiting := unsettled(kubectl.models()):
         expect(
             time.monotonic() < deadline,
-            f"after {LOADED_SECONDS} s these models still load: {', '.join(waiting)}",
+            f"after {LOADED_SECONDS} s these models are not as they should be: "
+            + ", ".join(waiting),
         )
         time.sleep(1)
 
 
+def unsettled(models: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Return the demo's models that are not in their expected state yet.
+
+    A visitor may already have deleted one in the gallery; such a model is not waited for.
+    """
+    return [
+        name for name in sources.specs() if name in models and not is_settled(name, models[name])
+    ]
+
+
 def is_settled(name: str, model: dict[str, Any]) -> bool:
     """Return whether the model is in its expected state; raise DemoError if it cannot get there."""
-    stalled = condition(model, ConditionType.STALLED)
     if name == sources.FAILED_MODEL:
-        return bool(stalled)
-    expect(not stalled, f"{name}: {stalled.get('reason')}: {stalled.get('message')}")
+        return bool(condition(model, ConditionType.STALLED))
+    has_loaded = is_ready(model)
     if name == sources.SLOW_MODEL:
         return bool(condition(model, ConditionType.RECONCILING))
-    return bool(condition(model, ConditionType.READY).get("status") == "True")
+    return has_loaded
 
 
 def kept_key(path: Path) -> tuple[str, str]:
     """Return an API key and its line for the key file: those of the last run, or new ones.
 
-    The key is random and not a fixed word, because other web pages could send a word that is known.
+    The key is random: any web page that the user visits could send a key that everybody knows.
     """
     if path.exists() and len(words := path.read_text().split()) == 2:
         return words[0], words[1]
@@ -166,12 +182,12 @@ def kept_key(path: Path) -> tuple[str, str]:
         path.touch(mode=0o600)
         path.write_text(f"{key} {line}\n")
     except OSError as error:
-        print(f"    The key is new in each run, because {path} cannot be written: {error.strerror}")
+        print(f"    Each run has a new key, because {path} cannot be written: {error.strerror}")
     return key, line
 
 
 def free_port(wanted: int) -> int:
-    """Return a port of loopback that can be listened on: the wanted one, or any if it is in use."""
+    """Return a free port of loopback: the wanted one, or any other if it is in use."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -47,7 +47,7 @@ def standalone(work: Path, allowed_hosts: Sequence[str], env: Mapping[str, str])
 def running(
     command: Sequence[str], log: Path, env: Mapping[str, str], until: Callable[[], bool]
 ) -> Iterator[None]:
-    """Run a server until the context ends, which begins when the server is ready."""
+    """Start a server, wait until it is ready, and stop it when the context ends."""
     name = log.stem
     with log.open("w") as output:
         process = subprocess.Popen(

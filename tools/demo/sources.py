@@ -24,7 +24,7 @@ from tools.demo.processes import run
 SLOW = 60_000
 """Bytes per second of the model that loads slowly: it takes ten minutes."""
 FIRST_ID = 900_000_001
-"""Civitai's own ids are smaller, so the demo's links lead to no model of other people."""
+"""Civitai's own ids are smaller, so the demo's links never lead to a real model."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,11 @@ ON_CIVITAI = (
         "edge-lines", "Controlnet", controlnet_shapes(TINY_CONTROLNETS["sd-1"]), "Edge Lines"
     ),
     OnCivitai("clear-colors", "VAE", vae_shapes(TINY_SD15), "Clear Colors"),
-    OnCivitai(
-        "slow-river",
-        "Checkpoint",
-        sd15_shapes(TINY_SD15),
-        "Slow River",
-        rate=SLOW,
-    ),
+    OnCivitai("slow-river", "Checkpoint", sd15_shapes(TINY_SD15), "Slow River", rate=SLOW),
     OnCivitai("film-grain", "LORA", lora_shapes(), "Film Grain", ("flmgrn",)),
 )
 TO_PASTE = "film-grain"
-"""The model of Civitai that the demo leaves to its user."""
+"""The model on Civitai that the demo leaves for its user to load."""
 REPO = "demo/tiny-stable-diffusion"
 REPO_TO_PASTE = "demo/little-dream"
 GATED_REPO = "demo/members-only"
@@ -87,9 +81,9 @@ def civitai_link(name: str) -> str:
     return f"https://civitai.com/models/{_number(name)}/{name}"
 
 
-def trained_template(server: str) -> str:
-    """Return the link template of trained models. server: the url of the Hub, which has them."""
-    return f"{server}/trained/{{id}}.safetensors"
+def trained_template(hub_url: str) -> str:
+    """Return the link template of trained models, which the stand-in for the Hub serves."""
+    return f"{hub_url}/trained/{{id}}.safetensors"
 
 
 def fill(work: Path, hub: FakeHub, civitai: FakeCivitai) -> None:
@@ -120,7 +114,7 @@ def fill(work: Path, hub: FakeHub, civitai: FakeCivitai) -> None:
 
 
 def make_repo(work: Path, checkpoint: Path) -> Path:
-    """Let the loader make a diffusers folder of a checkpoint; return the folder."""
+    """Let the loader convert a checkpoint to a diffusers folder; return the folder."""
     run("sd-loader", "load", "--url", checkpoint, "--model-id", "repo", "--store", work / "made")
     repo = work / "repo"
     shutil.copytree(work / "made" / "repo", repo, ignore=shutil.ignore_patterns(".*"))
