@@ -137,18 +137,17 @@ def served(metrics: Metrics | GatewayMetrics, port: int) -> Iterator[None]:
         stop()
 
 
-def assert_fires(
+def wait_for_alerts(
     alert: str, prometheus: Prometheus, *expected: tuple[str | None, str | None]
 ) -> None:
-    """Wait until the alerts of a name, pending ones too, are those of these jobs and namespaces.
+    """Wait until exactly these pairs of job and namespace have an alert, pending or firing.
 
-    A rule that Prometheus evaluates before its first scrape finds no process; the next evaluation
-    corrects that.
+    The first evaluation may differ: before the first scrape, Prometheus knows no process.
     """
 
     def as_expected(found: dict[Labels, float]) -> bool:
-        labels = [dict(sample) for sample in found]
-        return {(one.get("job"), one.get("namespace")) for one in labels} == set(expected)
+        alerts = [dict(labels) for labels in found]
+        return {(it.get("job"), it.get("namespace")) for it in alerts} == set(expected)
 
     prometheus.eventually(f'ALERTS{{alertname="{alert}"}}', as_expected)
 
@@ -175,10 +174,10 @@ def test_a_real_prometheus_tells_operators_and_releases_apart(kind: str, tmp_pat
         stack.enter_context(served(operator, port["other/sd-operator"]))
         running = stack.enter_context(prometheus(scrapes, rules, tmp_path))
         running.eventually("count(sdmodel_build_info)", lambda found: set(found.values()) == {2})
-        assert_fires("SdModelLoadStalled", running, (None, "art"))
-        assert_fires("SdOperatorDown", running, ("one/sd-operator", None))
-        assert_fires("SdOperatorNoLeader", running)
+        wait_for_alerts("SdModelLoadStalled", running, (None, "art"))
+        wait_for_alerts("SdOperatorDown", running, ("one/sd-operator", None))
+        wait_for_alerts("SdOperatorNoLeader", running)
 
         with served(Metrics(), port["one/sd-operator"]):
-            assert_fires("SdOperatorDown", running)
-            assert_fires("SdOperatorNoLeader", running, ("one/sd-operator", "one"))
+            wait_for_alerts("SdOperatorDown", running)
+            wait_for_alerts("SdOperatorNoLeader", running, ("one/sd-operator", "one"))

@@ -56,8 +56,8 @@ BY_DEFAULT = {
 NO_KUBERNETES_KINDS = {"PodMonitor", "ServiceMonitor", "PrometheusRule", "StableDiffusionModel"}
 
 
-def test_any_name_of_a_release_gives_names_that_an_api_server_accepts() -> None:
-    """Suffixes are added to the name, a Service has no dot, and a CronJob only 52 characters."""
+def test_a_long_name_of_a_release_gives_names_that_an_api_server_accepts() -> None:
+    """The chart adds suffixes. A Service's name has no dot, a CronJob's at most 52 characters."""
     objects = render({**FULL, "fullnameOverride": "models." * 9 + "eu"})
     longest = {"CronJob": 52, "Service": 63, "Deployment": 63}
     names = {(item["kind"], item["metadata"]["name"]) for item in objects}

@@ -209,7 +209,8 @@ def test_the_api_server_grants_the_rights_of_the_chart(
 ) -> None:
     """In other namespaces the operator has all rights if the release is cluster-wide.
 
-    Otherwise it has rights to their models only if it must release those of deleted namespaces.
+    Otherwise it may only list and patch their models, and only if rbac.namespaceDeletion is set:
+    it then releases the models of namespaces that are being deleted.
     """
     release.helm("install", "sd", str(OPERATOR), values=values(**given))
 

@@ -235,7 +235,7 @@ def test_locks_are_complete(lock: lock_images.Lock) -> None:
 
 
 def test_both_images_of_the_loader_decode_pictures() -> None:
-    """Adapters and VAEs are loaded by the slim image, and their sources have pictures, too."""
+    """The slim image loads adapters and VAEs, whose sources have pictures as well."""
     locked = [set(_pins(lock)) for lock in lock_images.LOCKS if lock.extra in ("loader", "verify")]
     assert [packages & {"pillow"} for packages in locked] == [{"pillow"}, {"pillow"}]
 

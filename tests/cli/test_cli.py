@@ -70,8 +70,8 @@ def test_list_of_all_namespaces_has_a_namespace_column() -> None:
     assert lines[1].split()[:2] == ["art", "sketch"]
 
 
-def test_list_cuts_no_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """A narrow terminal wraps a long line, and grep finds all of it, as with kubectl."""
+def test_list_does_not_cut_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """A narrow terminal wraps a long line, so grep finds the whole line, as with kubectl."""
     metadata = {**STALLED["metadata"], "name": "n" * 63, "namespace": "s" * 63}
     kubectl = SimpleNamespace(list=lambda *_, **__: [{**STALLED, "metadata": metadata}])
     context = SimpleNamespace(obj=Session(cast("Kubectl", kubectl), Console(width=40)))
@@ -85,8 +85,8 @@ def test_panel_of_a_loaded_model_shows_its_path_and_size() -> None:
     text = printed(views.model_panel(READY, [], NOW))
     for line in ("sketch in art: Ready", "sketch in PVC models", "2.1 GB in 12 files, 500 MB"):
         assert line in text
-    one = {**READY["status"], "artifact": {**ARTIFACT, "files": 1, "sharedBytes": 0}}
-    assert "2.1 GB in 1 file " in printed(views.model_panel({**READY, "status": one}, [], NOW))
+    single = {**READY["status"], "artifact": {**ARTIFACT, "files": 1, "sharedBytes": 0}}
+    assert "2.1 GB in 1 file " in printed(views.model_panel({**READY, "status": single}, [], NOW))
 
 
 def test_panel_shows_the_model_card() -> None:

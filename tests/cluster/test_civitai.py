@@ -1,4 +1,4 @@
-"""A page of Civitai is all that a user gives, for each type of model that Civitai has."""
+"""The link to a page of Civitai is enough to load a model of any type."""
 
 from __future__ import annotations
 
@@ -39,14 +39,6 @@ KINDS = (
     Kind("TextualInversion", {"emb_params": (2, 768)}, "embeddings"),
     Kind("VAE", vae_shapes(TINY_SD15), "vae"),
 )
-kinds = pytest.mark.parametrize(
-    "kind",
-    [
-        # One type shows all steps; the others differ only in the loader.
-        pytest.param(kind, id=kind.type, marks=() if kind.type == "LORA" else pytest.mark.slow)
-        for kind in KINDS
-    ],
-)
 
 
 @dataclass
@@ -77,7 +69,7 @@ class Site:
 
 @pytest.fixture
 def site(operated: Operated, tmp_path: Path) -> Iterator[Site]:
-    """The operator may reach this Civitai, which is a mirror to it."""
+    """A running operator whose Civitai endpoint is a server on this machine."""
     with FakeCivitai(address=operated.cluster.backend.source_host) as civitai:
         hosts = (operated.hub.host, civitai.host, civitai.cdn_host)
         operated.start(
@@ -98,8 +90,15 @@ def check_status(item: Json, kind: Kind, file: Path) -> None:
     assert artifact["picturePath"].endswith(names.PICTURE_FILE), artifact
 
 
-@kinds
-def test_the_page_of_a_model_is_all_that_a_user_applies(site: Site, kind: Kind) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        # One type shows all steps; the others differ only in the loader.
+        pytest.param(kind, id=kind.type, marks=() if kind.type == "LORA" else pytest.mark.slow)
+        for kind in KINDS
+    ],
+)
+def test_a_manifest_needs_only_the_page_of_a_model(site: Site, kind: Kind) -> None:
     """The type comes from the file. Card and picture are in the status and in the gallery."""
     cluster = site.operated.cluster
     cluster.kubectl_apply(model_manifest("cat", url=site.page(kind)))
@@ -120,7 +119,7 @@ def test_the_page_of_a_model_is_all_that_a_user_applies(site: Site, kind: Kind) 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param(kind, id=kind.type) for kind in KINDS])
 def test_the_form_of_the_gallery_needs_only_the_page(site: Site, kind: Kind) -> None:
-    """Beside the link, a model has a name, as every resource."""
+    """The visitor fills in the link and a name, and leaves all other fields empty."""
     cluster = site.operated.cluster
     with serve(cluster, site.folder, store=cluster.store) as gallery:
         gallery.login()
@@ -131,7 +130,7 @@ def test_the_form_of_the_gallery_needs_only_the_page(site: Site, kind: Kind) -> 
 
 @pytest.mark.slow
 def test_other_bytes_than_those_that_civitai_states_are_refused(site: Site) -> None:
-    """The SHA-256 is compared without any field of the spec."""
+    """The SHA-256 that the API states is checked although spec.sha256 is not set."""
     page = site.page(KINDS[1])
     other = site.folder / "model.safetensors"
     wrong = File(700, other, sha256="0" * 64)

@@ -66,7 +66,7 @@ def test_links_lead_to_existing_files(page):
 
 
 def test_links_to_a_section_lead_to_its_heading():
-    """Sections are linked by the words of their headings, as GitHub does it."""
+    """GitHub makes the anchor of a section from the words of its heading."""
     broken = set()
     for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
         links = re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)\)", page.read_text())

@@ -1,4 +1,4 @@
-"""The pages that lead to a first picture: their commands exist and run as far as they can here."""
+"""The pages that lead to a first picture: their commands are correct and run, if they can here."""
 
 import argparse
 import base64
@@ -24,8 +24,10 @@ ALL = sorted({command for commands in COMMANDS.values() for command in commands}
 
 
 def beginning_with(*words):
-    """Return the commands of all pages that begin with these words."""
-    return [command for command in ALL if tuple(shlex.split(command)[: len(words)]) == words]
+    """Return the commands of all pages that begin with these words; there must be some."""
+    commands = [command for command in ALL if tuple(shlex.split(command)[: len(words)]) == words]
+    assert commands, f"no page has a command that begins with {' '.join(words)}"
+    return commands
 
 
 def test_the_readme_leads_to_every_page():
@@ -57,7 +59,7 @@ def test_the_files_that_the_commands_name_exist():
 
 
 def test_the_programs_accept_their_options():
-    """The pages run standalone, and the loader by hand."""
+    """Standalone and the loader parse the options of the pages."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     for command in beginning_with("sd-operator", "standalone"):
@@ -67,7 +69,7 @@ def test_the_programs_accept_their_options():
 
 
 def test_the_installed_extras_exist():
-    """Extras that do not exist are only a warning of pip."""
+    """Pip only warns of an extra that does not exist."""
     names = {word for line in beginning_with("pip", "install") for word in _extras(line)}
     declared = (ROOT / "pyproject.toml").read_text()
     assert names == {"standalone", "gateway", "verify"}
@@ -80,7 +82,7 @@ def _extras(command):
 
 @pytest.mark.slow
 def test_the_charts_accept_the_values():
-    """The commands only render the objects here."""
+    """The test renders the charts instead of installing them."""
     for command in beginning_with("helm", "install"):
         words = [word for word in shlex.split(command)[2:] if word != "--create-namespace"]
         done = helm("template", *(str(ROOT / w) if w.startswith("charts/") else w for w in words))
@@ -90,7 +92,7 @@ def test_the_charts_accept_the_values():
 
 @pytest.mark.slow
 def test_the_picture_is_decoded(tmp_path):
-    """The server's answer has it in base64."""
+    """The server sends the picture in base64."""
     picture = b"\x89PNG not really"
     answer = {"data": [{"b64_json": base64.b64encode(picture).decode()}]}
     (tmp_path / "answer.json").write_text(json.dumps(answer))
@@ -102,7 +104,7 @@ def test_the_picture_is_decoded(tmp_path):
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_the_commands_about_models_run(shared_cluster):
-    """The model sd15 is Ready, in a namespace that replaces `sd-system`. Watches are not tried."""
+    """The model sd15 is Ready in a test namespace instead of `sd-system`. Watches are left out."""
     name = "sd15"
     uid = shared_cluster.model(name, url="org/name")["metadata"]["uid"]
     gallerymodels.set_status(shared_cluster, name, gallerymodels.ready(uid, name))

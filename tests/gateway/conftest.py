@@ -16,7 +16,7 @@ from tests.support.kube.cluster import CLAIM, Cluster
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine, an answer of loopback may take longer than a visitor would wait."""
+    """On a busy machine, a server on loopback may take longer to answer than a visitor waits."""
     monkeypatch.setattr(lookups, "LOOKUP_SECONDS", 60.0)
 
 

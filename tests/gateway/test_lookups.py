@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from devkit.fakecivitai import File, Model, Version
 from devkit.fakehub import FakeHub
-from sd_operator.base.times import SYSTEM_CLOCK
 from sd_operator.gateway import lookups
-from sd_operator.gateway.lookups import Lookups, Pasted
-from tests.support.gateway.gatewayrun import no_names
+from sd_operator.gateway.lookups import Pasted
 from tests.support.gateway.lookupsources import KEY, WEIGHTS, Sources
 
 
@@ -64,12 +61,11 @@ def test_a_note_says_what_keeps_a_version_from_loading(
     """The loader gives the same reasons."""
     weights = sources.folder / "weights"
     files = {
+        "one": [File(700, weights)],
         "gguf": [File(700, weights, format="GGUF")],
         "two": [File(700, weights), File(701, weights, fp="fp32")],
     }
-    if "files" in change:
-        change = {"files": files[change["files"]]}
-    version = Version(70, change.pop("files", files["two"][:1]), **change)
+    version = Version(70, **change | {"files": files[change.get("files", "one")]})
     sources.civitai.add(Model(7, "Checkpoint", [version]))
     (text,) = sources.facts("civitai:7@70").notes
     assert note in text
@@ -149,7 +145,7 @@ def test_a_gated_repo_says_how_a_token_is_used(sources: Sources) -> None:
 def test_a_link_shows_host_name_and_size(
     sources: Sources, faults: dict[str, Any], rows: dict[str, str], note: str
 ) -> None:
-    """Whatever the server answers, the form has the host, a file name and a proposed name."""
+    """Whatever the server answers, the facts have the host, a type and a proposed name."""
     url = sources.hub.serve_file("/files/v2.safetensors", WEIGHTS, **faults)
     found = sources.facts(url)
     expected = {"Host": sources.hub.host, "Type": "is found when it loads", **rows}
@@ -208,8 +204,8 @@ def test_look_ups_can_be_switched_off(sources: Sources) -> None:
     assert sources.requests == []
 
 
-def test_an_answer_is_kept_for_ten_minutes_and_a_failure_for_less(sources: Sources) -> None:
-    """The same link in other words is one source."""
+def test_an_answer_is_kept_even_if_it_is_a_failure(sources: Sources) -> None:
+    """Two spellings of one source share its answer."""
     urls = ("org/Style.v2", "hf://org/Style.v2", "org/missing", "org/missing")
     found = sources.ask(*urls)
     assert found[0] == found[1]
@@ -218,11 +214,10 @@ def test_an_answer_is_kept_for_ten_minutes_and_a_failure_for_less(sources: Sourc
 
 
 def test_kept_answers_expire(sources: Sources) -> None:
-    """A look-up after their time asks again."""
+    """A failure is kept for a shorter time. Afterwards a look-up asks the source again."""
 
     async def run() -> list[int]:
-        clock = replace(SYSTEM_CLOCK, monotonic=lambda: sources.now[0])
-        made = Lookups(sources.settings, clock, no_names)
+        made = sources.lookups()
         counts = []
         for moment, url in (
             (0, "org/missing"),
@@ -231,7 +226,7 @@ def test_kept_answers_expire(sources: Sources) -> None:
             (lookups.CACHE_SECONDS, "org/Style.v2"),
             (2 * lookups.CACHE_SECONDS, "org/Style.v2"),
         ):
-            sources.now[0] = moment
+            sources.now = moment
             await made.find(Pasted(url), KEY)
             counts.append(len(sources.requests))
         await made.close()
@@ -243,7 +238,7 @@ def test_kept_answers_expire(sources: Sources) -> None:
 def test_look_ups_of_a_key_and_kept_answers_are_limited(
     sources: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A key that asks too often gets a note instead of facts, and the name all the same."""
+    """A key that asks too often gets a note instead of facts, and still a name."""
     monkeypatch.setattr(lookups, "LOOKUPS_PER_MINUTE", 3)
     urls = [f"org/missing-{number}" for number in range(5)]
     found = sources.ask(*urls)

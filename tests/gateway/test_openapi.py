@@ -180,7 +180,7 @@ CALLS = [*((f"{PREFIX}/{name}", "POST") for name in OPERATIONS), (STATUS, "GET")
 def test_random_requests_cause_no_server_error(
     gateway: Gateway, path: str, method: str, tally: Any
 ) -> None:
-    """Two endpoints get a few requests, made by schemathesis."""
+    """One POST and one GET endpoint get a few requests from schemathesis."""
     tally("requests made of the OpenAPI document", explore(gateway, path, method, QUICK))
 
 

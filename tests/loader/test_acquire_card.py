@@ -117,7 +117,9 @@ def test_a_safe_picture_is_kept_and_a_failure_is_a_warning(
         pytest.param("x", id="a text", marks=pytest.mark.slow),
         pytest.param(["x"], id="a list", marks=pytest.mark.slow),
         pytest.param(7, id="a number", marks=pytest.mark.slow),
-        pytest.param({"license": {"a": [1]}, "tags": "x"}, id="a text", marks=pytest.mark.slow),
+        pytest.param(
+            {"license": {"a": [1]}, "tags": "x"}, id="tags as text", marks=pytest.mark.slow
+        ),
         pytest.param({"tags": "x" * (5 << 20)}, id="megabytes", marks=pytest.mark.slow),
     ],
 )

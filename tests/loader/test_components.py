@@ -259,7 +259,7 @@ def test_component_of_a_repo_is_replaced_by_a_file(
     assert published(containers, f"transformer_2/{DIFFUSION}.safetensors").keys() == names
     assert not [path for path in hub.served if "/transformer_2/" in path and "safetens" in path]
     listings = [it.path for it in hub.requests if it.path.startswith(f"/api/models/{SKELETON}")]
-    assert len(listings) == 1, "a branch that moves between two lists gives two commits"
+    assert len(listings) == 1, "two listings of a branch that moves could name different commits"
 
 
 NEEDLESS = [

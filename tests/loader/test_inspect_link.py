@@ -53,7 +53,7 @@ def parsed(ended: Ended) -> dict[str, Any]:
 def test_a_page_of_civitai_shows_card_and_file(
     containers: Containers, civitai: FakeCivitai, checkpoint: Path, link: str
 ) -> None:
-    """Of a large file only the outline is downloaded. It shows type and base model."""
+    """Only the header of a large file is downloaded; it shows the type and the base model."""
     version = Version(71, [File(700, checkpoint)], trained_words=("fishy",), base_model="Pony")
     civitai.add(Model(7, "LORA", [version]))
     shown = inspected(containers, link)
@@ -71,7 +71,7 @@ def test_a_page_of_civitai_shows_card_and_file(
 def test_a_file_that_needs_a_login_shows_what_the_api_says(
     containers: Containers, civitai: FakeCivitai, checkpoint: Path
 ) -> None:
-    """The error of a load follows, and the token that it asks for opens the file.
+    """The command prints these facts, then fails as a load would. A token lets it read the file.
 
     The token is not shown, even if the server quotes it.
     """
@@ -99,7 +99,7 @@ def test_a_file_that_needs_a_login_shows_what_the_api_says(
 def test_a_plain_link_shows_the_file(
     containers: Containers, hub: FakeHub, faults: dict[str, Any]
 ) -> None:
-    """A small file is downloaded, and nothing of it is kept."""
+    """A small file is downloaded as a whole."""
     link = hub.serve_file("/fish.safetensors", LORA_BYTES, **faults)
     shown = inspected(containers, link)
     assert (shown["modelType"], shown["baseModel"]) == ("lora", "sd-1")
@@ -143,7 +143,7 @@ def test_a_repo_of_one_component_shows_its_class(
     model_type: str,
     base_model: str,
 ) -> None:
-    """The config shows it."""
+    """Its config names the class, which shows the type."""
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(bytes(10_000))
     hub.add_repo(REPO, tmp_path)
@@ -166,7 +166,7 @@ def test_a_repo_of_one_component_shows_its_class(
 def test_a_file_of_a_repo_shows_what_it_is(
     containers: Containers, hub: FakeHub, tmp_path: Path, link: str
 ) -> None:
-    """The repo's card comes before the file's metadata."""
+    """The repo's card takes precedence over the file's metadata."""
     (tmp_path / "fish.safetensors").write_bytes(LORA_BYTES)
     hub.add_repo(REPO, tmp_path, card_data={"instance_prompt": "fishy"})
     shown = inspected(containers, link)
@@ -204,7 +204,7 @@ def test_the_name_of_a_missing_file_is_not_taken_for_a_link(containers: Containe
 
 
 def test_lines_of_text_name_each_field(containers: Containers, hub: FakeHub) -> None:
-    """The words are those of a file or a published model."""
+    """A link has the same field names as a file or a published model."""
     link = hub.serve_file("/fish.safetensors", LORA_BYTES)
     ended = containers.run("inspect", link)
     for line in ("model type: lora", "base model: sd-1", "title:      Fish", "size:       17 kB"):

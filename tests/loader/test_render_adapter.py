@@ -125,7 +125,7 @@ def test_lora_loads_into_its_base(tmp_path: Path) -> None:
 def test_adapter_without_a_base_is_published_untried_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str | None, has_gpu: bool, why: str
 ) -> None:
-    """The conversion has already checked its keys and shapes; an attempt on no files would fail."""
+    """The folder is empty, so an attempt would fail. The conversion has checked keys and shapes."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     conversion = Conversion(ModelType.VAE, "vae")
     converted = Converted(files={}, base_model=base)

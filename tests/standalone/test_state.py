@@ -69,7 +69,7 @@ def test_state_is_private_and_a_later_run_finds_only_what_is_to_stay(tmp_path):
 
 
 def test_state_in_a_relative_folder_has_absolute_paths(tmp_path, monkeypatch):
-    """A container writes its termination message there, and runs in another folder."""
+    """A container runs in another folder, and writes its termination message to such a path."""
     monkeypatch.chdir(tmp_path)
     with State.open(Path("state"), tmp_path / "store") as state:
         assert state.pods == tmp_path / "state" / "pods"

@@ -12,7 +12,7 @@ from sd_operator.standalone import cel
 
 Spec = Mapping[str, Any]
 
-# Hypothesis warns if the recursion limit changes while a test runs.
+# celpy raises Python's recursion limit here. Hypothesis warns if that happens within a test.
 cel.environment()
 
 _program = cache(cel.program)

@@ -25,7 +25,7 @@ def read(**answer: Any) -> RepoAnswer:
 
 
 def test_a_pipeline_is_read_with_its_class_and_size() -> None:
-    """The name is the present one, which differs from the asked one if the repo was renamed."""
+    """The Hub answers with the current name of a repo that was renamed."""
     repo = read(
         id="org/name",
         gated="auto",
@@ -47,14 +47,14 @@ def test_a_pipeline_is_read_with_its_class_and_size() -> None:
 
 @pytest.mark.parametrize("size", [None, "9", -1, True, 2**70, 1.5])
 def test_a_size_is_unknown_if_one_file_has_none(size: object) -> None:
-    """A sum of the others would be too small."""
+    """The sum of the other sizes would be too small."""
     files = [{"rfilename": "a", "size": 1}, {"rfilename": "b", "size": size}]
     assert read(siblings=files).size_bytes is None
 
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, JSON)))
 def test_any_answer_is_read(answer: dict[str, Any]) -> None:
-    """A field of another type is as good as none."""
+    """A field of another type counts as absent."""
     repo = read(**answer)
     assert repo.card.page is None or repo.card.page.startswith(f"{ENDPOINT}/")
     assert all(isinstance(path, str) for path in repo.files)

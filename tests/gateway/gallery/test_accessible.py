@@ -57,7 +57,7 @@ MORE_PAGES = {
     "deleting": "/models/leaving",
     "edit-failed": "/models/wrong-link/edit",
 }
-"""Pages that differ from one in PAGES in one part. Only the slow tests visit them."""
+"""Pages that resemble those in PAGES. Only the slow tests visit them."""
 LINK = "https://example.com/model.safetensors"
 SMALL_PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"

@@ -211,7 +211,7 @@ def test_page_offers_the_actions_of_its_state(status, spec, shown, hidden):
 
 
 def test_type_that_the_source_shows_is_offered_first():
-    """It is not offered if the spec leaves the type to the source already."""
+    """It is not offered if the spec has no type, so that the source decides already."""
     status = failed(Reason.UNSUPPORTED_FORMAT, "x")
     first, *others = detail_of(body(status, modelType="vae")).retypes
     assert first == ("", "The one that the source shows")

@@ -1,4 +1,4 @@
-"""Tests of the load form in a headless Chromium: what a link's source says, errors, preview."""
+"""Tests of the load form in a headless Chromium: facts about a link, errors and preview."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_mended_form_shows_no_old_errors(visitor: Tab) -> None:
 def test_pasted_link_shows_what_its_source_says(
     browser: Any, shared_cluster: Cluster, tmp_path: Path, viewport: dict[str, int], scheme: Any
 ) -> None:
-    """The name is filled in, and replaced with the link's, unless the visitor has typed one."""
+    """The form proposes a name for each new link, unless the visitor has typed one."""
     weights = tmp_path / "repo" / "model.safetensors"
     weights.parent.mkdir()
     weights.write_bytes(b"weights")

@@ -23,7 +23,7 @@ PAGE = "https://civitai.com/models/7"
 
 @pytest.fixture(scope="module")
 def civitai(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCivitai]:
-    """The models 7, a LoRA, and 8, whose every text is markup."""
+    """Model 7 is a LoRA. All texts of model 8 are markup."""
     weights = tmp_path_factory.mktemp("weights") / "weights"
     weights.write_bytes(b"weights")
     with FakeCivitai() as civitai:
@@ -118,7 +118,7 @@ def test_a_gated_repo_opens_the_group_with_the_secret(asking: Site) -> None:
 def test_only_a_look_up_and_a_load_without_a_name_ask_the_source(
     asking: Site, civitai: FakeCivitai
 ) -> None:
-    """Neither the preview nor a link to the form makes the gateway call anyone."""
+    """The gateway does not call a source for a preview, or when a link opens the form."""
     civitai.forget()
     other = "https://civitai.com/models/9"
     asking.get(f"/gallery/load?spec.url={other}&action=look-up")

@@ -236,7 +236,7 @@ def test_contradicting_components_are_refused(
 def test_sizes_that_give_no_config_need_a_repo(
     opened: OpenFiles, sizes: dict[str, int], message: str
 ) -> None:
-    """The file has no config: where its sizes do not show one, a repo must give it."""
+    """The file has no config. If its sizes do not determine one, a repo must have it."""
     with pytest.raises(LoaderError) as caught:
         planned(opened, None, whole("sd-3", **sizes))
     assert message in caught.value.message
@@ -252,7 +252,7 @@ def test_tokenizer_that_names_code_is_refused(opened: OpenFiles, configs: Path) 
 
 
 def test_tokenizer_keeps_its_known_settings_only(opened: OpenFiles, configs: Path) -> None:
-    """The settings of such a repo are those of any other repo."""
+    """The same settings are allowed as in any other repo."""
     known = {"extra_ids": 100, "tokenizer_class": "T5Tokenizer"}
     unknown = {"vocab_file": "/etc/passwd", "sp_model_kwargs": {"model_file": "/etc/passwd"}}
     name = "tokenizer_3/tokenizer_config.json"

@@ -192,8 +192,8 @@ def test_values_equal_those_of_diffusers_converter(family: str, tmp_path: Path) 
     from sd_loader.formats import open_tensor_file
     from tools.transformer_families import FAMILIES as MADE
 
-    # Converters may contain the published width. They do not read the columns, but some rows of
-    # the tables are cut by their number.
+    # Some converters work only with the published width. The number of columns matters only to
+    # Lumina 2, whose queries have as many rows as there are columns.
     shapes = {
         name: shape if len(shape) < 2 or family == "lumina2" else (shape[0], 2)
         for name, shape in original_shapes(family, sizes=MADE[family].sizes).items()

@@ -93,15 +93,15 @@ KLEIN = {"num_attention_heads": 3, "attention_head_dim": 8, "guidance_embeds": F
 def test_sizes_follow_from_the_config_as_diffusers_computes_them(
     family: str, config: dict[str, Any], sizes: dict[str, int]
 ) -> None:
-    """Models may have any widths: small ones, and ones that are no multiple of another."""
+    """Models may have any widths, also small ones, or ones that are not multiples of another."""
     assert [*differences(family, config, sizes, ())] == []
     for name, size in sizes.items():
         assert len([*differences(family, config, {name: size + 1}, ())]) == 1
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**99, True, "2.7", None, [3]])
-def test_what_is_not_a_number_of_a_size_counts_as_missing(number: object) -> None:
-    """A config of a stranger may have anything there."""
+def test_a_factor_that_gives_no_size_counts_as_missing(number: object) -> None:
+    """An untrusted config may have any value there."""
     [difference] = differences("flux2", KLEIN | {"mlp_ratio": number}, {"mlp": 48}, ())
     assert (difference.config, difference.file) == ("missing", "48")
 

@@ -119,7 +119,7 @@ def test_value_that_a_class_cannot_have_is_refused(class_name, key, value, expec
     ],
 )
 def test_list_of_a_wrong_length_is_refused(class_name, key, count, most):
-    """The message says how many items it has, since each of them is right."""
+    """Each item is valid, so the message states the number of items."""
     with pytest.raises(LoaderError) as caught:
         kept({key: [1] * count}, class_name)
     assert caught.value.message == (
@@ -140,15 +140,15 @@ def test_list_of_a_wrong_length_is_refused(class_name, key, count, most):
     ],
 )
 def test_value_is_shown_as_json_has_it(class_name, key, value, shown):
-    """A text that reads as a number or as true would make the message contradict itself."""
+    """Without quotation marks, the text "true" would look like the value that is expected."""
     with pytest.raises(LoaderError) as caught:
         kept({key: value}, class_name)
     assert caught.value.message.startswith(f"x/config.json: {key} is {shown}; it should be ")
 
 
 @pytest.mark.parametrize("number", [10**4000, -(10**4000), -(2**65)])
-def test_whole_number_without_an_end_is_refused(number):
-    """Such a number does not fit any float."""
+def test_whole_number_with_too_many_digits_is_refused(number):
+    """JSON does not limit whole numbers, but a float cannot hold the largest of these."""
     for key in ("lambda_min_clipped", "beta_start", "num_train_timesteps"):
         with pytest.raises(LoaderError, match=f"{key} is -?\\d{{19}}"):
             kept({key: number}, DPM)

@@ -129,7 +129,7 @@ def test_other_settings_are_left_out(tmp_path, name, entries):
 
 
 def test_nested_settings_are_those_of_a_processor(tmp_path):
-    """What holds for the file of an image processor holds inside the file of its processor."""
+    """Settings inside the file of a processor are checked like a file of an image processor."""
     nested = {**PICTURES, "audio_tokenizer": AUDIO, "preprocess": 1}
     content = published(tmp_path, PROCESSOR, encoded({**PIXTRAL, "image_processor": nested}))
     assert json.loads(content) == PIXTRAL
@@ -168,7 +168,7 @@ INVALID: list[Any] = [
 
 @pytest.mark.parametrize(("name", "entries", "words"), INVALID)
 def test_a_setting_with_a_value_that_it_cannot_have_is_refused(tmp_path, name, entries, words):
-    """The folder would not open, or would take any amount of memory."""
+    """Transformers would fail to open the folder, or would use up the memory."""
     with pytest.raises(LoaderError) as caught:
         published(tmp_path, name, encoded({**REAL[name], **entries}))
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
@@ -178,6 +178,6 @@ def test_a_setting_with_a_value_that_it_cannot_have_is_refused(tmp_path, name, e
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_a_file_in_another_encoding_is_written_again_in_utf_8(tmp_path, encoding):
-    """Transformers reads UTF-8 without a byte order mark only."""
+    """Transformers reads only UTF-8 without a byte order mark."""
     content = published(tmp_path, TOKENIZER, json.dumps(QWEN).encode(encoding))
     assert json.loads(content.decode()) == QWEN

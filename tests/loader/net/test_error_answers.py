@@ -239,7 +239,7 @@ def test_bot_protection_is_not_a_missing_licence(server, settings, into, body, h
 def test_expired_signature_of_a_link_is_not_a_missing_licence(
     server, settings, into, query, status
 ):
-    """The link needs to be made again. No account has to do with it."""
+    """The user needs a new link; neither a token nor an accepted licence helps."""
     body = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
     error = refusal(f"{failing(server, status, body)}?{query}", settings, into)
     assert error.reason is Reason.REQUEST_REJECTED

@@ -297,7 +297,7 @@ def test_a_deleted_model_is_cleaned_up(case: Case) -> None:
 
 
 def test_released_model_leaves_no_clean_up_job() -> None:
-    """The Pods of its clean-up Jobs keep the PVC from being removed; the recorded Job is one."""
+    """Pods of clean-up Jobs would keep the PVC, so all Jobs go, not only the recorded one."""
     recorded, other = cleanup_job(), cleanup_job(attempt=1)
     skip = {names.ANNOTATION_SKIP_CLEANUP: "true"}
     skipped = model(cleaning(), deleted_ago=5, annotations=skip)

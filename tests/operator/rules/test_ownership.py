@@ -85,7 +85,7 @@ def test_without_a_record_no_job_is_the_models_own() -> None:
 
 
 def test_other_clean_ups_of_the_model_are_known_by_their_name() -> None:
-    """The uid of one may not have been recorded, and earlier attempts are no longer recorded."""
+    """The status records one clean-up Job: not the earlier attempts, perhaps not the newest."""
     remove = names.ROLE_REMOVE
     recorded = job(role=remove, attempt=1)
     earlier, unrecorded = job(JobState.FAILED, role=remove), job(role=remove, attempt=2)

@@ -305,7 +305,7 @@ PUBLISHED = [
 
 @pytest.mark.parametrize("case", PUBLISHED, ids=by_id)
 def test_a_published_model_whose_volume_is_lost_is_not_ready(case: Case) -> None:
-    """Nothing is loaded: the files come back with the volume."""
+    """A published version is not loaded again, because its files come back with the volume."""
     case.check()
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,19 @@ class Sources:
     hub: FakeHub
     folder: Path
     settings: GatewaySettings
-    now: list[float] = field(default_factory=lambda: [0.0])
+    now: float = 0.0
     """The monotonic clock's time."""
+
+    def lookups(self, **settings: Any) -> Lookups:
+        """Return look-ups whose clock shows `now`."""
+        clock = replace(SYSTEM_CLOCK, monotonic=lambda: self.now)
+        return Lookups(replace(self.settings, **settings), clock, no_names)
 
     def ask(self, *urls: str, **settings: Any) -> list[Facts | None]:
         """Look up these urls, one after the other."""
 
         async def run() -> list[Facts | None]:
-            clock = replace(SYSTEM_CLOCK, monotonic=lambda: self.now[0])
-            made = Lookups(replace(self.settings, **settings), clock, no_names)
+            made = self.lookups(**settings)
             try:
                 return [await made.find(Pasted(url), KEY) for url in urls]
             finally:
@@ -53,7 +57,7 @@ class Sources:
         return asyncio.run(run())
 
     def facts(self, url: str, **settings: Any) -> Facts:
-        """Return the facts about a url that means a source."""
+        """Look up a url that names a source, and return the facts."""
         (found,) = self.ask(url, **settings)
         assert found is not None
         return found

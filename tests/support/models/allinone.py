@@ -19,7 +19,7 @@ def under(prefix: str, shapes: Shapes) -> Shapes:
 
 
 def whole(family: str, vae: str = "first_stage_model.", **other_sizes: int) -> Shapes:
-    """Return the names and shapes of a whole pipeline. other_sizes: of its transformer."""
+    """Return the names and shapes of a whole pipeline; `other_sizes` resize its transformer."""
     pooled = CLIP_L + CLIP_G if family == "sd-3" else CLIP_L
     head = 64 if family == "sd-3" else 128
     sizes = SIZES | {"inner": 128, "head": head, "context": T5, "pooled": pooled}

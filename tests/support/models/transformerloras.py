@@ -79,7 +79,7 @@ EACH_STYLE = [
     for number, style in enumerate(styles)
     if not style.whole_model
 ]
-"""The styles of LoRAs that may change any of the layers."""
+"""The styles in which a LoRA may change only some of the layers, by family and number."""
 
 
 def style_id(case: tuple[str, int]) -> str:

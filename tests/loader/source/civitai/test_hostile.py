@@ -13,6 +13,7 @@ from urllib.request import urlopen
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as profile
 from hypothesis import strategies as st
 
 from devkit.fakecivitai import FakeCivitai, File, Model, Version
@@ -57,8 +58,12 @@ HOSTILE = st.one_of(
 )
 
 
+FEW = profile(max_examples=profile().max_examples // 4)
+"""A quarter of the profile's examples: each is a whole answer, which is read and made a card."""
+
+
 class Gone:
-    """In place of a value: the key is removed."""
+    """Stands for a key that is removed."""
 
 
 def paths(value: object, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -113,7 +118,7 @@ def changes(answers: Answers) -> st.SearchStrategy[dict[tuple[Any, ...], object]
 
 
 def check_inert(found: Found, endpoint: str) -> None:
-    """Check that what a look-up found can be published, and leads only to Civitai."""
+    """Check that the found facts can be published, and that all links lead to Civitai."""
     assert found.place.url.startswith(f"{endpoint}/api/download/models/")
     assert found.facts is not None
     found.facts.model_dump_json()
@@ -127,13 +132,14 @@ def check_inert(found: Found, endpoint: str) -> None:
 def test_any_value_at_any_key_is_read_or_refused(
     answers: Answers, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Without HTTP, since only the values differ."""
+    """The test replaces the HTTP call, because only the values differ."""
     client = HttpClient(settings, retries=fetches.QUICK)
     ref = SourceRef(PAGE, "spec.url", None)
     place = locate(ref, settings)
     served: Answers = {}
     monkeypatch.setattr(CivitaiApi, "_get", lambda _api, path, _subject: served.get(path, {}))
 
+    @FEW
     @given(changes(answers))
     def look(changed: dict[tuple[Any, ...], object]) -> None:
         served.update(mutated(answers, changed))
@@ -150,7 +156,7 @@ def test_any_value_at_any_key_is_read_or_refused(
 def test_a_download_link_loads_whatever_the_api_answers(
     civitai: FakeCivitai, answers: Answers, settings: Settings
 ) -> None:
-    """The load has the file without the API."""
+    """The link itself serves the file, so the load does not depend on the API."""
 
     @given(changes(answers))
     def load(changed: dict[tuple[Any, ...], object]) -> None:
@@ -170,12 +176,19 @@ def test_a_download_link_loads_whatever_the_api_answers(
     [
         pytest.param(b"<html>", False, id="a page"),
         pytest.param(b'{"a": ' + b"[" * 50_000, False, id="deep"),
-        pytest.param(b'{"a": "' + b"x" * (10 << 20) + b'"}', False, id="10 MB"),
-        pytest.param(b"{}", False, id="empty"),
+        pytest.param(
+            b'{"a": "' + b"x" * (10 << 20) + b'"}', False, id="10 MB", marks=pytest.mark.slow
+        ),
+        pytest.param(b"{}", False, id="empty", marks=pytest.mark.slow),
         pytest.param(b'"description": "\\ud83d", ', True, id="half a surrogate pair"),
-        pytest.param(b'"description": ' + b"9" * 5_000 + b", ", True, id="many digits"),
+        pytest.param(
+            b'"description": ' + b"9" * 5_000 + b", ",
+            True,
+            id="many digits",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(b'"description": ' + b"[" * 5_000 + b"]" * 5_000 + b", ", True, id="a list"),
-        pytest.param(b'"description": "m\xe2\x82", ', True, id="not UTF-8"),
+        pytest.param(b'"description": "m\xe2\x82", ', True, id="not UTF-8", marks=pytest.mark.slow),
     ],
 )
 def test_an_odd_description_is_read_and_other_content_is_refused(
