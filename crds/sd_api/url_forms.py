@@ -133,7 +133,7 @@ class Refusal:
 
 _MARKS = r"[.,;!)\]}>\"\x27\x60”]+"
 _PUNCTUATED = f"(?:{_HUB}/)?{_REPO}{_MARKS}"
-"""A repo id or its page, with what followed it in a text."""
+"""A repo id or a repo's page, copied from a text together with the mark that followed it."""
 _MISTYPED = (
     rf"(?i:https?)(?::/[^/{_BLANK}]|:[A-Za-z0-9-]+\.|//|:?\\\\|://(?i:https?):?//)|//[^/{_BLANK}]"
 )

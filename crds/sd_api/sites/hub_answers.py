@@ -1,7 +1,8 @@
 """Reads the answer of the Hub's API about a repo, which its owner may have filled with anything.
 
-A field with a wrong type counts as absent. This is for people before a load. A load needs each file
-with its digest, so the loader reads the list of files strictly (`sd_loader.source.hub_listing`).
+The gateway shows the result to people, so a field with a wrong type counts as absent. A load needs
+each file with its digest, so the loader reads the list of files strictly
+(`sd_loader.source.hub_listing`).
 """
 
 from __future__ import annotations

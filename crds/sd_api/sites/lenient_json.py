@@ -1,7 +1,7 @@
 """Parses JSON of which only a few fields are needed, whatever the others contain.
 
 An author who writes something odd into a description must not make the rest unreadable. So numbers
-of many digits and deep values, which Python refuses to parse, become null.
+of many digits and deeply nested values, which Python refuses to parse, become null.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 _DIGITS_MAX = 20
 _DEPTH = 20
-"""How deep an answer is read if it is too deep for Python. The needed fields are less deep."""
+"""How deep an answer is read if it is too deep for Python. No field that is needed is deeper."""
 _PART = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]|[^"\[\]{}]+', re.DOTALL)
 
 
