@@ -137,6 +137,7 @@ _PUNCTUATED = f"(?:{_HUB}/)?{_REPO}{_MARKS}"
 _MISTYPED = (
     rf"(?i:https?)(?::/[^/{_BLANK}]|:[A-Za-z0-9-]+\.|//|:?\\\\|://(?i:https?):?//)|//[^/{_BLANK}]"
 )
+"""The beginning of a link whose scheme is there twice, or lacks a colon or a slash."""
 _OBJECT_STORE = "(?i:s3[an]?|gs|gcs|az|azure|adl|abfss?|wasbs?|r2|b2|oss|cos|swift|minio)://"
 _REGISTRY = (
     r"(?i:oci|docker|ollama)://"
