@@ -35,7 +35,7 @@ def test_a_model_of_civitai_is_described(sources: Sources, url: str) -> None:
         "Base model": "Pony (SDXL)",
         "Size": "700 B",
         "File": "tiny.safetensors (SafeTensor, pruned, fp16)",
-        "Licence": "commercial use: Image, RentCivit, merges under the same permissions",
+        "Licence": "commercial use: Image, RentCivit; merges under the same permissions",
         "Author": "someone",
         "Words for prompts": "fishy",
     }
