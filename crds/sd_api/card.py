@@ -1,8 +1,8 @@
 """The model card: statements about a model from its source and its file, for people.
 
-A card is untrusted text. It is made by `sd_api.sites` and `sd_loader.card`, which limit its size.
-This module removes the characters that could control a terminal or reorder a line, whoever wrote
-the card.
+A card is untrusted text. `sd_api.sites` and `sd_loader.card` make it and limit its size. This
+module removes the characters that could control a terminal or reorder a line, whoever wrote the
+card.
 """
 
 from __future__ import annotations

@@ -129,8 +129,8 @@ class LoaderEnv:
     pictures: Pictures | None = _variable(  # noqa: RUF009 - it is a field, as all are
         "SD_LOADER_PICTURES", read=_one_of(Pictures)
     )
-    """safe: the first picture of the source that it rates as safe for everyone is kept. all: the
-    first picture is kept, whatever its rating. none: no picture is kept."""
+    """safe: keep the first picture that the source rates as safe for everyone. all: keep the first
+    picture, whatever its rating. none: keep no picture."""
     https_proxy: str | None = _variable("HTTPS_PROXY", "https_proxy")
     """URL of the proxy for downloads."""
     no_proxy: str | None = _variable("NO_PROXY", "no_proxy")

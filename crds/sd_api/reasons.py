@@ -68,8 +68,8 @@ class EventReason(StrEnum):
     MODEL_DELETED = "ModelDeleted"
     """The finalizer is released; the message says what happened to the files."""
     ARTIFACT_MISSING = "ArtifactMissing"
-    """Files of a published model are missing, or their volume; the message has the PVC and the
-    remedy."""
+    """Files of a published model are missing, or its volume is gone; the message names the PVC and
+    the remedy."""
     ARTIFACT_RESTORED = "ArtifactRestored"
     """The files that were missing are on the volume again."""
     STORE_MISSING = "StoreMissing"

@@ -258,7 +258,10 @@ def _without_revision(
 
 
 def _with_https(text: str) -> str:
-    """Return a link to a file, with its scheme. The Hub's own links are called over https."""
+    """Return a link with its scheme. The page of a file in a dataset or a Space becomes its link.
+
+    The Hub's own links are called over https.
+    """
     text = re.sub(f"^{url_forms.PAGE_OF_OTHER_FILE}$", r"\1/resolve/\2", text)
     if re.fullmatch(url_forms.HUB_OTHER_FILE, text):
         text = re.sub("^(?i:http)://", "", text)

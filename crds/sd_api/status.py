@@ -32,8 +32,8 @@ class ConditionType(StrEnum):
     READY = "Ready"
     """Whether a complete, verified folder is served under status.artifact.path.
 
-    True is good. A failed reload leaves it True. If two checks in a row find files missing, or the
-    volume is gone, it is False. Always present.
+    True is good. A failed reload leaves it True. It is False if the volume is gone, or if two
+    checks in a row find files missing. Always present.
     """
     RECONCILING = "Reconciling"
     """A load is under way, or its Job waits for its Pod.

@@ -133,10 +133,11 @@ class Refusal:
 
 _MARKS = r"[.,;!)\]}>\"\x27\x60”]+"
 _PUNCTUATED = f"(?:{_HUB}/)?{_REPO}{_MARKS}"
-"""A repo id or its page, with what followed it in a text."""
+"""A repo id or a repo's page, copied from a text together with the mark that followed it."""
 _MISTYPED = (
     rf"(?i:https?)(?::/[^/{_BLANK}]|:[A-Za-z0-9-]+\.|//|:?\\\\|://(?i:https?):?//)|//[^/{_BLANK}]"
 )
+"""The beginning of a link whose scheme is there twice, or lacks a colon or a slash."""
 _OBJECT_STORE = "(?i:s3[an]?|gs|gcs|az|azure|adl|abfss?|wasbs?|r2|b2|oss|cos|swift|minio)://"
 _REGISTRY = (
     r"(?i:oci|docker|ollama)://"

@@ -71,7 +71,7 @@ _RELOAD = f"set the annotation {ANNOTATION_RELOAD} to a new value"
 _CREDENTIALS = LoaderEnv.name_of("credentials_dir")
 _TOKEN = (
     f"set {LoaderEnv.name_of('hub_token')} for the Hub or {LoaderEnv.name_of('civitai_token')} for"
-    " Civitai, or name a file with the token for the host of the link by --token-file"
+    " Civitai, or give --token-file the path of a file with the token for the host of the link"
 )
 
 _REMEDIES = {
@@ -90,7 +90,7 @@ _REMEDIES = {
         " an https link: the token is sent to that host only, and never over plain http."
     ),
     Reason.SOURCE_NOT_FOUND: (
-        f"Check the link or repo, and --git-revision; for a private repo, {_TOKEN}. If the source"
+        f"Check the link or repo, and its revision; for a private repo, {_TOKEN}. If the source"
         " has removed the model, use another source."
     ),
     Reason.AUTHENTICATION_REQUIRED: f"Get a token from the source, {_TOKEN}.",

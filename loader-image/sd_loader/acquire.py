@@ -110,7 +110,7 @@ def acquire(
         supplies.fetch_picture(found.facts)
     # A component may have been fetched for several versions of the file.
     warnings = dict.fromkeys((*fetched.warnings, *supplies.warnings))
-    # A server that received a token may quote it, and all of this is staged on the volume.
+    # A server may quote a token that it received, and what is returned is stored on the volume.
     secrets = client.secrets(request.model_dump())
     file = fetched.source.file
     return fetched.model_copy(

@@ -87,7 +87,7 @@ def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
 
 
 def _has_secret(args: argparse.Namespace, settings: Settings) -> bool:
-    """Whether a mounted Secret has the token. A file that the command line names comes first."""
+    """Whether to use the token of a mounted Secret. --token-file comes before it."""
     return args.token_file is None and (settings.credentials_dir / "token").exists()
 
 
@@ -99,6 +99,7 @@ def _make(store: Path) -> None:
 
 
 def _inspect(args: argparse.Namespace, settings: Settings) -> ExitCode:
+    # here as in _check
     from sd_loader.inspect import Inspection, PublishedModel, inspect, inspect_published
 
     found: Inspection | PublishedModel

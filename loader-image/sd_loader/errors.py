@@ -56,7 +56,7 @@ def naming(field: str) -> Iterator[None]:
     except LoaderError as error:
         if error.field is not None:
             raise
-        raise LoaderError(error.reason, error.message, field=field) from error
+        raise LoaderError(error.reason, error.message, field=field, remedy=error.remedy) from error
 
 
 @contextmanager
@@ -65,4 +65,4 @@ def prefixing(words: str) -> Iterator[None]:
     try:
         yield
     except LoaderError as error:
-        raise LoaderError(error.reason, f"{words}: {error.message}") from error
+        raise LoaderError(error.reason, f"{words}: {error.message}", remedy=error.remedy) from error

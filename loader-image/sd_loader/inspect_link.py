@@ -22,7 +22,6 @@ from sd_api.sites.civitai_card import card_of_civitai
 from sd_api.sites.civitai_facts import CivitaiFacts
 from sd_api.sites.clean import without
 from sd_api.sources import HubFile, HubRepo, Link
-from sd_api.wire import Progress
 from sd_loader.card import card_of_metadata
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import found_type
@@ -32,7 +31,7 @@ from sd_loader.convert.plan.needs import Needs, needs
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.repo import family_of_unet
 from sd_loader.convert.plan.repo_configs import component_config, read_json, read_small
-from sd_loader.convert.tables.families import FAMILY_BY_CONTEXT_WIDTH
+from sd_loader.convert.tables.families import family_of_width
 from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME
 from sd_loader.diffusers_repo.listed import ListedPipeline, read_pipeline
 from sd_loader.diffusers_repo.single_component import SINGLE, parse_component
@@ -42,6 +41,7 @@ from sd_loader.handover import Fetched
 from sd_loader.inspect import as_text
 from sd_loader.net.client import HttpClient
 from sd_loader.net.ranges import RemoteFile
+from sd_loader.progress import no_report
 from sd_loader.settings import Settings
 from sd_loader.source.civitai import explaining, look_up
 from sd_loader.source.hub import outline_repo
@@ -53,7 +53,7 @@ from sd_loader.source.single import FILE_NAME
 from sd_loader.streaming import LEAST_BYTES, open_incoming
 from sd_loader.tensors import TensorFile
 
-_NOT_READ = "the file was not read, because the server sends no parts of it"
+_NOT_READ = "the file was not read, because the server does not send parts of it"
 _TYPES = {
     "Checkpoint": ModelType.CUSTOM_CKPT,
     "Controlnet": ModelType.CONTROLNET,
@@ -63,7 +63,7 @@ _TYPES = {
     "TextualInversion": ModelType.EMBEDDINGS,
     "VAE": ModelType.VAE,
 }
-"""Model types by Civitai's words, for files that cannot be read."""
+"""Model types by Civitai's words. They count only if the file itself cannot be read."""
 
 
 class LinkInspection(Contract):
@@ -135,7 +135,11 @@ def inspect_link(
         with naming_both_readings(ref, place, allow_local=True), explaining(found):
             look.take(found.place, ref)
     except SourceChangedError:
-        refusal = LoaderError(Reason.SOURCE_UNREACHABLE, "the file changed while it was read")
+        refusal = LoaderError(
+            Reason.SOURCE_UNREACHABLE,
+            "the file changed while it was read",
+            remedy="Run the command again.",
+        )
     except LoaderError as error:
         refusal = error
     if refusal is not None and look.knows_nothing():
@@ -205,7 +209,7 @@ class _Look:
         settings = replace(self.client.settings, max_bytes=LEAST_BYTES)
         small = replace(link, client=replace(self.client, settings=settings))
         try:
-            fetched = small.download(self.into, _no_report)
+            fetched = small.download(self.into, no_report)
         except LoaderError as error:
             if error.reason is not Reason.TOO_LARGE:
                 raise
@@ -273,8 +277,7 @@ class _Look:
             self._take_pipeline(folder)
         elif fetched.model_type in SINGLE:
             component = parse_component(read_small(folder / CONFIG_NAME), fetched.model_type)
-            width = component.config.get("cross_attention_dim")
-            family = FAMILY_BY_CONTEXT_WIDTH.get(width) if isinstance(width, int) else None
+            family = family_of_width(component.config.get("cross_attention_dim"))
             self._add(
                 pipeline_class=component.class_name, base_model=component.other_family or family
             )
@@ -289,10 +292,6 @@ class _Look:
             conversion = Conversion(ModelType.HUGGINGFACE, model_id="inspected")
             unet = component_config(config, "unet", pipeline, conversion)
             self._add(base_model=family_of_unet(pipeline, unet))
-
-
-def _no_report(_progress: Progress) -> None:
-    """Report nothing: only small files are downloaded."""
 
 
 def _repo_for(needed: Needs, file: TensorFile, settings: Settings) -> str | None:

@@ -15,6 +15,11 @@ from sd_api.wire import Progress, Stage
 
 Report = Callable[[Progress], None]
 
+
+def no_report(_progress: Progress) -> None:
+    """Report nothing: for a download of small files only."""
+
+
 _JSON_INTERVAL = 1.0
 _LINES_INTERVAL = 10.0
 _BAR_INTERVAL = 0.1

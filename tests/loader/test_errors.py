@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import pytest
 
 from sd_api.reasons import Reason
-from sd_loader.errors import LoaderError, TransientError, naming
+from sd_loader.errors import LoaderError, TransientError, naming, prefixing
 
 
 @pytest.mark.parametrize(
@@ -34,6 +37,14 @@ def test_error_names_its_field_once(error: LoaderError, message: str) -> None:
         raise error
     assert (caught.value.reason, caught.value.message) == (Reason.NOT_A_MODEL, message)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("add", [naming, prefixing])
+def test_remedy_of_an_error_is_kept(add: Callable[[str], AbstractContextManager[None]]) -> None:
+    """Words before the message do not replace the remedy by the general one of the reason."""
+    with pytest.raises(LoaderError) as caught, add("spec.vae.url"):
+        raise LoaderError(Reason.SOURCE_NOT_FOUND, "no such file", remedy="Give another path.")
+    assert caught.value.remedy == "Give another path."
 
 
 def test_other_errors_pass_unchanged() -> None:

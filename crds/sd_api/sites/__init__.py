@@ -1,5 +1,6 @@
-"""Reads what Civitai and the Hub say about a model. Pure; every answer is hostile.
+"""Reads what Civitai and the Hub say about a model. Pure; an answer may contain anything.
 
-The loader asks them when it loads a model, and the gateway before: both read the answers here.
-`*_answers` read the JSON of an API, `*_card` make model cards of it, and `clean` limits texts.
+The gateway asks these sites when somebody looks up a link, and the loader when it loads a model.
+Both read the answers with these modules: `*_answers` read the JSON of an API, `*_card` make model
+cards from it, and `clean` limits texts.
 """

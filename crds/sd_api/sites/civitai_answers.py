@@ -25,6 +25,7 @@ from sd_api.sites.civitai_facts import (
     CivitaiImage,
     CivitaiLicence,
 )
+from sd_api.sites.lenient_json import inner_object
 
 _MAX_FILES = 100
 _MAX_VERSIONS = 1000
@@ -103,7 +104,7 @@ def obstacle(version: VersionAnswer, today: str) -> Obstacle | None:
 
 def read_version(answer: Json, version_id: int) -> VersionAnswer:
     """Read the answer for a version."""
-    model = _part(answer, "model")
+    model = inner_object(answer, "model")
     return VersionAnswer(
         facts=CivitaiFacts(
             model_id=_count(answer, "modelId"),
@@ -129,7 +130,7 @@ def read_model(answer: Json) -> ModelAnswer:
     return ModelAnswer(
         name=_text(answer, "name"),
         type=_text(answer, "type"),
-        creator=_text(_part(answer, "creator"), "username"),
+        creator=_text(inner_object(answer, "creator"), "username"),
         licence=CivitaiLicence(
             no_credit=_flag(answer, "allowNoCredit"),
             derivatives=_flag(answer, "allowDerivatives"),
@@ -145,8 +146,8 @@ def _files(answer: Json) -> Iterator[CivitaiFile]:
         number, name, path = _count(file, "id"), _text(file, "name"), _path(file)
         if number is None or name is None or path is None:
             continue
-        metadata = _part(file, "metadata")
-        sha256 = str(_part(file, "hashes").get("SHA256", "")).lower()
+        metadata = inner_object(file, "metadata")
+        sha256 = str(inner_object(file, "hashes").get("SHA256", "")).lower()
         yield CivitaiFile(
             id=number,
             name=name,
@@ -196,7 +197,7 @@ def _images(answer: Json) -> Iterator[CivitaiImage]:
 
 def _early_access(answer: Json) -> str | None:
     """Return the value of `VersionAnswer.early_access`, from the new field or the old ones."""
-    paid = _part(answer, "paidAccess")
+    paid = inner_object(answer, "paidAccess")
     if paid.get("permanent") is True:
         return ""
     ends = _text(paid, "endsAt") or _text(answer, "earlyAccessEndsAt")
@@ -240,11 +241,6 @@ def _count(answer: Json, name: str) -> int | None:
 def _flag(answer: Json, name: str) -> bool | None:
     value = answer.get(name)
     return value if isinstance(value, bool) else None
-
-
-def _part(answer: Json, name: str) -> Json:
-    value = answer.get(name)
-    return value if isinstance(value, dict) else {}
 
 
 def _items(answer: Json, name: str, most: int) -> list[Json]:

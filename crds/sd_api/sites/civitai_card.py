@@ -28,7 +28,7 @@ def card_of_civitai(facts: CivitaiFacts, endpoint: str) -> Card:
 
 
 def picture_of(facts: CivitaiFacts, allowed: Pictures) -> str | None:
-    """Return the url of the first picture that is allowed. None if no picture is."""
+    """Return the url of the first picture that is allowed. None if none is allowed."""
     for image in facts.images:
         if not image.is_video and _is_allowed(image, allowed):
             return image.url

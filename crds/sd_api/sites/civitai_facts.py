@@ -1,6 +1,6 @@
 """The facts that Civitai states about one version of a model. All fields have types and limits.
 
-`civitai_answers` reads the facts. A load makes its card of them.
+`civitai_answers` reads the facts. A load makes its card from them.
 All texts are untrusted: a creator wrote them. They are short, but may contain any characters.
 """
 
@@ -97,13 +97,13 @@ class CivitaiFacts(Contract):
 
     @property
     def loaded_version(self) -> str:
-        """Model, version and file as at the end of a resource identifier: status.source.version."""
+        """The value of status.source.version: the end of a resource identifier, with the file."""
         model = "" if self.model_id is None else f"{self.model_id}@"
         file = "" if self.file is None else f"+{self.file.id}"
         return f"{model}{self.version_id}{file}"
 
     @property
     def file_name(self) -> str | None:
-        """The name of the file in printable ASCII: status.source.file. None if it is not known."""
+        """The value of status.source.file: its name in printable ASCII. None if it is not known."""
         name = None if self.file is None else self.file.name
         return None if name is None else re.sub(r"[^A-Za-z0-9 ._()+@-]", "_", name)[:128]

@@ -1,7 +1,8 @@
 """Reads the answer of the Hub's API about a repo, which its owner may have filled with anything.
 
-A field with a wrong type counts as absent. This is for people before a load. A load needs each file
-with its digest, so the loader reads the list of files strictly (`sd_loader.source.hub_listing`).
+The gateway shows the result to people, so a field with a wrong type counts as absent. A load needs
+each file with its digest, so the loader reads the list of files strictly
+(`sd_loader.source.hub_listing`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from sd_api.card import Card
 from sd_api.fields import COUNT_MAX
 from sd_api.sites.hub_card import card_of_repo
+from sd_api.sites.lenient_json import inner_object
 from sd_api.url_forms import HUB_REPO_PATTERN
 
 _MAX_FILES = 20_000
@@ -62,11 +64,11 @@ def read_repo(answer: Json, asked: str, endpoint: str) -> RepoAnswer:
     name = answer.get("id")
     is_name = isinstance(name, str) and re.search(HUB_REPO_PATTERN, name) is not None
     repo_id = str(name) if is_name else asked
-    pipeline_class = _part(_part(answer, "config"), "diffusers").get("_class_name")
+    pipeline_class = inner_object(inner_object(answer, "config"), "diffusers").get("_class_name")
     is_class = isinstance(pipeline_class, str) and _CLASS.fullmatch(pipeline_class) is not None
     return RepoAnswer(
         repo_id=repo_id,
-        card=card_of_repo(repo_id, endpoint, _part(answer, "cardData")),
+        card=card_of_repo(repo_id, endpoint, inner_object(answer, "cardData")),
         files=_files(answer.get("siblings")),
         is_gated=answer.get("gated") in ("auto", "manual", True),
         pipeline_class=str(pipeline_class) if is_class else None,
@@ -81,8 +83,3 @@ def _files(siblings: object) -> dict[str, int | None]:
             size = sibling.get("size")
             files[path] = size if type(size) is int and 0 <= size <= COUNT_MAX else None
     return files
-
-
-def _part(answer: Json, name: str) -> Json:
-    value = answer.get(name)
-    return value if isinstance(value, dict) else {}

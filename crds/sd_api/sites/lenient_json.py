@@ -1,18 +1,19 @@
-"""Parses JSON of which only a few fields are needed, whatever the others contain.
+"""Reads JSON of which only a few fields are needed, whatever the others contain.
 
 An author who writes something odd into a description must not make the rest unreadable. So numbers
-of many digits and deep values, which Python refuses to parse, become null.
+of many digits and deeply nested values, which Python refuses to parse, become null.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 _DIGITS_MAX = 20
 _DEPTH = 20
-"""How deep an answer is read if it is too deep for Python. The needed fields are less deep."""
+"""How deep an answer is read if it is too deep for Python. No field that is needed is deeper."""
 _PART = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]|[^"\[\]{}]+', re.DOTALL)
 
 
@@ -26,6 +27,12 @@ def parse(content: bytes) -> object:
         return json.loads(text, parse_int=_number)
     except RecursionError:
         return json.loads("".join(_shallow(text)), parse_int=_number)
+
+
+def inner_object(answer: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a field that is an object. Empty if it is missing or is not an object."""
+    value = answer.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def _number(digits: str) -> int | None:

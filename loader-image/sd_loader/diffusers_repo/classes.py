@@ -66,7 +66,7 @@ def parameters(pipeline_class: str) -> tuple[str, ...] | None:
 
 
 def required(pipeline_class: str) -> tuple[str, ...]:
-    """The parameters of a pipeline on the list that an index must have, at least as null."""
+    """The parameters of a listed pipeline that its index must have, if only as null."""
     optional = known()["optional"].get(pipeline_class, ())
     return tuple(name for name in known()["pipelines"][pipeline_class] if name not in optional)
 

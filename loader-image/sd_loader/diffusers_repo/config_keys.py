@@ -24,7 +24,7 @@ PATH = Path(__file__).with_name("config_keys.json")
 _NESTED = "config "
 _SCHEDULER = "Scheduler"
 _MOST_BITS = 64
-"""JSON has whole numbers of any length, which Python does not turn into floats."""
+"""JSON allows whole numbers of any length. Python cannot turn all of them into floats."""
 _UNKNOWN: Mapping[str, Any] = {"keys": {}}
 
 Classes = Mapping[str, Mapping[str, Any]]

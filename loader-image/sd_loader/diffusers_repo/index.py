@@ -220,7 +220,8 @@ def parse_pipeline(content: bytes) -> Pipeline:
             components[name] = _known_class(name, library, class_)
     if class_name not in SD_PIPELINES | SDXL_PIPELINES:
         raise LoaderError(
-            Reason.UNSUPPORTED_FORMAT, f"pipelines of class {shown(class_name)} are not supported"
+            Reason.UNSUPPORTED_FORMAT,
+            f"pipelines of class {json_snippet(class_name)} are not supported",
         )
     if class_name in SD_PIPELINES and any(name.endswith("_2") for name in components):
         raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{class_name} has one text encoder, not two")
@@ -236,16 +237,16 @@ def parse_pipeline(content: bytes) -> Pipeline:
 
 
 def pipeline_class(index: Mapping[str, Any]) -> str:
-    """Return the class that a model_index.json names. Refuse one that is code, or no name."""
+    """Return the class that a model_index.json names. Refuse code and values that are not names."""
     class_name = index.get("_class_name")
     if isinstance(class_name, list | dict):
         raise LoaderError(
-            Reason.UNSAFE_MODEL, f"{INDEX_NAME} names a custom pipeline: {shown(class_name)}"
+            Reason.UNSAFE_MODEL, f"{INDEX_NAME} names a custom pipeline: {json_snippet(class_name)}"
         )
     if not isinstance(class_name, str) or not class_name:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"{INDEX_NAME}: _class_name is {shown(class_name)}; it should be the class of a"
+            f"{INDEX_NAME}: _class_name is {json_snippet(class_name)}; it should be the class of a"
             " pipeline, such as StableDiffusionPipeline",
         )
     return class_name
@@ -269,14 +270,15 @@ def _pair(name: str, value: list[Any]) -> tuple[str | None, str]:
     if len(value) != 2 or not all(isinstance(part, str) for part in value):
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"{INDEX_NAME}: {shown(name)} is {shown(value)}; it should name a library and a class",
+            f"{INDEX_NAME}: {json_snippet(name)} is {json_snippet(value)}; it should name a"
+            " library and a class",
         )
     library, class_ = value
     if library not in _LIBRARIES:
         raise LoaderError(
             Reason.UNSAFE_MODEL,
-            f"{INDEX_NAME}: {shown(name)} comes from {shown(library)}, which is code of the"
-            " repo's own or of an unknown library",
+            f"{INDEX_NAME}: {json_snippet(name)} comes from {json_snippet(library)}, which is"
+            " code of the repo's own or of an unknown library",
         )
     return library, class_
 
@@ -286,8 +288,8 @@ def _known_class(name: str, library: str, class_: str) -> str:
     if library != expected or class_ not in classes:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"{INDEX_NAME}: {shown(name)} is a {shown(class_)} of {library}, which is not"
-            " supported",
+            f"{INDEX_NAME}: {json_snippet(name)} is a {json_snippet(class_)} of {library}, which"
+            " is not supported",
         )
     return class_
 
@@ -296,12 +298,7 @@ def _option(name: str, value: Any) -> bool | int | float | None:  # noqa: ANN401
     if not re.fullmatch(r"[a-z_]{1,64}", name) or not isinstance(value, bool | int | float | None):
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"{INDEX_NAME}: {shown(name)} is {shown(value)}; it should be a number, true, false or"
-            " null, or a list of a library and a class if it is a component",
+            f"{INDEX_NAME}: {json_snippet(name)} is {json_snippet(value)}; it should be a number,"
+            " true, false or null, or a list of a library and a class if it is a component",
         )
     return value
-
-
-def shown(value: object) -> str:
-    """A JSON value of a repo, for messages."""
-    return json_snippet(value)

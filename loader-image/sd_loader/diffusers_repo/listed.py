@@ -23,10 +23,10 @@ from sd_loader.diffusers_repo.index import (
     parse_json,
     parse_pipeline,
     pipeline_class,
-    shown,
 )
 from sd_loader.diffusers_repo.listed_config import listed_config
 from sd_loader.errors import LoaderError, prefixing
+from sd_loader.snippet import json_snippet
 
 _FAMILIES = (
     # Prefix of the classes, name in messages, status.artifact.baseModel
@@ -150,21 +150,22 @@ def read_pipeline(content: bytes) -> AnyPipeline:
         _refuse_other_runtime(class_name)
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"{INDEX_NAME} names the pipeline {shown(class_name)}, which is newer than this loader"
-            f" (it knows {classes.version('diffusers')}) or is code of the repo's own",
+            f"{INDEX_NAME} names the pipeline {json_snippet(class_name)}, which is newer than"
+            f" this loader (it knows {classes.version('diffusers')}) or is code of the repo's own",
         )
     with prefixing(title(class_name)):
         return _listed(class_name, parameters, index)
 
 
 def _refuse_other_runtime(class_name: str) -> None:
-    """Refuse a pipeline of another program than diffusers with torch by this program's name."""
+    """Refuse a pipeline of another program, such as OpenVINO. The message names the program."""
     match = _OTHER_RUNTIME.fullmatch(class_name)
     if match is not None:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"{INDEX_NAME} names the pipeline {shown(class_name)}: the repo holds the model for"
-            f" {_RUNTIMES[match[1]]}; use the repo of the same model for diffusers and PyTorch",
+            f"{INDEX_NAME} names the pipeline {json_snippet(class_name)}: the repo holds the"
+            f" model for {_RUNTIMES[match[1]]}; use the repo of the same model for diffusers and"
+            " PyTorch",
         )
 
 
@@ -197,8 +198,8 @@ def _listed(
             if name not in parameters:
                 raise LoaderError(
                     Reason.UNSUPPORTED_FORMAT,
-                    f"{INDEX_NAME}: the component {shown(name)} is newer than this loader (it knows"
-                    f" {classes.version('diffusers')})",
+                    f"{INDEX_NAME}: the component {json_snippet(name)} is newer than this loader"
+                    f" (it knows {classes.version('diffusers')})",
                 )
             components[name] = component
     missing = [name for name in classes.required(class_name) if name not in index]
@@ -231,20 +232,20 @@ def _component(name: str, library: object, class_name: object) -> Component:
     if not isinstance(library, str) or not isinstance(class_name, str):
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"{INDEX_NAME}: {shown(name)} is {shown([library, class_name])}; it should name a"
-            " library and a class",
+            f"{INDEX_NAME}: {json_snippet(name)} is {json_snippet([library, class_name])}; it"
+            " should name a library and a class",
         )
     if not classes.is_library(library):
         raise LoaderError(
             Reason.UNSAFE_MODEL,
-            f"{INDEX_NAME}: {shown(name)} comes from {shown(library)}, which is code of the"
-            " repo's own or of an unknown library",
+            f"{INDEX_NAME}: {json_snippet(name)} comes from {json_snippet(library)}, which is"
+            " code of the repo's own or of an unknown library",
         )
     role = classes.role(library, class_name)
     if role is None:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"{INDEX_NAME}: {shown(name)} is a {shown(class_name)} of {library}, which is newer"
-            f" than this loader (it knows {classes.version(library)})",
+            f"{INDEX_NAME}: {json_snippet(name)} is a {json_snippet(class_name)} of {library},"
+            f" which is newer than this loader (it knows {classes.version(library)})",
         )
     return Component(library, class_name, role)

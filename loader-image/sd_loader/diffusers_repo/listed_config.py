@@ -33,7 +33,7 @@ _COUNTS_MODULES = re.compile(
 )
 """Names of the numbers of layers. Each layer takes memory and time, before any weight is read."""
 _MOST_POSITIONS = 1024
-"""A table of positions has the square of this number of rows, and is computed for any model."""
+"""A table of positions has the square of this many rows, before any weight is read."""
 _NUMBERS: Mapping[str, tuple[float, float]] = {
     **limits.NUMBERS,
     "extra_ids": (0, 4096),
@@ -61,7 +61,7 @@ _NUMBERS: Mapping[str, tuple[float, float]] = {
         (1, _MOST_POSITIONS),
     ),
 }
-"""Numbers of these classes that are larger than those of SD, or take memory when a class is made.
+"""Numbers that may be larger here than in SD, or that take memory before weights are read.
 
 transformers writes 10**30 as the length of prompts of a tokenizer that does not state it.
 """

@@ -45,8 +45,7 @@ _GENERATION: Mapping[str, tuple[type, ...]] = {
     "top_p": (int, float),
     "use_cache": (bool,),
 }
-"""The settings of text generation that repos with a language model usually have, and their types.
-"""
+"""The usual settings of text generation in repos with a language model, and their types."""
 
 
 def known_settings(name: str, content: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -119,7 +118,12 @@ def _is_valid(name: str, key: str, value: object) -> bool:
 def _is_template(value: object) -> bool:
     """Whether a value is a template, or named templates."""
     if isinstance(value, list):
-        return all(isinstance(it, dict) and it.keys() == {"name", "template"} for it in value)
+        return all(
+            isinstance(it, dict)
+            and it.keys() == {"name", "template"}
+            and all(isinstance(text, str) for text in it.values())
+            for it in value
+        )
     return isinstance(value, str)
 
 

@@ -13,9 +13,10 @@ from typing import Any
 from sd_api.choices import BaseModelName, ModelType
 from sd_api.reasons import Reason
 from sd_loader.diffusers_repo.classes import Role
-from sd_loader.diffusers_repo.index import CONFIG_NAME, parse_json, shown
+from sd_loader.diffusers_repo.index import CONFIG_NAME, parse_json
 from sd_loader.diffusers_repo.listed import Component
 from sd_loader.errors import LoaderError
+from sd_loader.snippet import json_snippet
 
 SINGLE = {
     ModelType.CONTROLNET: ("controlnet", "ControlNetModel"),
@@ -84,7 +85,7 @@ def parse_component(content: bytes, model_type: ModelType) -> SingleComponent:
     others = ", ".join(sorted(OTHER_FAMILIES[model_type]))
     raise LoaderError(
         Reason.UNSUPPORTED_FORMAT,
-        f"{CONFIG_NAME} names the class {shown(class_name)}; spec.modelType"
+        f"{CONFIG_NAME} names the class {json_snippet(class_name)}; spec.modelType"
         f" {model_type.value} is for {expected} and, of other families, for {others}",
     )
 

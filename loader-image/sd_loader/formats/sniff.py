@@ -77,6 +77,7 @@ def identify(head: bytes, size: int) -> Container:
     name = _name(head, size)
     if name is not None:
         raise LoaderError(Reason.NOT_A_MODEL, f"the file is {name}")
+    # The first bytes may be the length of a safetensors header that did not arrive.
     if len(head) > LENGTH_BYTES and not any(head[LENGTH_BYTES:]) and not any(head[_UPPER]):
         raise LoaderError(
             Reason.DAMAGED_FILE,

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from sd_api.choices import ModelType
 from sd_api.reasons import Reason
 from sd_api.sources import MAIN, HubFile, HubRepo
-from sd_api.wire import Progress
 from sd_loader.diffusers_repo.component_files import (
     choose_configs,
     component_folder,
@@ -28,7 +27,7 @@ from sd_loader.errors import LoaderError
 from sd_loader.handover import AtHand, Fetched
 from sd_loader.net.client import HttpClient
 from sd_loader.net.download import Downloader
-from sd_loader.progress import Report
+from sd_loader.progress import Report, no_report
 from sd_loader.snippet import snippet
 from sd_loader.source.hub_copy import FOLDER_NAME, RepoCopy, RepoOutline, refuse_digest
 from sd_loader.source.hub_errors import HubErrors
@@ -87,14 +86,10 @@ def outline_repo(
     """
     revision = place.revision or MAIN
     with _open_repo(place.repo_id, revision, ref, client) as (found, downloader):
-        copy = RepoOutline(found, into / FOLDER_NAME, downloader, _no_report, peek=peek)
+        copy = RepoOutline(found, into / FOLDER_NAME, downloader, no_report, peek=peek)
         if isinstance(place, HubFile):
             return _fetch_file(copy, place, ref, Checks(), into)
         return _fetch_model(copy, ref, Checks(), into)
-
-
-def _no_report(_progress: Progress) -> None:
-    """Report nothing: configs are small."""
 
 
 def _fetch_model(copy: RepoCopy, ref: SourceRef, checks: Checks, into: Path) -> Fetched:

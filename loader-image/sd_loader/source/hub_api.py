@@ -73,7 +73,7 @@ def resolve(
     errors = HubErrors(f"{endpoint}/{repo_id}")
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     try:
-        hf_hub_url(repo_id, CONFIG_NAME)  # It checks the repo id.
+        hf_hub_url(repo_id, CONFIG_NAME)  # It raises an error for an invalid repo id.
     except HFValidationError as error:
         raise LoaderError(
             Reason.INVALID_SPEC, f"{repo_id} is not a Hugging Face repo id"

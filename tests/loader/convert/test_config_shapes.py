@@ -162,17 +162,20 @@ REFUSED: list[tuple[str, Config, str]] = [
     (
         UNET,
         {"reverse_transformer_layers_per_block": [1, 1, 1]},
-        "reverse_transformer_layers_per_block is [1, 1, 1]; it should be of 2 items, one for each",
+        "reverse_transformer_layers_per_block is [1, 1, 1]; it should be a list of 2 items, one"
+        " for each",
     ),
     (
         UNET,
         {"reverse_transformer_layers_per_block": [1]},
-        "reverse_transformer_layers_per_block is [1]; it should be of 2 items, one for each level",
+        "reverse_transformer_layers_per_block is [1]; it should be a list of 2 items, one for"
+        " each level",
     ),
     (
         UNET,
         {"reverse_transformer_layers_per_block": [1, [1]]},
-        "reverse_transformer_layers_per_block is [1, [1]]; it should be of one item for each layer",
+        "reverse_transformer_layers_per_block is [1, [1]]; it should be a list with one item for"
+        " each layer",
     ),
     (
         UNET,
@@ -180,16 +183,16 @@ REFUSED: list[tuple[str, Config, str]] = [
             "transformer_layers_per_block": [[1], 1],
             "reverse_transformer_layers_per_block": [1, [1, 1, 1]],
         },
-        "transformer_layers_per_block is [[1], 1]; it should be of one item for each layer",
+        "transformer_layers_per_block is [[1], 1]; it should be a list with one item for each",
     ),
     (UNET, {"transformer_layers_per_block": 64}, "transformer_blocks.1.norm1.weight"),
     (VAE, {"latent_channels": 1 << 16}, "encoder.conv_out.weight has the shape"),
     (
         VAE,
         {"latents_mean": [0.5] * 3},
-        "latents_mean is [0.5, 0.5, 0.5]; it should be of 4 items, one for each channel",
+        "latents_mean is [0.5, 0.5, 0.5]; it should be a list of 4 items, one for each channel",
     ),
-    (VAE, {"latents_std": [0.5] * 17}, "it should be of 4 items, one for each channel"),
+    (VAE, {"latents_std": [0.5] * 17}, "it should be a list of 4 items, one for each channel"),
     (VAE, {"layers_per_block": 64}, "lacks the tensor encoder.down_blocks.0.resnets.1"),
     (CONTROLNET, {"conditioning_channels": 1 << 16}, "controlnet_cond_embedding.conv_in.weight"),
     (CONTROLNET, {"num_attention_heads": 3}, "does not divide into 3 parts"),

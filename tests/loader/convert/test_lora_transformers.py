@@ -89,7 +89,7 @@ def test_a_width_of_no_published_model_needs_the_family():
         plan(shapes)
     planned = plan(shapes, base_model=BaseModelName.QWEN_IMAGE)
     assert planned.base_model == "qwen-image"
-    assert planned.warnings == ("the layers are 64 wide, as in no published model of qwen-image",)
+    assert planned.warnings == ("the layers are 64 wide; no published model of qwen-image is",)
 
 
 def test_a_control_lora_of_bfl_is_published_whole():
@@ -135,7 +135,8 @@ def test_a_control_lora_is_not_an_adapter_of_peft():
 def test_a_lora_of_hunyuan_video_is_not_taken_for_one_of_flux(metadata):
     """Both models are equally wide, and musubi gives their attention layers the same names."""
     shapes = one(layer="double_blocks.0.img_attn.qkv", shape=(9216, 3072))
-    with pytest.raises(LoaderError, match=r"^the file is a LoRA of HunyuanVideo by its metadata; "):
+    message = r"^the file is a LoRA of HunyuanVideo, as its metadata states; "
+    with pytest.raises(LoaderError, match=message):
         plan(shapes, metadata)
     assert plan(shapes, metadata, base_model=BaseModelName.FLUX).base_model == "flux"
 

@@ -106,6 +106,13 @@ def test_a_factor_that_gives_no_size_counts_as_missing(number: object) -> None:
     assert (difference.config, difference.file) == ("missing", "48")
 
 
+@pytest.mark.parametrize("number", [1e-305, 0.5, 0, -2])
+def test_size_is_not_divided_by_less_than_one(number: float) -> None:
+    """The quotient could be infinite, and no model has half a head."""
+    [difference] = differences("z-image", {"dim": 3840, "n_heads": number}, {"head": 128}, ())
+    assert (difference.config, difference.file) == ("missing", "128")
+
+
 @pytest.mark.parametrize(
     ("family", "config", "key"),
     [

@@ -155,6 +155,11 @@ INVALID: list[Any] = [
     (ADDED, {"<x>": None}, "<x> is null"),
     (TOKENIZER, {"chat_template": 5}, "chat_template is 5"),
     (TOKENIZER, {"chat_template": [{"path": "x"}]}, 'chat_template is [{"path": "x"}]'),
+    (
+        TOKENIZER,
+        {"chat_template": [{"name": "x", "template": 1}]},
+        'chat_template is [{"name": "x"',
+    ),
     (SPECIAL, {"additional_special_tokens": [5]}, "additional_special_tokens is [5]"),
     (ADDED, {"<x>": "1"}, '<x> is "1"'),
     (ADDED, {"<x>": -1}, "<x> is -1"),

@@ -166,7 +166,7 @@ def refuse_other_adapters(tensors: Mapping[str, Tensor], *, by_role: bool = Fals
 
 
 def unsupported_adapter(what: str, name: str, remedy: str = "") -> LoaderError:
-    """The refusal of an adapter that cannot be loaded. name: that of a tensor which shows it."""
+    """The refusal of an adapter that cannot be loaded. name: of a tensor that shows its kind."""
     return LoaderError(
         Reason.UNSUPPORTED_FORMAT,
         f"the file is {what}; supported are LoRAs of {_SUPPORTED} with names that diffusers reads"

@@ -305,7 +305,7 @@ def _contents(
 
 
 def _refuse_other_sizes(family: str, config: Mapping[str, Any], dimensions: Dimensions) -> None:
-    """Refuse a transformer whose config does not follow from its tensors."""
+    """Refuse a transformer of other sizes than the family's config has."""
     head, patch = config["attention_head_dim"], config["patch_size"]
     if dimensions.get("head", head) != head:
         problem = (

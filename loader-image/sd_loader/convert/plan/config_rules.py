@@ -80,7 +80,7 @@ def check_levels(component: str, config: Mapping[str, Any]) -> None:
     for key, value in lists.items():
         levels = len(next(iter(lists.values())))
         if len(value) != levels:
-            contradiction(component, key, value, f"of {levels} items, one for each level")
+            contradiction(component, key, value, f"a list of {levels} items, one for each level")
 
 
 def is_checked(class_name: str) -> bool:
@@ -113,14 +113,18 @@ def check_opens(
     for key in _PER_CHANNEL:
         items, channels = complete.get(key), complete.get("latent_channels")
         if items is not None and len(items) != channels:
-            contradiction(component, key, items, f"of {channels} items, one for each channel")
+            contradiction(
+                component, key, items, f"a list of {channels} items, one for each channel"
+            )
     expected = _SHAPES.get(class_name)
     if expected is not None:
         try:
             for name, shape in expected(complete):
                 _check_tensor(component, name, shape, tensors.get(name))
         except config_shapes.ShortListError as error:
-            contradiction(component, error.key, complete[error.key], "of one item for each layer")
+            contradiction(
+                component, error.key, complete[error.key], "a list with one item for each layer"
+            )
 
 
 def _check_tensor(component: str, name: str, shape: tuple[int, ...], tensor: Source | None) -> None:

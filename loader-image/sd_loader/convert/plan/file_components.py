@@ -22,10 +22,11 @@ from sd_loader.convert.tables.transformers import load_transformer
 from sd_loader.convert.tables.vae_names import current_names
 from sd_loader.convert.write.files import Item, component_files, json_file
 from sd_loader.diffusers_repo.classes import Role
-from sd_loader.diffusers_repo.index import CONFIG_NAME, shown
+from sd_loader.diffusers_repo.index import CONFIG_NAME
 from sd_loader.diffusers_repo.listed import Component
 from sd_loader.diffusers_repo.listed_files import STEMS
 from sd_loader.errors import LoaderError
+from sd_loader.snippet import json_snippet
 from sd_loader.tensors import Dtype, Source, TensorFile
 
 _IN_DIFFUSERS_LAYOUT = "encoder.down_blocks."
@@ -57,8 +58,8 @@ def transformer_files(
     if unknown is not None:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"{name}/{CONFIG_NAME} of the repo has {unknown} {shown(config[unknown])}, which no"
-            f" published {found.family.name} has: a model with it loads only as a repo",
+            f"{name}/{CONFIG_NAME} of the repo has {unknown} {json_snippet(config[unknown])},"
+            f" which no published {found.family.name} has: a model with it loads only as a repo",
         )
     published = original.in_diffusers_layout()
     table = published if found.is_in_diffusers_layout else original

@@ -96,7 +96,7 @@ def _plan_transformer(
         warnings += (f"the layers fit models of {names} equally; set spec.baseModel",)
     if lora.unusual_width is not None:
         warnings += (
-            f"the layers are {lora.unusual_width} wide, as in no published model of {lora.family}",
+            f"the layers are {lora.unusual_width} wide; no published model of {lora.family} is",
         )
     published = {name: lora.style.published(name) for name in file.tensors}
     items = _items(layers, file.tensors, published, conversion)
@@ -109,7 +109,7 @@ def _plan_transformer(
             raise LoaderError(
                 Reason.INVALID_SPEC,
                 "spec.lora.format is peft, and the LoRA also replaces norms of queries and keys,"
-                " which an adapter of PEFT cannot have; leave it out",
+                " which an adapter of PEFT cannot have; leave spec.lora.format out",
             )
         stated = component_config(kept, TRANSFORMER)
         modules_of_family = layer_kinds(lora.family, Layout.DIFFUSERS)

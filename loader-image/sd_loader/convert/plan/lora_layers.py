@@ -18,7 +18,7 @@ WIDTH = "inner"
 
 _WEIGHT = ".weight"
 _EMBEDDINGS = frozenset({"time_text_embed.addition_t_embedding.weight"})
-"""Tables of vectors, which diffusers reads no LoRA of."""
+"""Tables of vectors. diffusers does not read a LoRA of them."""
 
 _HEAD = "head"
 """The shape of a norm of queries or keys."""
@@ -101,7 +101,7 @@ def layer_kinds(family: str, layout: Layout) -> Mapping[str, LayerKind]:
 
 
 def norm_names(family: str) -> Mapping[str, str]:
-    """The stack of blocks of each norm of queries or keys, by its name in the original layout."""
+    """The norms of queries and keys by their original names, with their stacks of blocks."""
     return {
         kind.row.source: kind.stack.removesuffix(".")
         for kind in load_transformer(family).kinds

@@ -126,18 +126,18 @@ def transformer_lora(
     readings: list[TransformerLora] = []
     errors: list[tuple[int, LoaderError]] = []
     for family, styles in STYLES.items():
+        is_stated = base_model is not None and base_model.value == family
         for style in styles:
             known = _known(names, family, style)
             if not known or (style.whole_model and not any(map(style.is_norm, tensors))):
                 continue
             try:
-                is_stated = base_model is not None and base_model.value == family
                 readings.append(_read(tensors, family, style, is_stated=is_stated))
             except LoaderError as error:
                 errors.append((known, error))
     if readings:
         if _is_of_hunyuan_video(metadata) and base_model is None:
-            raise unsupported_adapter("a LoRA of HunyuanVideo by its metadata", names[0])
+            raise unsupported_adapter("a LoRA of HunyuanVideo, as its metadata states", names[0])
         return _choose(readings, metadata, base_model)
     if errors:
         raise max(errors, key=lambda pair: pair[0])[1]
@@ -145,7 +145,7 @@ def transformer_lora(
 
 
 def _is_of_hunyuan_video(metadata: Mapping[str, str]) -> bool:
-    """Whether the metadata names HunyuanVideo, whose attention musubi names as that of FLUX.1."""
+    """Whether the metadata names HunyuanVideo: musubi gives its layers the names of FLUX.1's."""
     return any(metadata.get(key, "").lower().startswith("hunyuan") for key in _METADATA)
 
 

@@ -24,10 +24,11 @@ from sd_loader.convert.plan.repo_model import PlannedModel, model_config, plan_m
 from sd_loader.convert.plan.scaled_fp8 import scaled
 from sd_loader.diffusers_repo.classes import Role, config_class, entry
 from sd_loader.diffusers_repo.component_files import component_folder
-from sd_loader.diffusers_repo.index import CONFIG_NAME, shown
+from sd_loader.diffusers_repo.index import CONFIG_NAME
 from sd_loader.diffusers_repo.listed import Component
 from sd_loader.diffusers_repo.listed_files import STEMS, choose_model
 from sd_loader.errors import LoaderError, prefixing
+from sd_loader.snippet import json_snippet
 from sd_loader.tensors import TensorFile
 
 _WIDTHS = frozenset(
@@ -155,14 +156,15 @@ def _check_class(component: Component, config: Mapping[str, Any]) -> None:
     if config.get(key) != expected:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"{CONFIG_NAME} has the {key} {shown(config.get(key))}, and the pipeline needs"
+            f"{CONFIG_NAME} has the {key} {json_snippet(config.get(key))}, and the pipeline needs"
             f" {expected} (a {component.class_name})",
         )
 
 
 def _check_widths(config: Mapping[str, Any], of_pipeline: Mapping[str, Any]) -> None:
     differing = [
-        f"{key} is {shown(config[key])}, and the pipeline needs {shown(of_pipeline[key])}"
+        f"{key} is {json_snippet(config[key])}, and the pipeline needs"
+        f" {json_snippet(of_pipeline[key])}"
         for key in sorted(_WIDTHS & config.keys() & of_pipeline.keys())
         if config[key] != of_pipeline[key]
     ]

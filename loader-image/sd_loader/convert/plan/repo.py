@@ -38,7 +38,7 @@ from sd_loader.convert.plan.repo_configs import (
 from sd_loader.convert.plan.repo_listed import plan_listed_repo
 from sd_loader.convert.plan.repo_tokenizer import tokenizer_files
 from sd_loader.convert.tables.dimensions import Dimensions
-from sd_loader.convert.tables.families import FAMILY_BY_CONTEXT_WIDTH
+from sd_loader.convert.tables.families import family_of_width
 from sd_loader.convert.write.files import FolderPlan, PlannedFile, json_file
 from sd_loader.diffusers_repo.component_files import choose_files, require_pipeline
 from sd_loader.diffusers_repo.index import (
@@ -132,11 +132,9 @@ def _base_model(
 
 def family_of_unet(pipeline: Pipeline, unet: Mapping[str, Any]) -> BaseModelName:
     """The family of a pipeline, by the config of its UNet."""
-    width = unet.get("cross_attention_dim")
-    known = FAMILY_BY_CONTEXT_WIDTH.get(width) if isinstance(width, int) else None
+    known = family_of_width(unet.get("cross_attention_dim"))
     if known is not None:
         return known
-    # No published model has this width.
     if pipeline.is_sdxl:
         is_refiner = len(unet.get("block_out_channels", [])) > _SDXL_LEVELS
         return BaseModelName.SDXL_REFINER if is_refiner else BaseModelName.SDXL

@@ -106,7 +106,7 @@ def _settings(repo: Path, name: str, component: Component) -> SmallFile:
 
 
 def _parsed_files(repo: Path, own: list[RepoFile]) -> list[PlannedFile]:
-    """The files of a tokenizer or processor that could name code or other files."""
+    """The files of a tokenizer or processor that could name code, with their known settings."""
     return [settings_file(repo / it.path, it.path) for it in own if not it.is_copied]
 
 

@@ -196,7 +196,7 @@ def take(tensor: Tensor, op: str, columns: int | None = None) -> Source | None:
     rows, and `values` the second; `swap` exchanges the halves of the rows; `fold 6` makes six rows
     of a vector; `transpose` transposes; `matrix` takes a 1x1 convolution as a matrix.
 
-    columns: those of the layer, if the tensor has only its rows, as a half of a LoRA has.
+    columns: of the layer. Needed for the upper half of a LoRA, which has only the layer's rows.
     """
     shape = tensor.shape
     match op.split():

@@ -43,7 +43,7 @@ def is_known(expression: str, dimensions: Mapping[str, int]) -> bool:
 
 
 def with_values(pattern: str, values: Mapping[str, str]) -> str:
-    """The pattern with expressions instead of names. values: the expressions, by name."""
+    """Replace names in a pattern by expressions. values: the expressions, by name."""
     return " ".join(
         "+".join(
             f"{factor * inner}*{word}" if word else str(factor * inner)

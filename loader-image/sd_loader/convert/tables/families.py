@@ -77,3 +77,8 @@ def families_by_text_width(width: int) -> frozenset[BaseModelName]:
 def families_by_latent_channels(channels: int) -> list[BaseModelName]:
     """Families whose VAE has this number of latent channels. Empty if none has."""
     return [family for family, own in LATENT_CHANNELS.items() if own == channels]
+
+
+def family_of_width(width: object) -> BaseModelName | None:
+    """The family of a UNet's cross_attention_dim. None if no published model has this width."""
+    return FAMILY_BY_CONTEXT_WIDTH.get(width) if isinstance(width, int) else None

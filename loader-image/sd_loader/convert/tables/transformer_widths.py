@@ -151,7 +151,7 @@ _EXPRESSIONS: Mapping[str, Mapping[str, str]] = {
 
 A size has the name that the key table gives it. The number of layers has the beginning of the
 layers' published names. In an expression, `a|b` is b if a is null, `a.0` is the first item of a
-list, and `a<256` is at most 256. Other sizes that diffusers computes from sizes are left out.
+list, and `a<256` is at most 256. Other sizes that diffusers computes are left out.
 """
 
 
@@ -159,7 +159,7 @@ _LIMIT_OR_DEFAULT = re.compile(r"\|\w+|<\d+")
 """What messages leave out of an expression."""
 
 _LARGEST = 1e9
-"""Numbers of a config from here on are sizes of no model."""
+"""No model has a size as large as this. Such a number in a config counts as missing."""
 
 
 @dataclass(frozen=True)
@@ -297,10 +297,10 @@ def _value(expression: str, config: Mapping[str, Any]) -> int | None:
     product: float = 1
     for operator, term in re.findall(r"([*/]?)([^*/]+)", expression):
         value = _term(term, config)
-        if value is None or (operator == "/" and value == 0):
+        if value is None or (operator == "/" and value < 1):
             return None
         product = product // value if operator == "/" else product * value
-    # diffusers rounds a size down, too.
+    # As in diffusers, a size is rounded down.
     return min(int(product), int(limit)) if limit else int(product)
 
 
