@@ -41,11 +41,10 @@ class Loading:
         name, proposed = texts.get(NAME, ""), submitted.get("proposed", "")
         asks = looked_up or (applied and not name)
         facts = await self._facts(texts, key, asks=asks) if posted else None
-        if facts is not None and looked_up and name in ("", proposed):
-            name = proposed = await self._free_name(key.namespace, facts.name)
-        elif facts is not None and not name:
-            # It has no number, so that a form that is submitted twice makes one model.
-            name = proposed = facts.name
+        if facts is not None and (not name or (looked_up and name == proposed)):
+            # Only a look-up adds a number: a form that is submitted twice makes one model.
+            free = await self._free_name(key.namespace, facts.name) if looked_up else facts.name
+            name = proposed = free
         texts = {**texts, NAME: name}
         body = form.manifest(texts, key.namespace)
         status, complaints = 200, form.Complaints()
