@@ -197,7 +197,9 @@ def test_inspect_reports_why_a_file_is_refused(containers: Containers, tmp_path:
     (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><title>Sign in</title>")
     ended = containers.run("inspect", tmp_path / "page.safetensors")
     failed(ended, Reason.NOT_A_MODEL, "an HTML page")
-    failed(containers.run("inspect", tmp_path / "none"), Reason.SOURCE_NOT_FOUND, "none")
+    remedy = "Give the path of a file that exists and that you may read."
+    ended = containers.run("inspect", tmp_path / "none")
+    failed(ended, Reason.SOURCE_NOT_FOUND, "none", remedy)
 
 
 def test_version_is_that_of_the_package(containers: Containers) -> None:

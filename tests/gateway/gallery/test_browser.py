@@ -17,7 +17,7 @@ from sd_operator.gateway.gallery.words import in_words
 from tests.support.gateway import gallerymodels
 from tests.support.gateway.browser import PHONE, Tab, tab
 from tests.support.gateway.gallerymodels import loading, ready
-from tests.support.gateway.gallerysite import Site, serve
+from tests.support.gateway.gallerysite import Site, serve, serve_again
 from tests.support.kube.cluster import Cluster
 from tests.support.operator.operated import Operated
 
@@ -212,6 +212,27 @@ def test_server_that_went_away_is_shown(
         assert visit.page.locator("#stream-notice").inner_text() == ""
         server.close()
         visit.page.get_by_text("The server does not respond").wait_for()
+        visit.complaints.clear()
+
+
+@pytest.mark.slow
+def test_page_goes_on_after_a_restart_of_the_server(
+    browser: Any, shared_cluster: Cluster, tmp_path: Path
+) -> None:
+    """The session holds, the notice goes, and a new model appears in the open page."""
+    server = ExitStack()
+    site = server.enter_context(serve(shared_cluster, tmp_path))
+    with server, tab(browser, site.url) as visit:
+        visit.login(site.key)
+        visit.open("/")
+        visit.page.evaluate("window.isFirst = true")
+        server.close()
+        visit.page.get_by_text("The server does not respond").wait_for()
+        with serve_again(shared_cluster, site):
+            gallerymodels.make(shared_cluster, "after-a-restart", url=LINK, modelType="lora")
+            visit.page.locator("#open-after-a-restart").wait_for()
+            visit.page.locator("#stream-notice:empty").wait_for(state="attached")
+            assert visit.page.evaluate("window.isFirst")
         visit.complaints.clear()
 
 

@@ -223,9 +223,9 @@ def test_tensors_complete_a_config(published: Callable[[str], Configs]) -> None:
 
 CONTRADICTIONS = [
     pytest.param("text_encoder", {"hidden_size": "x"}, "hidden_size is x", id="text"),
-    pytest.param("text_encoder", {"hidden_size": None}, "hidden_size is None", id="null"),
+    pytest.param("text_encoder", {"hidden_size": None}, "hidden_size is null", id="null"),
     pytest.param("text_encoder", {"hidden_size": 128}, "it should be 64", id="other width"),
-    pytest.param("text_encoder", {"hidden_size": True}, "hidden_size is True", id="boolean"),
+    pytest.param("text_encoder", {"hidden_size": True}, "hidden_size is true", id="boolean"),
     pytest.param("text_encoder", {"vocab_size": 7}, "vocab_size is 7", id="vocabulary"),
     pytest.param("text_encoder", {"num_hidden_layers": 10**9}, "from 1 to", id="huge"),
     pytest.param("text_encoder", {"num_hidden_layers": -1}, "from 1 to", id="negative"),

@@ -98,7 +98,6 @@ def test_metadata_may_stand_anywhere_in_the_header(tmp_path):
         (b'{"a":"\x01"}', "damaged"),
         (b'{"a"}', "not a JSON object"),
         (b'{"a":["b"]}', "strings only"),
-        (b"null", "not a table of strings"),
         (
             b"{%b}" % b",".join(b'"%d":""' % number for number in range(MOST_ENTRIES + 1)),
             f"of more than {MOST_ENTRIES} entries",
@@ -112,6 +111,13 @@ def test_damaged_metadata_is_refused(tmp_path, metadata, message):
     with pytest.raises(LoaderError, match=message) as caught:
         open_tensor_file(write(tmp_path / "model.safetensors", text))
     assert caught.value.reason is Reason.DAMAGED_FILE
+
+
+def test_metadata_may_be_null(tmp_path):
+    """It is read as no metadata."""
+    text = b'{"__metadata__":null,' + json.dumps(TENSOR).encode()[1:]
+    with open_tensor_file(write(tmp_path / "model.safetensors", text)) as file:
+        assert dict(file.metadata) == {}
 
 
 def test_metadata_without_an_end_is_refused(tmp_path):

@@ -141,3 +141,11 @@ def serve(cluster: Cluster, folder: Path, **settings: object) -> Iterator[Site]:
     options = {"public_url": "http://127.0.0.1", **settings}
     with Gateway(GatewaySettings(keys_file, cluster.kubeconfig, **options)) as gateway:
         yield Site(gateway.url, keys_file, key)
+
+
+@contextlib.contextmanager
+def serve_again(cluster: Cluster, site: Site) -> Iterator[None]:
+    """Serve a gallery that has ended, at its address and with its keys."""
+    settings = GatewaySettings(site.keys_file, cluster.kubeconfig, public_url="http://127.0.0.1")
+    with Gateway(settings, port=urlsplit(site.url).port or 0):
+        yield

@@ -75,7 +75,7 @@ class Gateway:
     ...     status, response = gateway.call("verify_model", model_id="sketch")
     """
 
-    def __init__(self, settings: GatewaySettings, key: str = "") -> None:
+    def __init__(self, settings: GatewaySettings, key: str = "", port: int = 0) -> None:
         self.settings = settings
         self.key = key
         """The API key that `call` sends."""
@@ -88,7 +88,7 @@ class Gateway:
             self.metrics,
             lambda host, port: (self.resolver or no_names)(host, port),
         )
-        self._server = server(self.app, replace(settings, bind_address="127.0.0.1", port=0))
+        self._server = server(self.app, replace(settings, bind_address="127.0.0.1", port=port))
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve()))
 
     def __enter__(self) -> Self:

@@ -181,7 +181,9 @@ def _all(what: str, table: dict[str, bytes], says: str) -> Samples:
     return {f"{what} {how}": Sample(content, says) for how, content in table.items()}
 
 
-_UNREADABLE = "of an unknown kind|safetensors header|truncated|plain text|without tensors"
+_UNREADABLE = (
+    "of an unknown kind|safetensors header|truncated|plain text|without tensors|begins with zeros"
+)
 SAMPLES: Samples = {
     **_all("a header", _LENGTHS, _UNREADABLE),
     **_all("a header", _JSON, _UNREADABLE),
