@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sd_api.fields import DNS_NAME_PATTERN
+from sd_operator.gateway import facts
 from sd_operator.gateway.naming import SLUG_MAX_LENGTH, proposed_name
 
 
@@ -36,3 +37,16 @@ def test_a_proposed_name_is_a_valid_name(texts: list[str]) -> None:
     """Whatever a title contains, the API server accepts the name."""
     name = proposed_name(*texts)
     assert name == "" or re.search(DNS_NAME_PATTERN, name)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("Big_Fish.safetensors", "big-fish"),
+        ("model.v1.5_pruned-emaonly", "model-v1-5-pruned-emaonly"),
+        ("weights", "weights"),
+    ],
+)
+def test_a_name_is_made_from_the_whole_name_of_a_file(file: str, name: str) -> None:
+    """Only a suffix such as .safetensors is dropped, not the words after a dot of a version."""
+    assert facts.of_link(f"https://example.com/{file}").name == name

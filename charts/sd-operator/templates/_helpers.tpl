@@ -18,8 +18,8 @@
 {{- end -}}
 {{- end -}}
 
-{{/* The name of all objects. A Service's name has no dot, and a CronJob's at most 52 characters,
-     with the suffix -sweep. */}}
+{{/* The name of all objects, which also begins longer names. A Service's name must not have a dot,
+     and the CronJob's, with its suffix -sweep, must not have more than 52 characters. */}}
 {{- define "sd-operator.name" -}}
 {{- $name := .Values.fullnameOverride -}}
 {{- if not $name -}}

@@ -27,7 +27,7 @@ KIND = f"{names.PLURAL}.{names.GROUP}"
 REFRESH_SECONDS = 1.0
 EVENTS_SHOWN = 5
 LINE_WIDTH = 1000
-"""Width of the list: as with kubectl, the terminal wraps a line that is too long for it."""
+"""Width of the list, which no row reaches. As with kubectl, the terminal wraps long lines."""
 _KUBECTL_OPTIONS = ("-n", "--namespace", "--context", "--kubeconfig")
 _STYLES = {
     Level.OK: ("✓", "green"),

@@ -81,7 +81,7 @@ async def _error_response(_: Request, error: Exception) -> Response:
     """Return an error in the vendor's form, with retry_after if a later call may succeed."""
     refused = map_error(error)
     body = {"status": "error", "message": refused.message, **refused.details}
-    # Status 405 has the header Allow.
+    # An HTTPException of status 405 has the header Allow.
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if refused.retry_after is not None:
         body["retry_after"] = refused.retry_after

@@ -56,7 +56,7 @@ class Context:
         )
 
     async def close(self) -> None:
-        """Stop all watches, and end the connections of look-ups."""
+        """Stop all watches, and close the connections of look-ups."""
         await self.models.close()
         await self.lookups.close()
 

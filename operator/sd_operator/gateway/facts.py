@@ -1,6 +1,6 @@
-"""What a source says about a model before it is loaded, for people. Pure; every text is untrusted.
+"""Turns what a source says about a model into rows and notes for people. Pure.
 
-`lookups` asks the sources.
+`lookups` asks the sources. Every text of theirs is untrusted.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ Rows = tuple[tuple[str, str], ...]
 """Titles and values."""
 
 FOUND_LATER = "is found when it loads"
+_SUFFIX_MAX_LENGTH = 11
+"""The length of "safetensors". What follows the last dot of a file name is part of it if longer."""
 _TYPES = {
     "checkpoint": "Checkpoint",
     "controlnet": "ControlNet",
@@ -41,7 +43,7 @@ class Facts:
     """What a source says about a model."""
 
     host: str
-    """Who says it."""
+    """The source's host, with its port if the url names one."""
 
     rows: Rows = ()
 
@@ -49,15 +51,15 @@ class Facts:
     """The model's page, as a link; empty if it has none."""
 
     notes: tuple[str, ...] = ()
-    """Sentences about what may keep the model from loading, and what to do."""
+    """Sentences: what may keep the model from loading, and what to do."""
 
     name: str = ""
-    """A name for the model; empty if nothing gives one."""
+    """The proposed name of the resource; empty if no text gives one."""
 
     is_gated: bool = False
     """Whether the source asks for a token."""
 
-    def noting(self, *notes: str) -> Facts:
+    def with_notes(self, *notes: str) -> Facts:
         """Return these facts with more notes."""
         return replace(self, notes=(*self.notes, *notes))
 
@@ -79,12 +81,15 @@ def of_civitai(
         stated = stated.model_copy(update={"creator": model.creator, "licence": model.licence})
     card = card_of_civitai(stated, endpoint)
     hurdle = obstacle(version, today)
-    notes = [f"This version {hurdle.words}."] if hurdle else []
+    notes = []
+    if hurdle:
+        notes.append(f"This version {hurdle.words}.")
     chosen: Chosen | None = None
     try:
         chosen = choose(version, choice, None)
     except NoFileError as error:
-        notes += [] if hurdle else [f"It cannot be loaded: {error}."]
+        if not hurdle:
+            notes.append(f"This version cannot be loaded: {error}.")
     if chosen and chosen.others and choice == FileChoice():
         notes.append(
             f"The version has {chosen.others + 1} files. To load another one, add ?format=, ?size="
@@ -114,7 +119,7 @@ def of_repo(repo: RepoAnswer, path: str | None, endpoint: str) -> Facts:
         file_size = repo.files.get(path)
         stated_size = None if file_size is None else size(file_size)
         if path not in repo.files:
-            notes.append("The repo has no such file.")
+            notes.append("The repo does not have this file; correct the link.")
     else:
         if repo.is_pipeline:
             kind = "Diffusers pipeline"
@@ -130,7 +135,8 @@ def of_repo(repo: RepoAnswer, path: str | None, endpoint: str) -> Facts:
 def of_link(url: str, file_name: str | None = None, file_size: int | None = None) -> Facts:
     """Return the facts about a link.
 
-    file_name: as its server states it; None: as the link has it. file_size: None if not known.
+    file_name: the name that the server states; None if it states none, and the link's name is
+    shown. file_size: None if it is not known.
     """
     shown = clean.text(file_name) or clean.text(_file_in(url))
     rows = (
@@ -140,14 +146,15 @@ def of_link(url: str, file_name: str | None = None, file_size: int | None = None
         ("Type", FOUND_LATER),
     )
     stem, dot, suffix = (shown or "").rpartition(".")
-    name = proposed_name(stem if dot and len(suffix) < 12 else suffix, host_of(url))
+    has_suffix = dot and len(suffix) <= _SUFFIX_MAX_LENGTH
+    name = proposed_name(stem if has_suffix else shown or "", host_of(url))
     return Facts(host_of(url), _known(rows), name=name)
 
 
 def of_name(url: str, text: str) -> Facts:
     """Return the facts about a source that was not asked.
 
-    url: of the site. text: from the source's link, for a name.
+    url: the site's url. text: the part of the link that the name is made from.
     """
     host = host_of(url)
     return Facts(host, (("Host", host), ("Type", FOUND_LATER)), name=proposed_name(text))
@@ -169,14 +176,14 @@ def host_of(url: str) -> str:
 
 
 def _rows(
-    card: Card, kind: str | None, size: str | None, file: str | None, *, licence: str | None
+    card: Card, kind: str | None, file_size: str | None, file: str | None, *, licence: str | None
 ) -> Rows:
     return _known(
         (
             ("Title", card.title),
             ("Type", kind or FOUND_LATER),
             ("Base model", _base(card.based_on)),
-            ("Size", size),
+            ("Size", file_size),
             ("File", file),
             ("Licence", licence or "not stated"),
             ("Author", card.author),
@@ -190,7 +197,7 @@ def _known(rows: Iterable[tuple[str, str | None]]) -> Rows:
 
 
 def _base(stated: str | None) -> str | None:
-    """Return a base model's trade name, with its family if the name does not show it."""
+    """Return a base model as the source names it, with its family if the name lacks it."""
     family = canonical(stated) if stated else None
     title = title_of(family) if family else None
     is_shown = not title or _folded(title) in _folded(stated or "")

@@ -1,4 +1,4 @@
-"""Requests to servers outside the cluster that follow redirects. Each one passes the guard."""
+"""Requests to servers outside the cluster. They follow redirects, and the guard checks each."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sd_api.netguard import MAX_REDIRECTS
 from sd_api.redaction import redact_url
 from sd_operator.clients.http import Outgoing
 
-ERRORS = (aiohttp.ClientError, OSError, ValueError, TimeoutError)
-"""What the functions of this module raise. A refused address is an OSError."""
+ERRORS = (aiohttp.ClientError, OSError, ValueError)
+"""The errors of this module. A refused address and a timeout are OSErrors."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-NOT_A_MODEL = ("text/", "application/json", "application/xml")
-"""How the Content-Type of a response begins that is not a model file."""
+_TEXTS = ("text/", "application/json", "application/xml")
+"""How the Content-Type of web pages and error messages begins."""
 
 
 def responses(
@@ -40,8 +40,8 @@ def responses(
 async def read_json(outgoing: Outgoing, url: str, most: int) -> dict[str, object]:
     """Return the JSON object at a url.
 
-    Raise ClientResponseError for an error status, and ValueError for an answer that is longer than
-    `most` bytes, or is not a JSON object.
+    Raise ClientResponseError if the status is an error. Raise ValueError if the answer is longer
+    than `most` bytes or is not a JSON object.
     """
     raw = bytearray()
     async with responses(outgoing, "GET", url, {"Accept": "application/json"}) as answers:
@@ -57,6 +57,11 @@ async def read_json(outgoing: Outgoing, url: str, most: int) -> dict[str, object
     if not isinstance(answer, dict):
         raise ValueError("the answer is not a JSON object")
     return answer
+
+
+def is_text(response: aiohttp.ClientResponse) -> bool:
+    """Return whether a response is a web page or another text, which no model file is."""
+    return response.content_type.startswith(_TEXTS)
 
 
 def _target(url: str, response: aiohttp.ClientResponse) -> str:

@@ -1,9 +1,9 @@
-"""Asks the source of a model what it says about it, for a visitor who has not loaded it yet.
+"""Asks a source about a model before it is loaded, for the load form of the gallery.
 
-A look-up is anonymous: it sends neither a token nor a link with a secret. It passes the address
-guard, has a deadline, and reads a bounded answer. It never raises: a source that does not answer
-gives facts with a note. Only the APIs of Civitai and the Hub are read; of any other link, only the
-headers.
+A look-up is anonymous: it sends no token, and does not call a link with a secret. The address guard
+checks each request; time and the length of an answer are limited. A look-up does not raise: if the
+source does not answer, the facts have a note. Bodies are read from the APIs of Civitai and the Hub
+only; other servers are asked for their headers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from sd_api.sources import (
     HubFile,
     HubRepo,
     Link,
-    Meaning,
     civitai_download,
     read_source,
 )
@@ -41,31 +40,34 @@ from sd_operator.gateway.keys import Key
 from sd_operator.gateway.limits import Limiter
 from sd_operator.gateway.settings import GatewaySettings
 
+Askable = HubRepo | HubFile | CivitaiModel | Link
+"""A source that can be looked up."""
+
 LOOKUPS_PER_MINUTE = 30
 """How many look-ups one key may cause in a minute."""
 LOOKUP_SECONDS = 5.0
 """How long a visitor waits for a look-up."""
 READ_AT_ONCE = 4
-"""How many answers are read at the same time, which bounds the memory for them."""
+"""How many answers are read at the same time; this limits the memory for them."""
 ANSWER_MAX_BYTES = 2 * 2**20
-"""The largest answer that is read. A model at Civitai with fifty versions has half of it."""
+"""The largest answer that is read. A Civitai model with fifty versions needs half of it."""
 CACHE_SECONDS = 600.0
 FAILURE_SECONDS = 30.0
-"""How long a look-up that failed is not repeated."""
+"""How long the note about a failed look-up is kept before the source is asked again."""
 CACHED_MAX = 256
 
 _TOTAL = re.compile(r"bytes \d{1,18}-\d{1,18}/(\d{1,18})", re.ASCII)
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 _TOO_MANY = (
-    "This key has asked for too many links in the last minute. The model can be loaded all the"
-    " same."
+    "This key has looked up too many links in the last minute. You can load the model all the same."
 )
-_ALL_THE_SAME = "The load asks it again, so you can load the model all the same."
+_NOT_CALLED = "The link contains a secret, so it is not looked up: only the load calls it."
+_ALL_THE_SAME = "The load asks again, so you can load the model all the same."
 
 
 @dataclass(frozen=True)
 class Pasted:
-    """A link in the form, with the fields that decide what it means."""
+    """The url in the form, with the fields that decide which source it means."""
 
     url: str
     model_type: ModelType | None = None
@@ -82,8 +84,8 @@ class Lookups:
         self._limiter = Limiter(LOOKUPS_PER_MINUTE, clock.monotonic)
         self._slots = asyncio.Semaphore(READ_AT_ONCE)
         self._outgoing: Outgoing | None = None
-        self._cache: dict[Meaning, tuple[float, Facts]] = {}
-        """The facts and when they expire; the oldest come first."""
+        self._cache: dict[Askable, tuple[float, Facts]] = {}
+        """The time at which the facts expire, and the facts; the oldest entry comes first."""
 
     async def close(self) -> None:
         """End all connections."""
@@ -91,7 +93,7 @@ class Lookups:
             await self._outgoing.close()
 
     def known(self, link: Pasted) -> Facts | None:
-        """Return the facts that are known without a request. None if the link means no source."""
+        """Return kept facts, or what the url shows; ask nobody. None if it means no source."""
         meaning = self._read(link)
         return None if meaning is None else self._cached(meaning) or self._unasked(meaning)
 
@@ -107,20 +109,21 @@ class Lookups:
         if not self._settings.lookups:
             return unasked
         if isinstance(meaning, Link) and carries_secret(meaning.url):
-            return unasked.noting("The link has a secret in it, so only the load calls it.")
+            return unasked.with_notes(_NOT_CALLED)
         if self._limiter.take(key.id):
-            return unasked.noting(_TOO_MANY)
+            return unasked.with_notes(_TOO_MANY)
         try:
             async with asyncio.timeout(LOOKUP_SECONDS):
-                found, seconds = await self._ask(meaning), CACHE_SECONDS
+                result, seconds = await self._ask(meaning), CACHE_SECONDS
         except fetching.ERRORS as error:
-            found, seconds = unasked.noting(_failure(error, unasked.host)), FAILURE_SECONDS
-        self._cache[meaning] = (self._clock.monotonic() + seconds, found)
+            result = unasked.with_notes(_failure(error, unasked.host))
+            seconds = FAILURE_SECONDS
+        self._cache[meaning] = (self._clock.monotonic() + seconds, result)
         if len(self._cache) > CACHED_MAX:
             del self._cache[next(iter(self._cache))]
-        return found
+        return result
 
-    def _read(self, link: Pasted) -> Meaning | None:
+    def _read(self, link: Pasted) -> Askable | None:
         """Return the source that a link means. None for trained models and unreadable links."""
         if len(link.url) > URL_MAX_LENGTH:
             return None
@@ -130,7 +133,7 @@ class Lookups:
             return version or meaning
         return meaning if isinstance(meaning, HubRepo | HubFile | CivitaiModel) else None
 
-    def _unasked(self, meaning: Meaning) -> Facts:
+    def _unasked(self, meaning: Askable) -> Facts:
         """Return what the url itself shows."""
         match meaning:
             case HubRepo(repo_id) | HubFile(repo_id):
@@ -139,16 +142,15 @@ class Lookups:
                 return facts.of_name(self._settings.civitai, f"civitai-{model_id or version_id}")
             case Link(url):
                 return facts.of_link(url)
-        return Facts("")
 
-    def _cached(self, meaning: Meaning) -> Facts | None:
-        expires, found = self._cache.get(meaning, (0.0, None))
-        if found is not None and expires < self._clock.monotonic():
+    def _cached(self, meaning: Askable) -> Facts | None:
+        expires, kept = self._cache.get(meaning, (0.0, None))
+        if kept is not None and expires < self._clock.monotonic():
             del self._cache[meaning]
             return None
-        return found
+        return kept
 
-    async def _ask(self, meaning: Meaning) -> Facts:
+    async def _ask(self, meaning: Askable) -> Facts:
         if self._outgoing is None:
             settings = self._settings
             self._outgoing = Outgoing(
@@ -163,7 +165,6 @@ class Lookups:
                 return await self._ask_hub(self._outgoing, repo_id, revision, path)
             case Link(url):
                 return await _ask_server(self._outgoing, url)
-        raise ValueError("this url means no source")
 
     async def _ask_civitai(self, outgoing: Outgoing, wanted: CivitaiModel) -> Facts:
         endpoint = self._settings.civitai
@@ -173,22 +174,24 @@ class Lookups:
         if version_id is None:
             model = read_model(await self._read_json(outgoing, f"{api}/models/{model_id}"))
             if not model.versions:
-                return self._unasked(wanted).noting("This model has no published version.")
+                return self._unasked(wanted).with_notes(
+                    "This model has no published version, so it cannot be loaded."
+                )
             version_id = model.versions[0]
         answer = await self._read_json(outgoing, f"{api}/model-versions/{version_id}")
         version = read_version(answer, version_id)
         owner = version.facts.model_id
         if model is None and owner is not None:
-            with contextlib.suppress(*fetching.ERRORS):  # It only adds creator and licence.
+            with contextlib.suppress(*fetching.ERRORS):  # The model only adds creator and licence.
                 model = read_model(await self._read_json(outgoing, f"{api}/models/{owner}"))
         today = self._clock.now().date().isoformat()
-        found = facts.of_civitai(version, model, wanted.choice, endpoint, today)
+        result = facts.of_civitai(version, model, wanted.choice, endpoint, today)
         if model_id not in (None, owner) and owner is not None:
-            return found.noting(
+            return result.with_notes(
                 f"Version {version_id} belongs to model {owner}, not to model {model_id}; correct"
                 " the link."
             )
-        return found
+        return result
 
     async def _ask_hub(
         self, outgoing: Outgoing, repo_id: str, revision: str, path: str | None
@@ -205,7 +208,7 @@ class Lookups:
 
 
 async def _ask_server(outgoing: Outgoing, url: str) -> Facts:
-    """Return what a server's headers say about a file. Of the file, one byte is requested."""
+    """Return what a server's headers say about a file. The request is for the first byte only."""
     headers = {"Range": "bytes=0-0", "Accept-Encoding": "identity"}
     name, size, is_model = None, None, True
     async with fetching.responses(outgoing, "GET", url, headers) as answers:
@@ -213,12 +216,13 @@ async def _ask_server(outgoing: Outgoing, url: str) -> Facts:
             if response.status in fetching.REDIRECTS:
                 continue
             response.raise_for_status()
-            is_model = not response.content_type.startswith(fetching.NOT_A_MODEL)
+            is_model = not fetching.is_text(response)
             name = _name(response)
             size = _size(response)
     if not is_model:
-        note = "The link leads to a web page or a text, not to a model file."
-        return facts.of_link(url).noting(note)
+        return facts.of_link(url).with_notes(
+            "The link leads to a web page or a text, not to a model file. Give the file's own link."
+        )
     return facts.of_link(url, name, size)
 
 
@@ -241,16 +245,18 @@ def _size(response: aiohttp.ClientResponse) -> int | None:
 def _failure(error: Exception, host: str) -> str:
     """Return the note about a look-up that failed."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        error = error.os_error  # The guard's refusal of an address of the host is one of them.
+        error = (
+            error.os_error
+        )  # It is an AddressRefusedError if the guard refused the host's address.
     match error:
         case AddressRefusedError():
             return f"A load would be refused: {error}."
         case aiohttp.ClientResponseError(status=404):
-            return f"{host} has no such model or file, or it is private."
+            return f"{host} has no such model or file, or it is private. Check the link."
         case aiohttp.ClientResponseError(status=401 | 403):
             return (
-                f"{host} shows this to nobody without an account. If it is not a mistake in the"
-                " link, name the Secret with your account's token under “Access”."
+                f"{host} shows this only to users with an account. Check the link; if it is right,"
+                " name the Secret with your account's token under “Access”."
             )
         case aiohttp.ClientResponseError(status=status):
             return f"{host} answered with status {status}. {_ALL_THE_SAME}"

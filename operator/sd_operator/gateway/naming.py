@@ -11,7 +11,7 @@ ID_AS_NAME_MAX_LENGTH = 52
 SLUG_MAX_LENGTH = 40
 
 _READ_MAX_LENGTH = 400
-"""How many characters of a text are read for a name."""
+"""How many characters of a text a name is made from, which bounds the time for a hostile one."""
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 

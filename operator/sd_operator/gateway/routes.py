@@ -142,15 +142,16 @@ def router(context: Context) -> APIRouter:
 
 
 def others(endpoints: APIRouter) -> APIRouter:
-    """Return a route for all other requests under /api: the vendor's other endpoints and APIs.
+    """Return a route for all other requests under /api.
 
-    A request to one of `endpoints` has the wrong method.
+    It takes requests for the vendor's other endpoints and APIs, and those for `endpoints` with a
+    method that they do not have.
     """
     routes = APIRouter(prefix="/api")
 
     @routes.api_route("/{name:path}", methods=_METHODS, include_in_schema=False)
     async def other(request: Request) -> Json:
-        """Refuse the call with a sentence."""
+        """Refuse the call: 405 for a wrong method, 404 for an unknown endpoint."""
         for route in endpoints.routes:
             if isinstance(route, Route) and route.matches(request.scope)[0] is Match.PARTIAL:
                 methods = sorted(route.methods or ())

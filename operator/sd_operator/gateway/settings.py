@@ -39,8 +39,8 @@ class GatewaySettings:
     civitai_endpoint: str | None = None
     """Base URL of a mirror of Civitai, with its API. Empty: Civitai itself."""
     lookups: bool = True
-    """Whether the gallery asks the source of a link, before the model is loaded, what it says
-    about the model. Without internet, set it to false."""
+    """Whether the load form of the gallery asks the source of a link about the model. Set it to
+    false if the gateway has no internet."""
     https_proxy: str | None = None
     """URL of the proxy for the calls of sync_models and for look-ups. If it is set, the gateway
     resolves hosts of webhooks only if they are in NO_PROXY: the operator's proxy resolves the

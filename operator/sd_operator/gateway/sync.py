@@ -37,6 +37,7 @@ INFO_MAX_BYTES = 4 * 2**20
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LOADED_VERSION = re.compile(r"(?:[0-9]+@)?([0-9]+)(?:\+[0-9]+)?")
+"""status.source.version: [MODEL@]VERSION[+FILE]."""
 
 
 @dataclass(frozen=True)
@@ -183,9 +184,7 @@ async def _file(outgoing: Outgoing, url: str) -> File:
             # The Hub reports the file's digest (X-Linked-ETag) and size in its redirect.
             etag = response.headers.get("X-Linked-ETag") or response.headers.get("ETag") or ""
             size = response.headers.get("X-Linked-Size")
-            final = response.status == 200 and not response.content_type.startswith(
-                fetching.NOT_A_MODEL
-            )
+            final = response.status == 200 and not fetching.is_text(response)
             if final and "Content-Encoding" not in response.headers:
                 size = size or response.headers.get("Content-Length")
             file = File(

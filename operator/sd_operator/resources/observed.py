@@ -308,8 +308,8 @@ class Observed:
     other_cleanups: tuple[JobView, ...] = ()
     """Clean-up Jobs that have the model's name, but not the recorded uid.
 
-    They are earlier attempts, or one whose uid could not be recorded. They are deleted when the
-    model is released, because nothing else would delete one that hangs.
+    They are earlier attempts, and perhaps one whose uid could not be recorded. They are deleted
+    when the model is released, because nothing else deletes a Job whose Pod hangs.
     """
     pods: tuple[PodView, ...] = ()
     """The Pods of the load Job and of the clean-up Job."""

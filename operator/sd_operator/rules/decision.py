@@ -134,14 +134,14 @@ class AddFinalizer:
 
 @dataclass(frozen=True)
 class Release:
-    """Remove our finalizer, then delete the clean-up Jobs: their Pods would keep the PVC.
+    """Remove our finalizer, then delete the clean-up Jobs, whose Pods keep the PVC.
 
     The resource is about to be deleted, so its status is not written.
     """
 
     why: str
     jobs: tuple[JobView, ...] = ()
-    """The clean-up Jobs that are not being deleted already."""
+    """The clean-up Jobs of the model, without those that are being deleted already."""
     events: tuple[EventPlan, ...] = ()
     calls: tuple[WebhookCall, ...] = ()
 

@@ -67,7 +67,7 @@ class Input:
 
     @property
     def is_served(self) -> bool:
-        """Whether a published version can be opened, as far as the operator knows."""
+        """Whether there is a published version whose files and volume are not missing."""
         claim = self.observed.claim
         is_lost = claim is not None and claim.lost
         return self.published is not None and not is_lost and not self.is_missing

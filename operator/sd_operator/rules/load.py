@@ -291,8 +291,8 @@ RULES: tuple[Rule, ...] = (
     spec_is_invalid,
     # One load at a time writes; a Job may also run although the wanted version is published.
     previous_load_is_running,
-    # These two come before the next rule, which would report the version as served. The volume is
-    # the first, because its files are missing with it.
+    # These two come before wanted_version_is_published, which would report the version as served.
+    # The volume comes first: if it is gone, its files are missing as well.
     published_volume_is_lost,
     published_files_are_missing,
     # The usual case. A missing claim does not hide here: its version does not count as published.

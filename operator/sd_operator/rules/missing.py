@@ -1,4 +1,4 @@
-"""Published files that are missing, on the volume or with it: what status and Events report."""
+"""Published files that are missing, or whose volume is: what the status and the Events report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs of CEL, the language of the rules in a schema."""
+"""Compiles expressions of CEL, the language of the rules in a CRD's schema."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _DECIDES = {"conditionalor": True, "conditionaland": False}
 
 
 class _Evaluator(Evaluator):
-    """Leaves out the right side of `||` and `&&` if the left side decides.
+    """Skips the right side of `||` and `&&` if the left side decides.
 
-    celpy evaluates both sides. The result is the same, but a rule of a long list of alternatives
-    takes two to three times as long.
+    celpy evaluates both sides. The result is the same, but a rule with many alternatives takes two
+    to three times as long.
     """
 
     def visit_children(self, tree: Tree[Any]) -> list[Result]:
@@ -36,7 +36,7 @@ class _Runner(InterpretedRunner):
 
 @cache
 def environment() -> Environment:
-    """Return the environment of all programs; celpy raises Python's recursion limit for it."""
+    """Return the environment that all programs share. Making it raises Python's recursion limit."""
     return Environment(runner_class=_Runner)
 
 

@@ -76,7 +76,7 @@ def gateway_settings(
 ) -> dict[str, str]:
     """Return the settings of the gateway.
 
-    env: the environment, which may name a mirror of Civitai.
+    env: environment variables, which may name a mirror of Civitai.
     """
     civitai = "SD_GATEWAY_CIVITAI_ENDPOINT"
     return {

@@ -34,7 +34,7 @@ class State:
     @contextmanager
     def open(cls, folder: Path, store: Path) -> Iterator[State]:
         """Open the state in a folder, and create it if it is missing; raise StandaloneError."""
-        # Containers get paths in it, and run in folders of their own.
+        # Containers get paths in this folder, and each runs in a working folder of its own.
         folder = folder.absolute()
         if folder.resolve().is_relative_to(store.resolve()):
             raise StandaloneError(

@@ -53,7 +53,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Group:
-    """Controls that are folded away together."""
+    """Controls that the page shows and hides together, below one title."""
 
     id: str
     title: str
@@ -139,7 +139,7 @@ FAMILY = Group(
         Field(
             "spec.baseModel",
             "Base model",
-            "The family, such as SDXL. Choose it if a load says that it cannot tell.",
+            "The family, such as SDXL. Choose it if a load could not find the family.",
             "choice",
             (("", "Detect"), *((base.value, title_of(base)) for base in BaseModelName)),
         ),
@@ -154,8 +154,8 @@ FAMILY = Group(
         _flag(
             "spec.upcastAttention",
             "Upcast attention",
-            "Compute attention in fp32, as SD 2.1 for 768 pixels needs it. With Yes, a model of"
-            " SD 2 is taken for this one.",
+            "Compute attention in fp32, which SD 2.1 for 768 pixels needs. With Yes, a model of"
+            " SD 2 is loaded as SD 2.1 for 768 pixels.",
             "Detect",
         ),
         Field(
@@ -192,8 +192,8 @@ CHECKS = Group(
         _flag(
             "spec.verify.render",
             "Render an image",
-            "Draw a picture with the model before it is published. A model that cannot draw is not"
-            " published, and the picture becomes its preview.",
+            "Draw a picture with the model before it is published. The picture becomes its preview."
+            " A model that cannot draw is not published.",
             "If the load has a GPU",
         ),
         _flag(

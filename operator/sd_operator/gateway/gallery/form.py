@@ -70,9 +70,9 @@ def folds(
     errors: Mapping[str, list[str]],
     opened: str = "",
 ) -> tuple[Fold, ...]:
-    """Return the groups of these fields. One is open if a field of it has a text or an error.
+    """Return the groups of these fields. One with a text or an error in it is open.
 
-    opened: the id of a group that is open in any case.
+    opened: the id of a group that is always open.
     """
     shown = []
     for group in GROUPS:

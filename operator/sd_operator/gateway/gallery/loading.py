@@ -21,7 +21,7 @@ from sd_operator.gateway.lookups import Pasted
 
 NAME = "metadata.name"
 _SAME_NAMES = 9
-"""How many models with a proposed name may exist before the visitor must choose another name."""
+"""How many models with a proposed name may exist before no free name is looked for."""
 
 
 class Loading:
@@ -41,11 +41,10 @@ class Loading:
         name, proposed = texts.get(NAME, ""), submitted.get("proposed", "")
         asks = looked_up or (applied and not name)
         facts = await self._facts(texts, key, asks=asks) if posted else None
-        if facts is not None and looked_up and name in ("", proposed):
-            name = proposed = await self._free_name(key.namespace, facts.name)
-        elif facts is not None and not name:
-            # Without a number: who submits the form twice wants one model.
-            name = proposed = facts.name
+        if facts is not None and (not name or (looked_up and name == proposed)):
+            # Only a look-up adds a number: a form that is submitted twice makes one model.
+            free = await self._free_name(key.namespace, facts.name) if looked_up else facts.name
+            name = proposed = free
         texts = {**texts, NAME: name}
         body = form.manifest(texts, key.namespace)
         status, complaints = 200, form.Complaints()
@@ -79,9 +78,9 @@ class Loading:
         )
 
     async def _facts(self, texts: Mapping[str, str], key: Key, *, asks: bool) -> Facts | None:
-        """Return the facts about the link in the form. None if there is none that can be read.
+        """Return the facts about the link in the form. None if it is empty or cannot be read.
 
-        asks: whether its source is asked, if the facts are not known yet.
+        asks: whether to ask the source if no facts are kept.
         """
         model_type = None
         with contextlib.suppress(ValueError):
@@ -90,7 +89,7 @@ class Loading:
         return await self._lookups.find(link, key) if asks else self._lookups.known(link)
 
     async def _free_name(self, namespace: str, name: str) -> str:
-        """Return the name, with a number if there are models with this name."""
+        """Return the name, with a number if a model has this name already."""
         if not name:
             return ""
         for number in range(1, _SAME_NAMES + 1):

@@ -28,10 +28,10 @@ document.addEventListener("keydown", (event) => {
   search.focus();
 });
 
-// A look-up proposes a name, which replaces no name of the visitor's own, and opens the group that a gated model needs.
+// A look-up proposes a name, unless the visitor has typed one, and opens the group that a gated model needs.
 document.addEventListener("htmx:afterSettle", ({ target }) => {
   if (target.id !== "facts") return;
-  const { name: proposed, opens } = document.getElementById("said").dataset;
+  const { name: proposed, opens } = document.getElementById("source-facts").dataset;
   const name = document.getElementById("metadata-name");
   if (opens) document.getElementById(opens).open = true;
   if (!proposed || (name.value && name.value !== name.dataset.proposed)) return;
