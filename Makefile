@@ -39,7 +39,7 @@ PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder
 LINT = $(MAKE) --jobs=2 lint $(COMPILED)
 
 # Cluster tests wait as much as they compute, so a third worker uses that time.
-test: ## Lint, then run the tests (about 13 minutes on 2 cores)
+test: ## Lint, then run the tests (about 11 minutes on 2 cores)
 	$(LINT)
 	$(PYTEST) -n 3 -m "not slow and not gpu"
 

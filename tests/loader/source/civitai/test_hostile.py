@@ -153,6 +153,7 @@ def test_any_value_at_any_key_is_read_or_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_download_link_loads_whatever_the_api_answers(
     civitai: FakeCivitai, answers: Answers, settings: Settings
 ) -> None:
