@@ -27,7 +27,7 @@ def parse(raw: bytes, content_type: str) -> dict[str, Any]:
     """Return the fields of a body; raise BodyError. An empty body has no fields."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind.startswith("multipart/"):
-        raise BodyError("The gateway does not read bodies of several parts; send a JSON object")
+        raise BodyError("The body has several parts, which are not read; send a JSON object")
     try:
         text = raw.decode("utf-8-sig").strip()
     except ValueError:
