@@ -90,6 +90,16 @@ def test_an_answer_of_another_form_is_not_read(sources: Sources, body: bytes) ->
     assert "cannot be read" in note
 
 
+def test_an_odd_description_hides_no_facts(sources: Sources) -> None:
+    """A creator writes the description, in which half of a surrogate pair is not a character."""
+    answer = b'{"id": "org/Style.v2", "description": "\\ud83d", "cardData": {"license": "mit"}}'
+    path = "/api/models/org/Style.v2/revision/main"
+    sources.hub.links[path] = (answer, Faults(headers={"Content-Type": "application/json"}))
+    facts = sources.facts("org/Style.v2")
+    assert ("Licence", "mit") in facts.rows
+    assert facts.notes == ()
+
+
 def test_a_server_that_does_not_answer_is_given_up(
     sources: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,8 @@
 """Reads JSON of which only a few fields are needed, whatever the others contain.
 
 An author who writes something odd into a description must not make the rest unreadable. So numbers
-of many digits and deeply nested values, which Python refuses to parse, become null.
+of many digits and deeply nested values, which Python refuses to parse, become null. So do NaN and
+infinite numbers, which JSON does not have.
 """
 
 from __future__ import annotations
@@ -24,15 +25,19 @@ def parse(content: bytes) -> object:
     """
     text = content.decode(errors="replace")
     try:
-        return json.loads(text, parse_int=_number)
+        return _loads(text)
     except RecursionError:
-        return json.loads("".join(_shallow(text)), parse_int=_number)
+        return _loads("".join(_shallow(text)))
 
 
 def inner_object(answer: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return a field that is an object. Empty if it is missing or is not an object."""
     value = answer.get(name)
     return value if isinstance(value, dict) else {}
+
+
+def _loads(text: str) -> object:
+    return json.loads(text, parse_int=_number, parse_constant=lambda _: None)
 
 
 def _number(digits: str) -> int | None:

@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, Mapping
 from urllib.parse import urljoin
 
 import aiohttp
-from pydantic_core import from_json
 
 from sd_api.netguard import MAX_REDIRECTS
 from sd_api.redaction import redact_url
+from sd_api.sites.lenient_json import parse
 from sd_operator.clients.http import Outgoing
 
 ERRORS = (aiohttp.ClientError, OSError, ValueError)
@@ -53,7 +53,7 @@ async def read_json(outgoing: Outgoing, url: str, most: int) -> dict[str, object
                 raw += chunk
                 if len(raw) > most:
                     raise ValueError("the answer is too long")
-    answer = from_json(raw, allow_inf_nan=False)
+    answer = parse(bytes(raw))
     if not isinstance(answer, dict):
         raise ValueError("the answer is not a JSON object")
     return answer
