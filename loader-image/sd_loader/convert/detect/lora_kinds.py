@@ -124,8 +124,8 @@ _BY_BEGINNING = (
 )
 """Kinds by the beginning of a name."""
 
-_MOTION = re.compile(r"[._]motion_modules[._]")
-_KINDS = (_OFT_OF_SD_SCRIPTS, *_BY_PART, *_BY_BEGINNING)
+_MOTION = _Kind(r".*[._]motion_modules[._]", "a motion LoRA of AnimateDiff")
+_KINDS = (_MOTION, _OFT_OF_SD_SCRIPTS, *_BY_PART, *_BY_BEGINNING)
 
 
 def _any(*kinds: _Kind) -> str:
@@ -133,7 +133,7 @@ def _any(*kinds: _Kind) -> str:
 
 
 # One pattern for many kinds: a file may have very many names.
-_BEGINNING = re.compile(_any(_OFT_OF_SD_SCRIPTS, *_BY_BEGINNING))
+_BEGINNING = re.compile(_any(_MOTION, _OFT_OF_SD_SCRIPTS, *_BY_BEGINNING))
 _PART = re.compile(rf"(?:.*\.)?(?:{_any(*_BY_PART)})")
 _PARTS = 3
 """A name has at most this many parts, separated by dots, after the layer's name."""
@@ -144,9 +144,6 @@ def refuse_other_adapters(tensors: Mapping[str, Tensor], *, by_role: bool = Fals
 
     by_role: only if the role of a tensor shows it, which no other model has.
     """
-    motion = next((name for name in tensors if _MOTION.search(name)), None)
-    if motion is not None:
-        raise unsupported_adapter("a motion LoRA of AnimateDiff", motion)
     found = min(((number, name) for name in tensors for number in _kinds_of(name)), default=None)
     if found is not None and _KINDS[found[0]] not in _BY_BEGINNING:
         number, name = found
