@@ -79,7 +79,7 @@ class Obstacle:
     """The rest of a sentence that begins with the name of the version."""
 
 
-def obstacle(version: VersionAnswer, today: str) -> Obstacle | None:
+def obstacle_of(version: VersionAnswer, today: str) -> Obstacle | None:
     """Return why a download of the version may be refused. None if Civitai states no reason.
 
     today: the date as YYYY-MM-DD.

@@ -20,7 +20,7 @@ from sd_api.choices import VerifyDigest
 from sd_api.fields import Contract, Count
 from sd_api.reasons import Reason
 from sd_api.redaction import carries_secret
-from sd_api.sites.civitai_answers import ModelAnswer, Obstacle, VersionAnswer, obstacle
+from sd_api.sites.civitai_answers import ModelAnswer, Obstacle, VersionAnswer, obstacle_of
 from sd_api.sites.civitai_choice import NoFileError, choose, describe
 from sd_api.sites.civitai_facts import CivitaiFacts, CivitaiFile
 from sd_api.sources import CivitaiModel, FileChoice, Link, civitai_download
@@ -132,10 +132,10 @@ def _find(
     api = CivitaiApi(client, endpoint, _listing_token(ref, client, required=ref.needs_token))
     pinned = _pinned(pin, place)
     version, model = _ask(api, place, pinned, ref.field)
-    name, hurdle = version.facts.label, _obstacle(version)
+    name, obstacle = version.facts.label, _obstacle(version)
     if not version.files:
-        reason = hurdle.reason if hurdle else Reason.SOURCE_NOT_FOUND
-        words = hurdle.words if hurdle else "has no file that can be downloaded"
+        reason = obstacle.reason if obstacle else Reason.SOURCE_NOT_FOUND
+        words = obstacle.words if obstacle else "has no file that can be downloaded"
         raise LoaderError(reason, f"{name} {words}")
     try:
         chosen = choose(
@@ -160,7 +160,7 @@ def _find(
         Link(endpoint + file.path),
         _stated(checks, file, client),
         _facts(version, model, file),
-        hurdle,
+        obstacle,
         warnings,
     )
 
@@ -265,7 +265,7 @@ def _newest(place: CivitaiModel, model: ModelAnswer) -> int:
 
 
 def _obstacle(version: VersionAnswer) -> Obstacle | None:
-    return obstacle(version, datetime.now(UTC).date().isoformat())
+    return obstacle_of(version, datetime.now(UTC).date().isoformat())
 
 
 def _stated(checks: Checks, file: CivitaiFile | None, client: HttpClient) -> Checks:

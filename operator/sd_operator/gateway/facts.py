@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from sd_api.card import Card, plain
 from sd_api.humanize import size
 from sd_api.sites import clean
-from sd_api.sites.civitai_answers import ModelAnswer, VersionAnswer, obstacle
+from sd_api.sites.civitai_answers import ModelAnswer, VersionAnswer, obstacle_of
 from sd_api.sites.civitai_card import card_of_civitai
 from sd_api.sites.civitai_choice import Chosen, NoFileError, choose, describe
 from sd_api.sites.hub_answers import RepoAnswer
@@ -80,15 +80,15 @@ def of_civitai(
     if model is not None:
         stated = stated.model_copy(update={"creator": model.creator, "licence": model.licence})
     card = card_of_civitai(stated, endpoint)
-    hurdle = obstacle(version, today)
+    obstacle = obstacle_of(version, today)
     notes = []
-    if hurdle:
-        notes.append(f"This version {hurdle.words}.")
+    if obstacle:
+        notes.append(f"This version {obstacle.words}.")
     chosen: Chosen | None = None
     try:
         chosen = choose(version, choice, None)
     except NoFileError as error:
-        if not hurdle:
+        if not obstacle:
             notes.append(f"This version cannot be loaded: {error}.")
     if chosen and chosen.others and choice == FileChoice():
         notes.append(
