@@ -39,7 +39,7 @@ class RepoAnswer:
     """The sizes of the files in bytes, by their paths. None if the Hub does not state a size."""
 
     is_gated: bool
-    """Whether the files are only for accounts that have accepted the repo's terms."""
+    """Whether an account must accept the repo's terms before it can download the files."""
 
     pipeline_class: str | None
     """The class of the pipeline, if the Hub states it."""
@@ -61,9 +61,7 @@ def read_repo(answer: Json, asked: str, endpoint: str) -> RepoAnswer:
 
     asked: the name in the request. endpoint: where the repo's page is.
     """
-    name = answer.get("id")
-    is_name = isinstance(name, str) and re.search(HUB_REPO_PATTERN, name) is not None
-    repo_id = str(name) if is_name else asked
+    repo_id = present_name(answer.get("id"), asked)
     pipeline_class = inner_object(inner_object(answer, "config"), "diffusers").get("_class_name")
     is_class = isinstance(pipeline_class, str) and _CLASS.fullmatch(pipeline_class) is not None
     return RepoAnswer(
@@ -73,6 +71,15 @@ def read_repo(answer: Json, asked: str, endpoint: str) -> RepoAnswer:
         is_gated=answer.get("gated") in ("auto", "manual", True),
         pipeline_class=str(pipeline_class) if is_class else None,
     )
+
+
+def present_name(stated: object, asked: str) -> str:
+    """Return the name that an answer states. The Hub redirects from the old name of a renamed repo.
+
+    asked: the name in the request, which is returned if the answer does not state a name.
+    """
+    is_name = isinstance(stated, str) and re.fullmatch(HUB_REPO_PATTERN, stated) is not None
+    return str(stated) if is_name else asked
 
 
 def _files(siblings: object) -> dict[str, int | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -13,8 +12,8 @@ from huggingface_hub.errors import HFValidationError
 
 from sd_api.card import NO_CARD, Card
 from sd_api.reasons import Reason
+from sd_api.sites.hub_answers import present_name
 from sd_api.sites.hub_card import card_of_repo
-from sd_api.url_forms import HUB_REPO_PATTERN
 from sd_loader.diffusers_repo.component_files import RepoFile, check_names
 from sd_loader.diffusers_repo.index import CONFIG_NAME
 from sd_loader.errors import LoaderError, prefixing
@@ -99,12 +98,6 @@ def resolve(
         answer = client.retries.run(ask)
     check_names(file.path for file in answer.files)
     files = {file.path: file for file in answer.files}
-    name = _name_now(answer.name, repo_id)
+    name = present_name(answer.name, repo_id)
     card = card_of_repo(name, endpoint, answer.front_matter)
     return Repo(endpoint, name, repo_id, answer.commit, files, card)
-
-
-def _name_now(received: object, asked: str) -> str:
-    """Return the repo's present name. The Hub redirects from the old name of a renamed repo."""
-    is_name = isinstance(received, str) and re.match(HUB_REPO_PATTERN, received)
-    return str(received) if is_name else asked
