@@ -21,7 +21,8 @@ import torch
 
 from sd_loader.convert.tables.transformers import TABLES
 from tools.make_tables import ROOT, Shape
-from tools.transformer_families import FAMILIES, Config, Family
+from tools.transformer_families import FAMILIES
+from tools.transformer_family import Config, Family
 
 LARGEST_CONSTANT = 16
 FACTORS = (2, 3, 4, 5, 6, 8, 9, 12)

@@ -1,100 +1,26 @@
-"""The transformers that `make_transformer_tables` makes key tables for.
-
-Most converters of diffusers rename the tensors that they find, so their table needs the names of a
-checkpoint first: `original` gives them from diffusers' names. The others ask for the names that
-they want, and need only `seeds`, which show how many layers the checkpoint has.
-"""
+"""The transformers that `make_transformer_tables` makes key tables for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
 from diffusers.loaders import single_file_utils as converters
 
+from tools.transformer_family import (
+    Family,
+    auraflow_seeds,
+    chroma_seeds,
+    flux_seeds,
+    sana_seeds,
+    sd3_seeds,
+)
 from tools.transformer_names import FLUX2, KREA2, LTX, LUMINA2, WAN, Z_IMAGE, renamed, sana, wan
-
-Config = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Family:
-    """A transformer and its converter."""
-
-    model: type
-    """diffusers' class."""
-
-    converter: Callable[..., Mapping[str, Any]]
-
-    configs: tuple[Config, ...]
-    """Configs of its published variants, with few layers and with sizes that all differ.
-
-    A converter may contain a width as a number; such a width stays the published one.
-    """
-
-    sizes: Mapping[str, int]
-    """Names of the sizes in the configs."""
-
-    original: Callable[[str], str] | None = None
-    """Returns the checkpoint's name of a tensor of diffusers. None if the converter has names."""
-
-    seeds: Callable[[Config], list[str]] = lambda _: []
-    """Names that show a converter which layers there are."""
-
-    unused: tuple[str, ...] = ()
-    """Further names in the checkpoint, which the model does not use."""
-
-    constants: frozenset[int] = field(default=frozenset({256}))
-    """Sizes above 16 that are the same in every model: 256 frequencies of a time step."""
-
-    exceptions: Mapping[str, str] = field(default_factory=dict)
-    """By diffusers' names of tensors: shapes with a constant that equals one of the sizes."""
-
-    ops: Mapping[str, str] = field(default_factory=dict)
-    """Other names for operations that take a range of rows, such as `queries`, if the share of the
-    rows depends on the model."""
 
 
 def _unchanged(checkpoint: Mapping[str, Any], **_: object) -> Mapping[str, Any]:
     return checkpoint
-
-
-def _layers(**counts: int) -> list[str]:
-    return [f"{stack}.{number}." for stack, count in counts.items() for number in range(count)]
-
-
-def _sd3_seeds(config: Config) -> list[str]:
-    return [
-        *_layers(joint_blocks=config["num_layers"]),
-        *(f"joint_blocks.{number}.attn2." for number in config.get("dual_attention_layers", ())),
-        *(["ln_q"] if config.get("qk_norm") else []),
-    ]
-
-
-def _flux_seeds(config: Config) -> list[str]:
-    blocks = _layers(double_blocks=config["num_layers"], single_blocks=config["num_single_layers"])
-    return [*blocks, *(["guidance"] if config.get("guidance_embeds") else [])]
-
-
-def _chroma_seeds(config: Config) -> list[str]:
-    approximator = "distilled_guidance_layer.layers"
-    return _flux_seeds(config) + _layers(**{approximator: config["approximator_layers"]})
-
-
-def _sana_seeds(config: Config) -> list[str]:
-    return [
-        *_layers(blocks=config["num_layers"]),
-        *(["blocks.0.attn.q_norm.weight"] if config.get("qk_norm") else []),
-        *(["cfg_embedder.mlp.0.weight"] if config.get("guidance_embeds") else []),
-    ]
-
-
-def _auraflow_seeds(config: Config) -> list[str]:
-    return _layers(
-        double_layers=config["num_mmdit_layers"], single_layers=config["num_single_dit_layers"]
-    )
 
 
 _SD3 = {
@@ -186,14 +112,14 @@ FAMILIES = {
             "outputs": 7 * 7 * 17,
             "inputs": 15,
         },
-        seeds=_sd3_seeds,
+        seeds=sd3_seeds,
     ),
     "flux": Family(
         diffusers.FluxTransformer2DModel,
         converters.convert_flux_transformer_checkpoint_to_diffusers,
         (_FLUX, _FLUX | {"guidance_embeds": True}),
         _FLUX_SIZES | {"pooled": 769},
-        seeds=_flux_seeds,
+        seeds=flux_seeds,
     ),
     "flux2": Family(
         diffusers.Flux2Transformer2DModel,
@@ -237,7 +163,7 @@ FAMILIES = {
             },
         ),
         _FLUX_SIZES | {"approximator": 5023, "approximator_inputs": 67},
-        seeds=_chroma_seeds,
+        seeds=chroma_seeds,
     ),
     "qwen-image": Family(
         diffusers.QwenImageTransformer2DModel,
@@ -315,7 +241,7 @@ FAMILIES = {
             "cross": 920,
             "cross_context": 1151,
         },
-        seeds=_sana_seeds,
+        seeds=sana_seeds,
         unused=(
             "pos_embed",
             "y_embedder.y_embedding",
@@ -346,7 +272,7 @@ FAMILIES = {
             "outputs": 4 * 7,
             "mlp": 6912,
         },
-        seeds=_auraflow_seeds,
+        seeds=auraflow_seeds,
     ),
     "hidream": Family(
         diffusers.HiDreamImageTransformer2DModel,
