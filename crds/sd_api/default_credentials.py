@@ -28,7 +28,7 @@ class DefaultSecret:
     """Whether the token may also open the private repos of its account."""
 
     for_gateway: bool = False
-    """Whether a model may use the token if a caller of the gateway chose one of its sources."""
+    """Whether models whose source was chosen through the gateway may use the token."""
 
 
 def parse_default_credentials(text: str) -> dict[str, DefaultSecret]:

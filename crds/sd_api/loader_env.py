@@ -58,7 +58,7 @@ class _Variable:
     is_path: bool = False
     """Whether the text names a file or folder of the container."""
     is_token: bool = False
-    """Whether the value is a token. Only people set such a variable: a Job gets tokens as files."""
+    """Whether the value is a token. Jobs get tokens as files, so only people set the variable."""
 
 
 def _variable(

@@ -59,7 +59,7 @@ def _check(args: argparse.Namespace, _: Settings) -> CheckResult:
 
 
 def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
-    from sd_loader.summary import summary  # here as in _check
+    from sd_loader.summary import summary  # imported here, as in _check
 
     try:
         verify = {"weights": args.verify_weights, "render": args.verify_render}
@@ -87,7 +87,7 @@ def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
 
 
 def _has_secret(args: argparse.Namespace, settings: Settings) -> bool:
-    """Whether to use the token of a mounted Secret. --token-file comes before it."""
+    """Whether the token comes from a mounted Secret. --token-file replaces it."""
     return args.token_file is None and (settings.credentials_dir / "token").exists()
 
 
@@ -99,7 +99,7 @@ def _make(store: Path) -> None:
 
 
 def _inspect(args: argparse.Namespace, settings: Settings) -> ExitCode:
-    # here as in _check
+    # Imported here, as in _check.
     from sd_loader.inspect import Inspection, PublishedModel, inspect, inspect_published
 
     found: Inspection | PublishedModel
@@ -118,7 +118,7 @@ def _inspect(args: argparse.Namespace, settings: Settings) -> ExitCode:
 def _inspect_link(
     ref: SourceRef, place: Located, args: argparse.Namespace, settings: Settings
 ) -> ExitCode:
-    from sd_loader.inspect_link import inspect_link  # here as in _check
+    from sd_loader.inspect_link import inspect_link  # imported here, as in _check
     from sd_loader.net.client import HttpClient
 
     settings = replace(settings, own_tokens=manual.own_tokens(ref, settings, args.token_file))
@@ -132,7 +132,7 @@ def _inspect_link(
 
 
 def _list(args: argparse.Namespace, _: Settings) -> ExitCode:
-    from sd_loader import listing  # here as in _check
+    from sd_loader import listing  # imported here, as in _check
 
     models = listing.published(args.store)
     _print(listing.to_json(models) if args.json else listing.to_text(models))
@@ -140,7 +140,7 @@ def _list(args: argparse.Namespace, _: Settings) -> ExitCode:
 
 
 def _verify(args: argparse.Namespace, _: Settings) -> ExitCode:
-    from sd_loader import listing  # here as in _check
+    from sd_loader import listing  # imported here, as in _check
 
     checked = listing.verify(args.store, args.model_id)
     _print(checked.to_text())
@@ -151,7 +151,7 @@ def _verify(args: argparse.Namespace, _: Settings) -> ExitCode:
 
 
 def _sweep(args: argparse.Namespace, settings: Settings) -> ExitCode:
-    from sd_loader.sweep import sweep  # here as in _check
+    from sd_loader.sweep import sweep  # imported here, as in _check
 
     swept = sweep(
         args.store,

@@ -67,9 +67,10 @@ _TYPES = {
 
 
 class LinkInspection(Contract):
-    """What a link or a repo shows. Fields of the same name as in the status have the same values.
+    """The properties of the model behind a link.
 
-    A field is None if it is not known, or does not exist.
+    Fields of the same name as in the status have the same values. A field is None if it is
+    unknown or does not apply.
     """
 
     model_type: ModelType | None = None
@@ -182,7 +183,7 @@ class _Look:
         self._add(warnings=tuple(dict.fromkeys((*self.shown.warnings, *warnings))))
 
     def knows_nothing(self) -> bool:
-        """Whether the source has shown nothing yet."""
+        """Return whether the source has shown neither a field nor a card."""
         return self.shown == LinkInspection() and self.card == NO_CARD
 
     def cleaned(self, secrets: frozenset[str]) -> LinkInspection:

@@ -44,7 +44,7 @@ class CivitaiFile(Contract):
     fp: CivitaiText | None = None
     """fp16, bf16, fp32, fp8 and others."""
     is_primary: bool = False
-    """Whether a download link without ?type=, ?format=, ?size= and ?fp= leads to this file."""
+    """Whether the version's download link leads to this file if it has no query."""
 
 
 class CivitaiImage(Contract):
@@ -60,11 +60,11 @@ class CivitaiLicence(Contract):
     """The permissions that the creator gives. A field is None if Civitai does not state it."""
 
     no_credit: bool | None = None
-    """Whether the model may be used without naming the creator."""
+    """Whether users need not name the creator."""
     derivatives: bool | None = None
-    """Whether merges of the model may be shared."""
+    """Whether users may share models that they merged from this one."""
     different_licence: bool | None = None
-    """Whether merges may have other permissions."""
+    """Whether they may give other permissions for those models."""
     commercial_use: Annotated[tuple[CivitaiText, ...], Field(max_length=MAX_USES)] | None = None
     """The allowed uses: Image, RentCivit, Rent and Sell. Commercial use is not allowed if this is
     empty, or if its only item is the word None."""

@@ -170,7 +170,7 @@ class _Key:
         return float(value) if is_whole and "int" not in self.types else value
 
     def problem(self, value: object) -> str:
-        """What is wrong with a value that the key cannot have, and what it should be."""
+        """Return the end of an error: what is wrong with a value, and what it should be."""
         takes_lists = any(kind.endswith("[]") for kind in self.types)
         if isinstance(value, list) and takes_lists and not 0 < len(value) <= self.most_items:
             return f"has {len(value)} items; it should have 1 to {self.most_items:,}"

@@ -99,7 +99,7 @@ def plain_settings(
 
 
 def is_plain(name: str, value: object) -> bool:
-    """Whether the value of a key is plain data: numbers and words within limits, in any order."""
+    """Whether the value of a key has only numbers, words, lists and tables within their limits."""
     return _fits("", name, value, frozenset({_ANY}))
 
 

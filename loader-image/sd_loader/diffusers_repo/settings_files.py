@@ -116,7 +116,7 @@ def _is_valid(name: str, key: str, value: object) -> bool:
 
 
 def _is_template(value: object) -> bool:
-    """Whether a value is a template, or named templates."""
+    """Whether a value is a template, or a list of templates with names."""
     if isinstance(value, list):
         return all(
             isinstance(it, dict)
@@ -128,7 +128,7 @@ def _is_template(value: object) -> bool:
 
 
 def _is_token(value: object, *, has_type: bool) -> bool:
-    """Whether a value is a token's text, or its text and flags as `AddedToken` takes them.
+    """Whether a value is a token: its text, or a table of its text and the flags of `AddedToken`.
 
     has_type: whether transformers reads an object that also states its type.
     """

@@ -99,7 +99,7 @@ class HttpClient:
         return None
 
     def lists_private(self, url: str) -> bool:
-        """Whether requests that list repos at this url's API may carry the token.
+        """Whether the token may be sent with a request for the list of a repo's files.
 
         Without a token the API lists public and gated repos only, so a default token that is not
         for private repos cannot open one.

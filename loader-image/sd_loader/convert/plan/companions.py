@@ -23,7 +23,7 @@ class Companions:
     """Components of the pipeline that do not come from its source."""
 
     skeleton: str | None = None
-    """The folder of the repo that gives all missing components. None if there is no such repo."""
+    """The folder of the repo that gives all missing components. None if the file has all."""
 
     @property
     def configs(self) -> Path:

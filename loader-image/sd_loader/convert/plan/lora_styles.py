@@ -94,7 +94,7 @@ class LoraStyle:
         return bool(self.clip) and name.startswith(self.clip)
 
     def is_norm(self, name: str) -> bool:
-        """Whether a tensor replaces a norm of queries or keys."""
+        """Whether a tensor is a new norm of queries or keys, instead of a change of a layer."""
         return self.whole_model and name.endswith(_NORMS)
 
     def matches(self, template: str) -> bool:

@@ -145,7 +145,7 @@ def transformer_lora(
 
 
 def _is_of_hunyuan_video(metadata: Mapping[str, str]) -> bool:
-    """Whether the metadata names HunyuanVideo: musubi gives its layers the names of FLUX.1's."""
+    """Whether the metadata names HunyuanVideo. The names of layers may be those of FLUX.1."""
     return any(metadata.get(key, "").lower().startswith("hunyuan") for key in _METADATA)
 
 

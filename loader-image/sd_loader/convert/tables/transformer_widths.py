@@ -156,7 +156,7 @@ list, and `a<256` is at most 256. Other sizes that diffusers computes are left o
 
 
 _LIMIT_OR_DEFAULT = re.compile(r"\|\w+|<\d+")
-"""What messages leave out of an expression."""
+"""The ends of expressions that messages leave out."""
 
 _LARGEST = 1e9
 """No model has a size as large as this. Such a number in a config counts as missing."""
@@ -176,7 +176,7 @@ class _Switch:
     """The value that diffusers uses if the config does not have the key."""
 
     def found(self, names: Iterable[str]) -> bool | list[int]:
-        """Whether a file has such a tensor, or the numbers of the layers that have one."""
+        """Return whether a name matches, or the numbers of the layers whose names match."""
         matches = [match for name in names if (match := self.mark.match(name)) is not None]
         if self.mark.groups:
             return sorted({int(match[1]) for match in matches})
@@ -236,8 +236,8 @@ _KNOWN_VALUES: Mapping[str, Mapping[str, tuple[object, ...]]] = {
         "siglip_feat_dim": (None,),
     },
 }
-"""By family: keys that add tensors or change their names, with the values that all published models
-have. The key tables know no others."""
+"""By family: keys that add tensors or rename them, with the one value that all published models
+have. The key tables are made for this value."""
 
 
 @dataclass(frozen=True)
