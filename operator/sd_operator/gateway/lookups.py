@@ -245,9 +245,8 @@ def _size(response: aiohttp.ClientResponse) -> int | None:
 def _failure(error: Exception, host: str) -> str:
     """Return the note about a look-up that failed."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        error = (
-            error.os_error
-        )  # It is an AddressRefusedError if the guard refused the host's address.
+        # This is an AddressRefusedError if the guard refused the host's address.
+        error = error.os_error
     match error:
         case AddressRefusedError():
             return f"A load would be refused: {error}."
