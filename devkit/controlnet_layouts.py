@@ -50,7 +50,7 @@ TINY = {
 
 
 def controlnet_shapes(net: ControlNet, prefix: str = "control_model.") -> Shapes:
-    """Return all tensors of an SD 1 or SD 2 ControlNet: half a UNet and the layers it adds."""
+    """Return all tensors of an SD 1 or SD 2 ControlNet: half a UNet and the additional layers."""
     widths = Widths("sd15", net.width, SD15.vae, (net.context,), (0,))
     shapes: Shapes = {}
     for name, shape in unet_shapes(widths).items():

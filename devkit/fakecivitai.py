@@ -7,7 +7,7 @@ For example:
         answer = json.load(urlopen(f"{civitai.url}/api/v1/model-versions/70"))
         assert answer["files"][0]["hashes"]["SHA256"] == sha256(path).upper()
 
-Where each shape was found:
+The answers imitate these sources:
 
 - a version, its files, hashes and images, and what an archived or taken down model lacks:
   github.com/civitai/civitai, src/pages/api/v1/model-versions/[id].ts; values of a real answer:
@@ -23,7 +23,7 @@ Where each shape was found:
 - `paidAccess`, which replaces `earlyAccessEndsAt`:
   github.com/eduardoabreu81/sd-civitai-browser-neo
 
-It needs only the standard library, because the demo may use it too.
+This module needs only the standard library, because the demo uses it too.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Version:
     needs_login: bool = False
     nsfw_level: int = 1
     more: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the answer that replace the usual ones."""
+    """Fields of the API's answer that replace or extend the usual ones."""
 
     def primary(self) -> File | None:
         """Return the file that a link without a choice means."""
@@ -110,7 +110,7 @@ class Model:
     creator: str | None = "someone"
     commercial_use: Any = ("Image", "RentCivit")
     more: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the answer that replace the usual ones."""
+    """Fields of the API's answer that replace or extend the usual ones."""
 
 
 class FakeCivitai(FileServer):
@@ -124,7 +124,7 @@ class FakeCivitai(FileServer):
         self.api_faults = Faults()
         """The faults of all paths below /api/v1."""
         self.cdn_host = self.add_origin()
-        """The host and port of the files: a download link redirects to another origin."""
+        """The host and port of the files, to which download links redirect."""
 
     def add(self, model: Model) -> Model:
         """Serve a model; a second one with the same id replaces the first."""
@@ -136,7 +136,7 @@ class FakeCivitai(FileServer):
         return [request.target for request in self.requests if request.path.startswith("/api/v1/")]
 
     def other(self, request: Request) -> Answer:
-        """Answer a request for the API, a download or a page."""
+        """Answer a request for the API, a download, a file or a page."""
         kind, _, rest = request.path.strip("/").rpartition("/")
         match kind:
             case "api/v1/models" | "api/v1/model-versions":
@@ -292,7 +292,7 @@ def _stated(file: File) -> str:
 
 
 def _chosen(version: Version, asked: Mapping[str, str]) -> File | None:
-    """Return the file that the query of a download link chooses."""
+    """Return the file that the query of a download link chooses. None if no file fits."""
     if "fileId" in asked:
         return next((file for file in version.files if str(file.file_id) == asked["fileId"]), None)
     choice = {key: asked[key] for key in _CHOICES if key in asked}

@@ -8,7 +8,8 @@ For example:
         assert server.requests[0].path == "/model"
         assert server.bytes_served == 1000
 
-`fakehub` extends it to a Hub. It needs only the standard library, because the demo uses it too.
+`fakehub` and `fakecivitai` extend the server. This module needs only the standard library, because
+the demo uses it too.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ class Faults:
     """The faults of the responses for one file."""
 
     status: int = 200
-    """The status that is returned instead of the file."""
+    """The status that is returned instead of the file. 200: the file is returned."""
     fails: int | None = None
     """How many requests get `status`; None means all."""
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
-    """The content to send instead of the file; the Hub still states the file's size and digest."""
+    """The content to send instead of the file. The fake sites' APIs still state the file's size."""
     redirect: str | None = None
     token: str | None = None
     """The bearer token that a request must carry."""
@@ -103,7 +104,7 @@ class FileServer:
         return origin.host
 
     def serve_file(self, path: str, content: Path | bytes, **faults: Any) -> str:
-        """Serve a file at a path and return the link; a second call replaces the first."""
+        """Serve a file at a path and return the link; a second call for the path replaces it."""
         self.links[path] = (content, Faults(**faults))
         return self.url + path
 
@@ -142,7 +143,7 @@ class FileServer:
         return self.file_answer(request, request.path, body, faults, etag=etag)
 
     def failure(self, request: Request, key: str, faults: Faults) -> Answer | None:
-        """Return the error response that the faults ask for; None if there is no error."""
+        """Return the error or redirect that the faults ask for; None if they ask for neither."""
         if faults.token and request.headers.get("authorization") != f"Bearer {faults.token}":
             return json_answer(401, {"error": "Unauthorized"})
         if faults.redirect is not None:
@@ -206,7 +207,7 @@ def json_answer(status: int, value: Any, **headers: str) -> Answer:
 
 
 def honest(request: Request, content: bytes, version: Mapping[str, str]) -> Answer:
-    """Answer as a correct file server does; `version` is the header with the file's version."""
+    """Answer without any fault; `version` is the header with the file's version, such as ETag."""
     condition = request.headers.get("if-range")
     wanted = re.match(r"bytes=(\d+)-(\d*)$", request.headers.get("range", ""))
     if wanted is None or (condition is not None and condition not in version.values()):
@@ -222,7 +223,7 @@ def honest(request: Request, content: bytes, version: Mapping[str, str]) -> Answ
 
 
 def _ranged(request: Request, faults: Faults) -> Request:
-    """Return the request with the range that a server with these faults serves."""
+    """Return the request with its range as these faults change it."""
     headers = dict(request.headers)
     first, _, last = headers.get("range", "").removeprefix("bytes=").partition("-")
     if faults.ignore_range:

@@ -45,14 +45,15 @@ class Repo:
     token: str | None = None
     """The token that a gated or private repo requires."""
     card_data: object = None
-    """The front matter of its README.md, as the API gives it; any JSON."""
+    """The front matter of the repo's README.md, as the API returns it; any JSON."""
     branches: tuple[str, ...] = ("main",)
     extra_names: tuple[str, ...] = ()
+    """Paths that the repo's model info lists although the folder does not have the files."""
     former: Mapping[str, Path] = field(default_factory=dict)
     """The folders of previous commits, by commit."""
 
     def at(self, revision: str) -> Repo:
-        """Return the repo as of a previous commit; any other revision is the present one."""
+        """Return the repo at a previous commit; for any other revision, return the present repo."""
         folder = self.former.get(revision)
         return self if folder is None else replace(self, folder=folder)
 
@@ -91,7 +92,8 @@ class FakeHub(FileServer):
         self.api_faults = Faults()
         """The faults of all paths below /api."""
         self.login = ""
-        """USER:PASSWORD that every request needs, as at a mirror; empty: none."""
+        """USER:PASSWORD that requests need, as at a mirror, unless they have a repo's token. Empty:
+        they need none."""
         self.cdn_host = self.add_origin() if separate_cdn else self.host
         """The host and port of LFS files; with `separate_cdn` another origin, as on a real Hub."""
 

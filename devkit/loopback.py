@@ -48,7 +48,7 @@ class Request:
     """A received request; header names are in lower case."""
 
     number: int
-    """How many requests the server received before."""
+    """How many requests the server received before this one."""
     method: str
     target: str
     """The path and query, as they were sent."""
@@ -96,7 +96,7 @@ class Answer:
     def but(
         self, body: bytes | None = None, status: int | str | None = None, **headers: str
     ) -> Answer:
-        """Return a changed copy; `_` in a header's name stands for `-`, "" removes the header."""
+        """Return a changed copy. `_` in a header's name stands for `-`; the value "" removes it."""
         changed = {**self.headers, **{k.replace("_", "-"): v for k, v in headers.items()}}
         return replace(
             self,
@@ -232,7 +232,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         sent = self._send_pieces(answer.pieces())
-        # If the body has another length, the client cannot find the start of the next answer.
+        # If Content-Length is wrong, the client cannot find the start of the next answer.
         self.close_connection |= headers.get("Content-Length", str(sent)) != str(sent)
 
     def _send_raw(self, pieces: Iterable[bytes]) -> None:

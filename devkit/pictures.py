@@ -42,7 +42,7 @@ def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def _mixed(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Blend colours for each pixel: `first` if its share is 0, `second` if its share is 1."""
+    """Blend colours for each pixel: `share` 0 gives `first`, and 1 gives `second`."""
     mixed: np.ndarray = first + (second - first) * share[..., np.newaxis]
     return mixed
 

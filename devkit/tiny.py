@@ -13,7 +13,7 @@ from devkit.ldm_layouts import TINY_SD15, TINY_SDXL, Shapes, sd15_shapes
 
 SMALLEST_SD15 = replace(TINY_SD15, architecture="bk-tiny", text_layers=(1,))
 SMALLEST_SDXL = replace(TINY_SDXL, architecture="koala-700m", text_layers=(1, 1))
-"""Distilled UNets and text encoders of one layer, for tests that need any model of the family."""
+"""Distilled UNets and text encoders of one layer, where any model of the family will do."""
 
 EMBEDDING: Shapes = {"emb_params": (4, 768)}
 """A textual inversion of four vectors for SD 1.5."""

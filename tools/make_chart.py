@@ -1,4 +1,4 @@
-"""Write the chart files that come from elsewhere.
+"""Write the chart files that are made from other files.
 
 They are the CRD, the address ranges, the defaults of values.yaml, and the catalog's schema and
 starter models.
@@ -40,7 +40,7 @@ def network() -> str:
 
 
 def default_values() -> str:
-    """Return the content of values.yaml, which templates cannot read, without its comments."""
+    """Return values.yaml without its comments, for templates, which cannot read values.yaml."""
     head = "# Written by tools.make_chart from values.yaml.\n"
     return head + yaml.safe_dump(yaml.safe_load(VALUES.read_text()), sort_keys=False)
 
@@ -49,7 +49,7 @@ def catalog_schema() -> str:
     """Return the values schema of sd-models, with which Helm rejects invalid models."""
     version = custom_resource_definition()["spec"]["versions"][0]
     spec = strict(version["schema"]["openAPIV3Schema"]["properties"]["spec"])
-    # A model may leave out a required field if the defaults set it, so neither requires any.
+    # A model may leave out a required field that the defaults set, so the schema requires none.
     spec.pop("required", None)
     strings = {"type": "object", "additionalProperties": {"type": "string"}}
     name = {

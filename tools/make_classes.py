@@ -2,8 +2,8 @@
 
 The list has every pipeline of diffusers, every class that a component of a pipeline may have, the
 keys of their configs, the settings of tokenizers and processors, and the modules that both
-libraries keep in single precision. The signatures of the pipelines name the classes of
-transformers; `EXTRA_CLASSES` adds those that they do not name.
+libraries keep in single precision. The signatures of the pipelines name most classes of
+transformers; `EXTRA_CLASSES` adds the others.
 `tests/loader/diffusers_repo/test_classes_made.py` makes the list again and compares.
 
     python -m tools.make_classes     writes …/sd_loader/diffusers_repo/classes.json
@@ -47,7 +47,7 @@ EXTRA_CLASSES: Mapping[str, str] = {
     "Qwen2VLImageProcessor": "a part of Qwen2VLProcessor that some repos name alone",
     "T5ForConditionalGeneration": "published by authors who saved the decoder as well",
 }
-"""Classes of transformers that published repos name and no signature does, each with its reason."""
+"""Classes of transformers that published repos name, but no pipeline's signature, with reasons."""
 
 EXTRA_KEYS: Mapping[str, list[str]] = {
     "is_encoder_decoder": ["bool"],
@@ -100,7 +100,7 @@ def make_list() -> dict[str, Any]:
 
     `optional` has the parameters of each pipeline that an index may leave out.
     """
-    sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))  # one module only imports it
+    sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))  # imported, but not used here
     transformers.logging.set_verbosity_error()
     pipelines = dict(_exported(DiffusionPipeline))
     named = [kind for pipeline in pipelines.values() for kind in _signature_classes(pipeline)]
@@ -139,7 +139,7 @@ def make_list() -> dict[str, Any]:
 
 
 def _exported(base: type) -> Iterator[tuple[str, Any]]:
-    """The classes of diffusers that derive from a class, by name. Stand-ins are left out."""
+    """Yield diffusers' classes below `base` with their names. Stand-ins are left out."""
     for name in sorted(dir(diffusers)):
         kind = getattr(diffusers, name)
         if inspect.isclass(kind) and issubclass(kind, base) and kind is not base:
@@ -157,7 +157,11 @@ def _classes_of_diffusers() -> dict[str, Any]:
 
 
 def _classes_of_transformers(named: list[Any]) -> dict[str, Any]:
-    """The classes of transformers by name. None for a name that only older versions have."""
+    """Return the classes of transformers by name.
+
+    A name of an older version, of an image processor, or of an extra class that is not a model has
+    None instead of a class.
+    """
     found: dict[str, Any] = {
         kind.__name__: kind for kind in named if kind.__module__.startswith("transformers.")
     }
@@ -167,8 +171,8 @@ def _classes_of_transformers(named: list[Any]) -> dict[str, Any]:
         if name not in _ABSTRACT and not name.endswith("PreTrainedModel")
     }
     for name in list(found):
-        # Older versions had a second class for most tokenizers and image processors. Which image
-        # processor is exported depends on whether torchvision is installed.
+        # Older versions had a second class for most tokenizers and image processors. Which class of
+        # an image processor is exported depends on whether torchvision is installed.
         if name.endswith("Tokenizer"):
             found[f"{name}Fast"] = None
         if (plain := name.removesuffix("Pil")).endswith("ImageProcessor"):
@@ -197,7 +201,7 @@ def _is_of_library(kind: type) -> bool:
 
 
 def _pipeline_module(kind: Any) -> str:  # noqa: ANN401 - a class
-    """The library that diffusers writes for a class of a pipeline's folder. Empty for others."""
+    """Return the library that an index names for a class in a pipeline's folder; else nothing."""
     module = kind.__module__.split(".")
     is_inside = module[:2] == ["diffusers", "pipelines"] and len(module) > 3
     is_loadable = issubclass(kind, ModelMixin | PreTrainedModel)
@@ -237,17 +241,17 @@ def _optional(pipeline: Any) -> list[str]:  # noqa: ANN401 - a class
 
 
 def _kept_in_fp32(kind: Any) -> dict[str, list[str]]:  # noqa: ANN401 - a class
-    """The names of modules that a library keeps in fp32, by the precision that is asked for."""
+    """Return the names of modules that a library keeps in fp32, by the requested precision."""
     always = set(getattr(kind, "_keep_in_fp32_modules_strict", None) or ())
     names = set(getattr(kind, "_keep_in_fp32_modules", None) or ())
-    # transformers keeps the first list in fp32 for fp16 only.
+    # transformers keeps `_keep_in_fp32_modules` in fp32 only if fp16 is asked for.
     in_bf16 = always if issubclass(kind, PreTrainedModel) else names | always
     found = {"fp16": sorted(names | always), "bf16": sorted(in_bf16)}
     return {precision: modules for precision, modules in found.items() if modules}
 
 
 def parameter_keys(kind: Any) -> Keys:  # noqa: ANN401 - a class
-    """The keys of a class of diffusers: the parameters of its constructor that JSON can hold."""
+    """Return the keys of a diffusers class: the allowed parameters that are not components."""
     try:
         hints = typing.get_type_hints(kind.__init__)
     except (NameError, TypeError):
@@ -263,7 +267,7 @@ def parameter_keys(kind: Any) -> Keys:  # noqa: ANN401 - a class
 
 
 def _is_component(hint: Any) -> bool:  # noqa: ANN401 - an annotation
-    """Whether a parameter takes an object of a library, which stands in its own folder."""
+    """Whether a parameter takes an object of a library: a component with a folder of its own."""
     if inspect.isclass(hint):
         return _is_of_library(hint)
     return any(_is_component(argument) for argument in typing.get_args(hint))
@@ -278,7 +282,7 @@ def config_entries(config: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401 - 
     for inner in nested.values():
         entries |= config_entries(inner)
     if "text_config" in nested:
-        # Older versions wrote the keys of the language model beside those of the whole.
+        # Older versions wrote the keys of the language model beside those of the whole model.
         keys = entries[nested["text_config"].__name__]["keys"] | keys
     documented = {field.name: field.type for field in dataclasses.fields(config)}
     keys |= {
@@ -296,14 +300,17 @@ def config_entries(config: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401 - 
 
 
 def _nested(config: Any, name: str) -> Any:  # noqa: ANN401 - classes
-    """The class of a nested config: the declared one, or that of the default. None without one."""
+    """Return the class of a nested config. None if it is not a config class.
+
+    If the declared class is AutoConfig, it is the class of the default value.
+    """
     declared = config.sub_configs[name]
     found = declared if declared is not AutoConfig else type(getattr(config(), name))
     return found if issubclass(found, PreTrainedConfig) else None
 
 
 def _types(hint: Any, default: object = None) -> list[str]:  # noqa: ANN401 - an annotation
-    """The JSON types of an annotation and a default. `any` if the annotation does not tell them.
+    """Return the JSON types of an annotation and a default; `any` if the annotation has none.
 
     Some annotations contradict their defaults, such as `force_upcast: float = True`.
     """

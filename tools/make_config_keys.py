@@ -60,14 +60,14 @@ CORRECTIONS: Mapping[str, Mapping[str, list[str]]] = {
         "reverse_transformer_layers_per_block": ["int[]", "int[][]", "null"],
     },
 }
-"""Types of keys whose annotations do not list all that the class reads."""
+"""Types of keys whose annotations do not list all types that the class reads."""
 
 Keys = dict[str, dict[str, Any]]
 
 
 def make_list() -> dict[str, dict[str, Any]]:
     """Return the entries of all classes that the loader supports, by name."""
-    sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))  # one module only imports it
+    sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))  # imported, but not used here
     schedulers = {name: scheduler_class(name) for name in sorted(SCHEDULERS)}
     keys = {name: parameters(kind) for name, kind in schedulers.items()}
     _add_values(schedulers, keys)
@@ -128,7 +128,7 @@ def transformers_entries(name: str, config: type[PreTrainedConfig]) -> dict[str,
 
 
 def json_types(hint: Any) -> list[str]:  # noqa: ANN401 - an annotation
-    """The JSON types of an annotation. `int[]` is a list of numbers. Empty for other objects."""
+    """Return the JSON types of an annotation; `int[]` is a list of integers. Empty if none fits."""
     simple = {bool: "bool", int: "int", float: "float", str: "str", type(None): "null"}
     if hint in simple:
         return [simple[hint]]
@@ -152,7 +152,7 @@ def _literals(hint: Any) -> list[str]:  # noqa: ANN401 - an annotation
 
 
 def _json(value: Any) -> Any:  # noqa: ANN401 - any default
-    """A default as JSON holds it."""
+    """Return a default as JSON holds it; None for a default that JSON cannot hold."""
     if isinstance(value, tuple | list):
         return [_json(item) for item in value]
     return value if isinstance(value, bool | int | float | str) else None
@@ -161,8 +161,8 @@ def _json(value: Any) -> Any:  # noqa: ANN401 - any default
 def _add_values(schedulers: Mapping[str, Any], keys: Mapping[str, Keys]) -> None:
     """Add the strings that each scheduler accepts, since the annotations list only some of them.
 
-    A string is tried if an annotation of any scheduler lists it, or if the class compares the key
-    with it. It is accepted if the class can be made with it.
+    A string is tried if any scheduler's annotation of the key lists it, or if the class compares
+    the key with it. A string is accepted if the class can be made with it.
     """
     named: dict[str, set[str]] = defaultdict(set)
     for found in keys.values():
@@ -192,7 +192,7 @@ def _compared(source: str) -> dict[str, set[str]]:
 
 
 def _is_accepted(kind: Any, key: str, value: str) -> bool:  # noqa: ANN401 - a class
-    # Some algorithms cannot end without noise. With few steps, making a scheduler takes no time.
+    # Some algorithms do not accept the default, that the final sigma is zero. Few steps save time.
     for others in ({}, {"final_sigmas_type": "sigma_min"}):
         try:
             kind.from_config({"num_train_timesteps": 10, **others, key: value})

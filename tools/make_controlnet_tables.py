@@ -1,6 +1,7 @@
 """Make the loader's key tables for ControlNets; `make_tables` makes those for checkpoints.
 
-Diffusers reads no original layout of SDXL ControlNets, so their table holds diffusers' own names.
+Diffusers does not read SDXL ControlNets in an original layout, so their table has the names of
+diffusers' layout on both sides.
 
     python -m tools.make_controlnet_tables     writes …/convert/tables/data/controlnet-*/table.json
 """

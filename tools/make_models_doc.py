@@ -55,7 +55,7 @@ def table() -> str:
 
 
 def families_table() -> str:
-    """Return a table with a line per family: its names, its variants and its other models."""
+    """Return a table with a line per family: names, variants, and the types of other models."""
     lines = [
         "| baseModel | family | variant | other types |",
         "|---|---|---|---|",

@@ -92,15 +92,15 @@ class Symbol:
         )
 
     def contiguous(self) -> Symbol:
-        """The same numbers."""
+        """Return the symbol itself, because the numbers stay the same."""
         return self
 
     def clone(self) -> Symbol:
-        """The same numbers."""
+        """Return the symbol itself, because the numbers stay the same."""
         return self
 
     def detach(self) -> Symbol:
-        """The same numbers."""
+        """Return the symbol itself, because the numbers stay the same."""
         return self
 
     def _with(self, op: str, shape: Shape) -> Symbol:
@@ -120,7 +120,7 @@ class Recipe:
     layers: dict[str, int] = field(default_factory=dict)
     """The number of layers of each text encoder, by its name in the config templates."""
     parent: str | None = None
-    """The architecture that this is a variant of; the variant patches its configs."""
+    """The architecture of which this one is a variant; a variant patches its parent's configs."""
 
 
 CLIP = {"text_encoder_layers": 12}
@@ -149,7 +149,7 @@ RECIPES = {
     "sd-2": Recipe(
         sd2_shapes(SD2),
         {"text_encoder": "cond_stage_model.model."} | REST,
-        # The checkpoint has 24, but the last one is not used.
+        # The checkpoint has 24 layers, but the last one is not used.
         {"text_encoder_layers": 23},
     ),
     "sd-2/variants/one-layer": _distilled(
@@ -212,8 +212,8 @@ def _template(name: str, recipe: Recipe, component: str) -> dict[str, Any]:
 
 def _dimensions(recipe: Recipe) -> dict[str, int]:
     """Assign a different size to each name of a dimension."""
-    # The fourth level is as wide as the third (a resnet between equal widths has no shortcut), so
-    # three names are enough.
+    # The fourth level must be as wide as the third (a resnet between equal widths has no
+    # shortcut), so three names are enough.
     names = [f"{component}_{level}" for component in ("unet", "vae") for level in range(3)]
     names.append("unet_inputs")
     for encoder in (name for name in recipe.prefixes if name.startswith("text")):
@@ -240,7 +240,7 @@ def _convert(
 
 
 def _model(component: str, config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the state dict that a component needs, in order and with the canonical names."""
+    """Return the state dict that a component needs, with the names of published models."""
     with torch.device("meta"):
         match component:
             case "unet":
@@ -251,7 +251,7 @@ def _model(component: str, config: dict[str, Any]) -> dict[str, torch.Tensor]:
                 model = CLIPTextModel(CLIPTextConfig(**config))
             case _:
                 model = CLIPTextModelWithProjection(CLIPTextConfig(**config))
-    # transformers 5.6 left this prefix out of CLIPTextModel; the published models have it.
+    # transformers 5.6 left text_model. out of the names of CLIPTextModel; published models have it.
     whole = ("text_model.", "text_projection.")
     return {
         key if key.startswith(whole) else f"text_model.{key}": tensor
@@ -260,7 +260,7 @@ def _model(component: str, config: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def expression(size: int, dimensions: Mapping[str, int]) -> str:
-    """Write a size in terms of the named dimensions; raise ValueError unless there is one way."""
+    """Write a size in terms of the named dimensions; raise ValueError unless one way exists."""
     if size <= LARGEST_CONSTANT:
         return str(size)
     found = {

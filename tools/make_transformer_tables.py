@@ -1,8 +1,9 @@
 """Make the loader's key tables for transformers from diffusers' own converters.
 
-The converters run on symbols: a symbol records which rows of which tensor of a checkpoint it is,
-and raises an error for any other operation. So a table is complete, and a converter that calculates
-with numbers cannot get one. `tests/loader/convert/test_transformer_tables.py` makes them again.
+The converters run on symbols: a symbol records which rows of which tensors it stands for, and
+raises an error for operations that a table cannot express. So a table is complete, and a converter
+that calculates with numbers cannot have a table.
+`tests/loader/convert/test_transformer_tables.py` makes the tables again.
 
     python -m tools.make_transformer_tables     writes …/convert/tables/data/transformers/*.json
 """
@@ -40,10 +41,10 @@ class Symbol:
     pieces: tuple[Piece, ...]
 
     height: int = 1
-    """The number of rows, where it is known."""
+    """The number of rows. 1 if it is not known."""
 
     folded: int = 0
-    """Into how many rows a vector is folded. 0 if it is not."""
+    """Into how many rows a vector is folded. 0 if it is not folded."""
 
     @classmethod
     def whole(cls, key: str, height: int = 1) -> Symbol:
@@ -52,7 +53,7 @@ class Symbol:
 
     @property
     def shape(self) -> Shape:
-        """The first dimension of the shape: converters read no other."""
+        """The first dimension of the shape, which is all that converters read."""
         return (self.height,)
 
     def chunk(self, count: int, dim: int = 0) -> tuple[Symbol, ...]:
@@ -99,7 +100,7 @@ class Symbol:
 
     @property
     def source(self) -> str:
-        """The name of the tensor that all rows are of."""
+        """The name of the one tensor that has all the rows."""
         (name,) = {name for name, _, _ in self.pieces}
         return name
 
@@ -140,7 +141,7 @@ class Kind:
 
 
 Place = tuple[int, int | None]
-"""The number of a variant, and of a layer of it. The second is None outside of layers."""
+"""The number of a variant, and the number of one of its layers, or None outside of layers."""
 
 
 def make_rows(family: Family) -> list[list[str]]:
@@ -223,7 +224,7 @@ def _stack(target: str) -> str:
 def _where(
     kind: Kind, found: set[Place], all_: set[Place], places: Mapping[Kind, set[Place]]
 ) -> str:
-    """Return in which layers the tensors are, in the language of the tables."""
+    """Return which layers have the tensors, in the language of the tables."""
     highest: dict[int, int] = {}
     for variant, layer in all_:
         if layer is not None:
@@ -243,7 +244,7 @@ def _where(
 
 
 def _mark(wanted: set[Place], kind: Kind, places: Mapping[Kind, set[Place]]) -> str | None:
-    """Return the first name that a checkpoint has exactly in these places."""
+    """Return the first tensor that a checkpoint has in exactly these places. None without one."""
     by_source: dict[str, set[Place]] = defaultdict(set)
     for other, found in places.items():
         if _stack(other.target) == _stack(kind.target):

@@ -55,8 +55,8 @@ EXTRA_SETTINGS: Mapping[str, frozenset[str]] = {
         }
     ),
 }
-"""Settings that no constructor names, by the files that hold them. They are read by older versions
-of transformers, by its `Auto` classes, or by a class that needs torchvision (Pixtral's)."""
+"""Settings that no constructor names, by the files that hold them. Their readers are older versions
+of transformers, its `Auto` classes, or a class that needs torchvision (Pixtral's)."""
 
 FORBIDDEN_SETTINGS = frozenset(
     {

@@ -33,23 +33,23 @@ class Family:
     """Names of the sizes in the configs."""
 
     original: Callable[[str], str] | None = None
-    """Returns the checkpoint's name of a tensor of diffusers. None if the converter has names."""
+    """Returns the checkpoint's name for diffusers' name. None if the converter asks for names."""
 
     seeds: Callable[[Config], list[str]] = lambda _: []
     """Names that show a converter which layers there are."""
 
     unused: tuple[str, ...] = ()
-    """Further names in the checkpoint, which the model does not use."""
+    """Names of tensors in the checkpoint that the model does not use."""
 
     constants: frozenset[int] = field(default=frozenset({256}))
     """Sizes above 16 that are the same in every model: 256 frequencies of a time step."""
 
     exceptions: Mapping[str, str] = field(default_factory=dict)
-    """By diffusers' names of tensors: shapes with a constant that equals one of the sizes."""
+    """Shapes with a constant that equals one of the sizes, by diffusers' names of the tensors."""
 
     ops: Mapping[str, str] = field(default_factory=dict)
-    """Other names for operations that take a range of rows, such as `queries`, if the share of the
-    rows depends on the model."""
+    """Names, such as `queries`, for operations that take a range of rows whose share of all rows
+    depends on the model."""
 
 
 def layers(**counts: int) -> list[str]:

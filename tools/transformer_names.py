@@ -1,4 +1,4 @@
-"""The names of transformers in their original layouts, from diffusers' names.
+"""The names of a transformer's tensors in its original layout, from diffusers' names.
 
 `make_transformer_tables` checks them: diffusers' converters must give the same names back.
 """

@@ -1,8 +1,8 @@
 """The model card: statements about a model from its source and its file, for people.
 
-A card is untrusted text. `sd_api.sites` and `sd_loader.card` make it and limit its size. This
-module removes the characters that could control a terminal or reorder a line, whoever wrote the
-card.
+A card is untrusted text, which `sd_api.sites` and `sd_loader.card` read. Whoever wrote the card,
+this module limits its size, and removes the characters that could control a terminal or reorder a
+line.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Page = Annotated[str, StringConstraints(max_length=512, pattern=PAGE_PATTERN)]
 class Card(Extensible):
     """Statements about a model from its source and its file. Nobody has checked them.
 
-    `short` keeps fields in this order.
+    If not all fields fit, `short` prefers those that are declared first.
     """
 
     title: CardText | None = Field(default=None, description="The model's name at its source.")
@@ -79,9 +79,10 @@ class Card(Extensible):
         return Card.model_validate({**other.model_dump(exclude_defaults=True), **own})
 
     def short(self, limit: int = CARD_MAX_BYTES) -> Card | None:
-        """Return a card of at most `limit` bytes. None if nothing is left of it.
+        """Return a card of at most `limit` bytes. None if no field is left.
 
-        A field that does not fit is shortened, or left out if a part of it means something else.
+        A field that does not fit is shortened, or left out if its beginning would mean something
+        else.
         """
         kept = NO_CARD
         for name in Card.model_fields:
@@ -146,7 +147,7 @@ class Card(Extensible):
 
 
 _WHOLE = frozenset({"word", "resolution", "page"})
-"""Fields that are never shortened, because a part of their value means something else."""
+"""Fields that are never shortened, because a part of the value would mean something else."""
 
 NO_CARD = Card()
 """The card of a model about which nothing is known."""

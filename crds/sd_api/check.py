@@ -12,7 +12,7 @@ from sd_api.spec import ModelId
 from sd_api.wire import Message
 
 VERSIONS_MAX = 250
-"""Versions of one check. The result has room for the positions of all of them."""
+"""Maximum number of versions in one check. The result has room for the positions of all."""
 
 
 class CheckedVersion(Contract):
@@ -32,18 +32,18 @@ class CheckRequest(Request):
 Positions = Annotated[
     tuple[Annotated[int, Field(ge=0, lt=VERSIONS_MAX)], ...], Field(max_length=VERSIONS_MAX)
 ]
-"""Positions in the list of the request, from 0."""
+"""Positions in the request's list of versions, from 0."""
 
 
 class CheckResult(Message):
     """Which of the versions are not complete: the termination message of a check."""
 
     max_bytes: ClassVar[int] = 2048
-    """Kubernetes keeps 4096 bytes of a termination message."""
+    """The limit in bytes. Kubernetes keeps 4096 bytes of a termination message."""
 
     outcome: Literal["checked", "empty"]
     """empty: the volume has no folder of versions, so nothing was compared."""
     missing: Positions = ()
     """The versions whose link, folder, receipt or files are missing or cut off."""
     unreadable: Positions = ()
-    """The versions that could not be compared, so nothing is known about them."""
+    """The versions that could not be compared with their receipts: their state is not known."""

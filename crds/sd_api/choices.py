@@ -30,7 +30,7 @@ UNKNOWN_TYPE = "unknown"
 def contradiction(given: ModelType | None, found: str | None) -> str | None:
     """Return why a source of the found type cannot be loaded as the given type. None if it can.
 
-    The types of a checkpoint and of a repo do not contradict: a repo may hold one checkpoint.
+    Two types of whole models do not contradict each other: a repo may hold a single checkpoint.
     """
     fits = given == found or {given, found} <= PIPELINES
     if given is None or found is None or fits:
@@ -59,7 +59,7 @@ class Weights(StrEnum):
 class BaseModelName(StrEnum):
     """The families of models. The values are InvokeAI's, where InvokeAI has the family.
 
-    `sd_api.taxonomy` has their titles and variants, and reads them as people write them.
+    `sd_api.taxonomy` has their titles and variants, and reads the names that people write.
     """
 
     SD1 = "sd-1"
@@ -93,7 +93,7 @@ class BaseModelName(StrEnum):
 class ArtifactFormat(StrEnum):
     """How a published folder is opened. The values are InvokeAI's, where InvokeAI has the format.
 
-    A later loader may write other values into the status.
+    A newer loader may report other values.
     """
 
     DIFFUSERS = "diffusers"
@@ -107,7 +107,7 @@ class ArtifactFormat(StrEnum):
 
 
 class ComponentName(StrEnum):
-    """The components that can replace those of a pipeline. The names are those of diffusers."""
+    """The components of a pipeline that can be replaced. The names are those of diffusers."""
 
     TRANSFORMER = "transformer"
     TRANSFORMER_2 = "transformer_2"
@@ -141,7 +141,7 @@ class DeletionPolicy(StrEnum):
 
 
 class VerifyDigest(StrEnum):
-    """When a load compares the SHA-256 that the source states."""
+    """When a load compares a file with the SHA-256 that the source states."""
 
     ALWAYS = "always"
     WHEN_WHOLE = "whenWhole"

@@ -48,7 +48,10 @@ def _any(kinds: Iterable[Refusal]) -> str:
 
 
 def _url_rules() -> Iterator[tuple[str, str, str]]:
-    """Yield the rules that refuse a url exactly where `sd_api.sources` does, in its words."""
+    """Yield the rules of spec.url. They reject the same urls as `sources._refused`.
+
+    Their messages have the same words.
+    """
     for kind in url_forms.NAMED:
         exempt = "" if kind.concerns_trained else f"{_TRAINED} || "
         yield ".spec.url", f"{_NO_URL}{exempt}!{_is(kind)}", f"spec.url {kind.words}"
@@ -182,7 +185,7 @@ COLUMNS: tuple[dict[str, Any], ...] = (
 
 
 def custom_resource_definition() -> dict[str, Any]:
-    """The apiextensions.k8s.io/v1 CustomResourceDefinition as a plain dict."""
+    """Return the apiextensions.k8s.io/v1 CustomResourceDefinition as a plain dict."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -261,7 +264,7 @@ def structural(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merge_union(node: dict[str, Any]) -> dict[str, Any]:
-    """`X | None` is X, not required; `str | int` is Kubernetes' int-or-string."""
+    """Replace anyOf: `X | None` becomes X, and `str | int` Kubernetes' int-or-string."""
     branches = [branch for branch in node["anyOf"] if branch.get("type") != "null"]
     rest = {key: value for key, value in node.items() if key != "anyOf"}
     if len(branches) == 1:

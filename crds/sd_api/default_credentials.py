@@ -20,7 +20,7 @@ _PRIVATE, _GATEWAY = "private", "gateway"
 
 @dataclass(frozen=True)
 class DefaultSecret:
-    """The Secret in each namespace with models that has the token for one host."""
+    """The Secret, in the namespace of each model, that has the token for one host."""
 
     name: str
 
@@ -52,7 +52,7 @@ def parse_default_credentials(text: str) -> dict[str, DefaultSecret]:
 
 
 def format_default_credentials(entries: Mapping[str, DefaultSecret]) -> str:
-    """The setting's text."""
+    """Return the setting's text."""
     return ",".join(
         f"{host}={secret.name}"
         + (f":{_PRIVATE}" if secret.for_private else "")
@@ -62,12 +62,12 @@ def format_default_credentials(entries: Mapping[str, DefaultSecret]) -> str:
 
 
 def file_of(host: str, key: str) -> str:
-    """Return the name of the file with a key of a host's Secret."""
+    """Return the name of the mounted file that has this key of the host's Secret."""
     return f"{host.replace(':', '_')}.{key}"
 
 
 def hosts_of(url: str) -> tuple[str, ...]:
-    """Return the spellings of a link's host: with its port, and without it if it is the default.
+    """Return the spellings of a link's host: HOST:PORT, and HOST if the port is the default one.
 
     The result is empty if the link has no readable host.
     """

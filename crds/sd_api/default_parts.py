@@ -1,4 +1,4 @@
-"""The setting that names, for each base model, the Hub repo of the components that a file lacks.
+"""The setting that names, for each family, the Hub repo of the components that a file lacks.
 
 Operator and loader read the same text: `sdxl=ORG/NAME,flux=ORG/NAME@REVISION`.
 """
@@ -37,5 +37,5 @@ def parse_default_parts(text: str) -> dict[str, str]:
 
 
 def format_default_parts(parts: Mapping[str, str]) -> str:
-    """The setting's text."""
+    """Return the setting's text."""
     return ",".join(f"{base}={repo}" for base, repo in sorted(parts.items()))

@@ -1,4 +1,4 @@
-"""Starts a command whose packages may not be installed, and which may be stopped meanwhile."""
+"""Starts a command. Reports a package that is not installed, and a Ctrl-C during the imports."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from importlib import import_module
 
 _OURS = ("sd_api", "sd_operator", "sd_loader")
 KILLED = 128
-"""If a signal ends a process, shells report this number plus the signal's as its exit code."""
+"""If a signal ends a process, its exit code in shells is this number plus the signal's number."""
 
 
 def start(command: str, module: str, extra: str) -> int:
-    """Run the `main` of a module, or say which extra of the project has the missing package."""
+    """Run the `main` of a module and return its exit code.
+
+    If a package is missing, print which extra of the project has it, and return 1.
+    """
     try:
         main: Callable[[], int] = import_module(module).main
         return main()

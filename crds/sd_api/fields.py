@@ -11,8 +11,8 @@ from pydantic.alias_generators import to_camel
 class Contract(BaseModel):
     """Base of the contract's objects. It is closed: an unknown field is an error.
 
-    pydantic builds the validator of a class when it is first used. A load uses few of them, and to
-    build all took as long as the import of pydantic.
+    With `defer_build`, pydantic builds a class's validator when the class is first used. A load
+    uses few classes, and building all validators would take as long as importing pydantic.
     """
 
     model_config = ConfigDict(
@@ -31,7 +31,7 @@ class Extensible(Contract):
 
 
 TEXT_MAX_LENGTH = 1024
-"""Longer texts for the status must be cut first."""
+"""Maximum length of a text in the status. Longer texts must be cut first."""
 
 URL_MAX_LENGTH = 2048
 Url = Annotated[str, StringConstraints(min_length=1, max_length=URL_MAX_LENGTH)]
@@ -49,7 +49,7 @@ Timestamp = Annotated[
     str, StringConstraints(max_length=32), Field(json_schema_extra={"format": "date-time"})
 ]
 COUNT_MAX = 2**63 - 1
-"""Integers in Kubernetes objects are signed 64-bit."""
+"""The largest integer in Kubernetes objects, whose integers are signed 64-bit."""
 
 
 def _is_int64(value: int) -> int:

@@ -8,7 +8,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def size(count: int) -> str:
-    """Bytes in decimal units with three digits at most: 2.1 GB, 120 MB."""
+    """Return bytes in decimal units, such as 2.1 GB or 120 MB."""
     value = float(count)
     for unit in _UNITS[:-1]:
         if value < 999.5:
@@ -23,7 +23,7 @@ def files(count: int) -> str:
 
 
 def duration(seconds: int) -> str:
-    """Seconds in the two coarsest units that matter: 10 s, 4 min, 2 h 5 min."""
+    """Return seconds in words, in the units that matter: 10 s, 4 min, 2 h 5 min, 5 d."""
     if seconds < 100:
         return f"{seconds} s"
     minutes = round(seconds / 60)
@@ -36,7 +36,7 @@ def duration(seconds: int) -> str:
 
 
 def describe(progress: Progress) -> str:
-    """Progress without its stage, such as `42% of 2.1 GB, 120 MB/s, 10 s left`.
+    """Return progress without its stage, such as `42% of 2.1 GB, 120 MB/s, 10 s left`.
 
     Unknown values are left out. The text is empty if all are unknown.
     """

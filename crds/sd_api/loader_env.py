@@ -1,6 +1,6 @@
 """The environment of the loader: the operator writes it into Jobs, the loader reads it.
 
-Each variable is declared once, with the text that it has. All are optional.
+Each variable is declared once, with functions that read and write its text. All are optional.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class LoaderEnvError(ValueError):
 @dataclass(frozen=True)
 class _Variable:
     names: tuple[str, ...]
-    """The first is written; the first that is set is read."""
+    """The spellings. The first one is written; the first one that is set is read."""
     read: Callable[[str], Any]
     """Raises ValueError for a text that cannot be used."""
     write: Callable[[Any], str]
@@ -174,31 +174,31 @@ class LoaderEnv:
 
     @classmethod
     def names_of(cls, field_name: str) -> tuple[str, ...]:
-        """All spellings of a field's variable, the usual one first."""
+        """Return all spellings of a field's variable, the usual one first."""
         return _variables(cls)[field_name].names
 
     @classmethod
     def name_of(cls, field_name: str) -> str:
-        """The variable of a field."""
+        """Return the usual spelling of a field's variable."""
         return cls.names_of(field_name)[0]
 
     @classmethod
     def every_name(cls) -> frozenset[str]:
-        """All variables that a loader container may have, those of its libraries included."""
+        """Return all variables that a Job's container may have, including those for libraries."""
         variables = [it for it in _variables(cls).values() if not it.is_token]
         spellings = {name for variable in variables for name in variable.names}
         return frozenset(spellings | USER_ENV.keys() | HUB_LIBRARY_ENV.keys() | TORCH_ENV.keys())
 
     @classmethod
     def path_names(cls) -> frozenset[str]:
-        """The variables of every_name that name a file or folder of the container."""
+        """Return those variables of `every_name` whose value is a path in the container."""
         variables = _variables(cls).values()
         paths = {name for variable in variables if variable.is_path for name in variable.names}
         return frozenset(paths | {"HOME", "HF_HOME"})
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Self:
-        """Read the variables; raise LoaderEnvError. An empty variable is not set."""
+        """Read the variables; raise LoaderEnvError for a bad value. Empty ones count as not set."""
         values = {}
         for name, variable in _variables(cls).items():
             spelling = next((spelling for spelling in variable.names if env.get(spelling)), None)
@@ -210,7 +210,7 @@ class LoaderEnv:
         return cls(**values)
 
     def to_env(self) -> dict[str, str]:
-        """The variables that are set, in the order of the fields."""
+        """Return the variables that are set and not empty, in the order of the fields."""
         values = {
             variable.names[0]: variable.write(value)
             for name, variable in _variables(type(self)).items()

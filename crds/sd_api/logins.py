@@ -31,11 +31,11 @@ class Logins:
 
     @classmethod
     def read(cls, folder: Path | None) -> Self:
-        """Read the folder. Raise ValueError for a login that cannot be sent, without quoting it."""
+        """Read the folder. Raise a ValueError without secrets if a login cannot be read or sent."""
         return cls() if folder is None else cls(*(_read(folder / key) for key in KEYS))
 
     def secrets(self) -> Iterator[str]:
-        """Yield every text that messages must not show, also as a header or a url encodes it."""
+        """Yield the texts that messages must not show: passwords and key, plain and encoded."""
         for login in (self.proxy, self.hub):
             if login is not None:
                 yield login.partition(":")[2]

@@ -48,7 +48,7 @@ SWEEP_NAME = "sd-loader-sweep"
 CHECK_NAME = "sd-loader-check"
 """Value of the name label of check Jobs, which read the published models of a PVC."""
 SWEEP_LEASE = f"{FIELD_MANAGER}-sweep"
-"""Name of the Lease in each models' namespace by which a sweep is requested."""
+"""Name of the Lease by which a sweep is requested, in each namespace with models."""
 ROLE_LOAD = "load"
 ROLE_REMOVE = "remove"
 
@@ -58,12 +58,12 @@ CONTAINER_REMOVE = "remove"
 CONTAINER_CHECK = "check"
 
 NAME_MAX_LENGTH = 63
-"""A model's name ends up in labels, folder names and URLs."""
+"""Maximum length of a model's name, which ends up in labels, folder names and URLs."""
 MODEL_ID_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 
 STORE_DIR = ".store"
 OWNER_FILE = "owner.json"
-"""In the folder of a uid in STORE_DIR: the record of the model that owns it."""
+"""In STORE_DIR, in the folder of a uid: the record of the model that owns the folder."""
 STAGING_DIR = ".staging"
 BLOBS_DIR = ".blobs"
 INDEX_DIR = ".index"

@@ -84,14 +84,14 @@ _PRIVATE_SUFFIXES = (
 
 
 class AddressRefusedError(ConnectionError):
-    """The address may not be called; the message names the host and says why."""
+    """The address may not be called; the message says why."""
 
 
 def resolve(host: str, port: int) -> list[str]:
     """Ask the system's resolver; raises OSError (socket.gaierror) if the lookup fails."""
     try:
         answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except ValueError as error:  # UnicodeError among them: no name that could be looked up
+    except ValueError as error:  # such as UnicodeError: the name cannot be looked up
         raise OSError(f"no host name: {error}") from error
     return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
 
@@ -104,7 +104,7 @@ def refusal(address: Address) -> str | None:
 
 
 def _lookup_name(host: str) -> str:
-    """The host as resolvers and other HTTP clients will read it: ASCII, lower case, no last dot."""
+    """Return the host as resolvers and HTTP clients read it: ASCII, lower case, no last dot."""
     try:
         if len(host) > _HOST_MAX_LENGTH + 1:
             raise UnicodeError
@@ -122,7 +122,7 @@ def _literal(name: str) -> Address | None:
 
 
 def _refusal_of(answer: str) -> str | None:
-    """Return why a resolver's answer may not be called, or None if it may."""
+    """Return why an address from a resolver may not be called, or None if it may."""
     address = _literal(answer)
     return refusal(address) if address else "its address cannot be read"
 
@@ -131,15 +131,15 @@ def _refusal_of(answer: str) -> str | None:
 class Guard:
     """Decides which hosts and urls may be called, with the administrator's exceptions.
 
-    allowed_hosts: hosts (`host` or `host:port`, lower case) that may have any address and may be
-    called over plain http.
+    allowed_hosts: hosts that may have any address and may be called over plain http, in lower case:
+    `host` for every port, or `host:port`.
     """
 
     allowed_hosts: frozenset[str] = frozenset()
     resolver: Resolver = field(default=resolve, repr=False)
 
     def allows(self, host: str, port: int) -> bool:
-        """Whether an administrator exempted this host."""
+        """Whether the administrator exempted this host, on every port or on this one."""
         name = host.lower().rstrip(".")
         spellings = {name, f"{name}:{port}", f"[{name}]", f"[{name}]:{port}"}
         return not spellings.isdisjoint(self.allowed_hosts)
@@ -150,7 +150,7 @@ class Guard:
             parts = urlsplit(url)
             port = effective_port(parts)
         except ValueError:
-            # Its text quotes the url: a password with a slash in it is taken for a port.
+            # Do not show the error: it quotes the port, which is `pa` in user:pa/ssword@host.
             raise AddressRefusedError("the url's host or port cannot be read") from None
         host = parts.hostname
         if parts.scheme not in {"http", "https"} or not host:
@@ -158,7 +158,7 @@ class Guard:
         if self.allows(host, port):
             return parts
         if parts.scheme != "https":
-            # An administrator may have allowed another port of this host.
+            # Name the port: an administrator may have allowed another port of this host.
             place = host if port == default_port(parts) else f"{host}:{port}"
             raise AddressRefusedError(f"{place} may be called over https only")
         self.check_literal(host)
@@ -218,7 +218,7 @@ class Guard:
             raise AddressRefusedError(f"{host} may not be called: {reasons[0]}")
 
     def with_hosts(self, urls: Iterable[str | None]) -> Guard:
-        """A guard that also exempts the hosts of these urls, with their ports."""
+        """Return a guard that also exempts the hosts of these urls, on the urls' ports only."""
         hosts = {
             f"{parts.hostname}:{effective_port(parts)}"
             for parts in (urlsplit(url) for url in urls if url)
@@ -228,7 +228,7 @@ class Guard:
 
 
 def effective_port(parts: SplitResult) -> int:
-    """The port a url means; raises ValueError if it is not a number in range."""
+    """Return the port that a url means; raise ValueError if it is not a number in range."""
     return parts.port if parts.port is not None else default_port(parts)
 
 

@@ -71,7 +71,7 @@ def _embedding(base: str) -> list[str]:
 
 
 def _paints(pipeline: str) -> bool:
-    """Return whether a pipeline needs only a prompt to make an image."""
+    """Return whether this is a Stable Diffusion pipeline that needs only a prompt."""
     return pipeline in ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
 

@@ -26,15 +26,17 @@ _SECRET_WORDS = frozenset(
 )
 """Words in the name of a parameter that holds a secret."""
 _SECRET_ENDINGS = ("key", "password", "secret", "token")
-"""How such a word may end, as in apikey and accessToken."""
+"""Endings of further words that mean a secret, as in apikey and accessToken."""
 _MIN_SECRET_LENGTH = 9
-"""Shorter values are not hidden: they are ordinary words more often than secrets."""
+"""Minimum length of values that `hide` removes. Shorter ones are mostly ordinary words."""
 
 
 def redact_url(url: str) -> str:
-    """Return the url without userinfo, query and fragment.
+    """Return the url without userinfo and fragment, and with `?…` in place of its query.
 
-    A repo id or a local path is treated in the same way.
+    A repo id keeps its revision, and a resource identifier its version. Other texts without `://`,
+    such as local paths, lose what would be userinfo, query or fragment in a url. An unreadable url
+    is replaced.
     """
     if re.fullmatch(REPO_ID, url):
         return url  # What follows an @ is the revision, not a host.
@@ -83,14 +85,18 @@ def is_secret_name(name: str) -> bool:
 
 
 def secrets_of(given: object, *secret: str | None) -> frozenset[str]:
-    """Return these secrets, and every secret in the urls of a string, dictionary or list."""
+    """Return these secrets, and the possible ones in the urls of a string, dictionary or list.
+
+    In a url, userinfo, fragment and the values of all parameters may be secrets. Values that are
+    too short to be hidden are left out.
+    """
     secrets = {*(text or "" for text in secret), *_in_urls(given)}
     secrets |= {unquote(secret) for secret in secrets}
     return frozenset(secret for secret in secrets if len(secret) >= _MIN_SECRET_LENGTH)
 
 
 def hide(text: str, secrets: frozenset[str]) -> str:
-    """Return the text without these secrets, in upper or lower case, complete or truncated."""
+    """Return the text without these secrets, also where their case differs or they are cut off."""
     for secret in sorted(secrets, key=len, reverse=True):
         beginning = re.escape(secret[:_MIN_SECRET_LENGTH])
         for match in reversed([*re.finditer(beginning, text, re.IGNORECASE | re.ASCII)]):

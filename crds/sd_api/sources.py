@@ -46,7 +46,7 @@ class Link:
 
 @dataclass(frozen=True)
 class FileChoice:
-    """The file of a version that a url asks for. A field that is None fits every file."""
+    """What a url says about the file of a version. A field that is None fits every file."""
 
     file_id: int | None = None
 
@@ -71,7 +71,7 @@ class CivitaiModel:
     """None: the model that the version belongs to."""
 
     version_id: int | None
-    """None: the newest."""
+    """None: the newest version."""
 
     choice: FileChoice = FileChoice()
 
@@ -205,7 +205,7 @@ def _on_civitai(text: str) -> CivitaiModel | None:
 
 
 def _version(model: str | None, version: str | None, query: str | None) -> CivitaiModel:
-    """Return a version, with the choice of a file that is in the query."""
+    """Return a version, with the choice of a file that the query makes."""
     asked = _asked(query)
     file = asked.get("fileId", "")
     return CivitaiModel(
@@ -260,7 +260,7 @@ def _without_revision(
 def _with_https(text: str) -> str:
     """Return a link with its scheme. The page of a file in a dataset or a Space becomes its link.
 
-    The Hub's own links are called over https.
+    Links to files in datasets and Spaces are called over https, even if they name http.
     """
     text = re.sub(f"^{url_forms.PAGE_OF_OTHER_FILE}$", r"\1/resolve/\2", text)
     if re.fullmatch(url_forms.HUB_OTHER_FILE, text):

@@ -47,7 +47,7 @@ class SecretKeyRef(Extensible):
 
 
 class VaeSource(Extensible):
-    """The source of a VAE that replaces the checkpoint's own."""
+    """The source of a VAE that replaces the model's own."""
 
     url: Url = Field(
         description="Hugging Face repo id, page at Civitai or http(s) link of the VAE."
@@ -328,9 +328,9 @@ class Spec(LoadFields):
     )
 
     def effective_model_type(self) -> ModelType:
-        """The model type of the spec. If it has none, the type that its load is planned for.
+        """The model type of the spec. If it has none: huggingface for a repo, else custom_ckpt.
 
-        The load hash contains this type, so the type depends on the spec only.
+        The load hash contains this type, so it must not depend on what the source turns out to be.
         """
         if self.model_type is not None:
             return self.model_type

@@ -22,7 +22,7 @@ class Starter:
     about: str
     model_type: ModelType
     url: str | None = None
-    """None for a ControlNet, whose name implies it."""
+    """None for a ControlNet, whose name implies the url."""
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -43,8 +43,9 @@ class ConditionType(StrEnum):
     STALLED = "Stalled"
     """The last load or the clean-up failed or is stuck; the message has the cause and the remedy.
 
-    True is bad. Absent otherwise, as kstatus expects: it goes when the load succeeds or the spec
-    asks for another. The operator may still try again by itself, as the reason's retry rule says.
+    True is bad. Absent otherwise, as kstatus expects: it is removed when a load succeeds or the
+    spec asks for another load. The operator may still try again by itself, as the reason's retry
+    rule says.
     """
     WEBHOOK_DELIVERED = "WebhookDelivered"
     """Whether the newest event reached spec.webhook.
@@ -118,7 +119,7 @@ class StatusProgress(Progress):
 
 
 class JobStatus(Extensible):
-    """A Job that the operator created for the model. Only a Job with this uid counts as its own."""
+    """A Job that the operator created for the model. Another uid is another Job."""
 
     name: ShortText
     uid: Uid | None = Field(default=None, description="The uid that the API server gave it.")

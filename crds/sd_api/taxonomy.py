@@ -31,7 +31,7 @@ TRANSFORMERS = (
     BaseModelName.WAN,
     BaseModelName.Z_IMAGE,
 )
-"""The families whose transformer loads from a file of its own, with the rest of a repo."""
+"""The families whose transformer may be a single file, with the other components from a repo."""
 
 _INPAINT_OR_EDIT = {
     "normal": "makes an image from a text",
@@ -48,7 +48,7 @@ class Family:
     """The name that people read."""
 
     spellings: str
-    """Matches every other spelling of its name, in lower-case letters and digits."""
+    """Pattern of the spellings of its name, reduced to lower-case letters and digits."""
 
     variants: Mapping[str, str] = field(default_factory=dict)
     """The values of status.artifact.variant and what they mean.
@@ -189,8 +189,8 @@ _NOISE = re.compile(r"[^a-z0-9]+")
 def canonical(text: str) -> BaseModelName | None:
     """Read a family's name as people write it, such as SD 1.5 or Flux.1 D. None if it is not one.
 
-    Capitals, blanks and punctuation do not matter. It knows the slugs, and the names that Civitai
-    and InvokeAI show.
+    Capitals, blanks and punctuation do not matter. The slugs count as names, and so do the names
+    that Civitai and InvokeAI show.
     """
     plain = _NOISE.sub("", text.lower())
     for name, family in FAMILIES.items():
@@ -205,13 +205,13 @@ def title_of(slug: str) -> str:
 
 
 def listed(names: Iterable[BaseModelName]) -> str:
-    """The slugs in the order of the enumeration, for messages."""
+    """Return the slugs in the order of the enumeration, for messages."""
     chosen = frozenset(names)
     return ", ".join(name.value for name in BaseModelName if name in chosen)
 
 
 def published_format(model_type: ModelType, lora: LoraFormat) -> ArtifactFormat:
-    """Return status.artifact.format. lora: the requested format, if it is a LoRA."""
+    """Return status.artifact.format. lora: the value of spec.lora.format."""
     if model_type is ModelType.EMBEDDINGS:
         return ArtifactFormat.EMBEDDING_FOLDER
     return ArtifactFormat.PEFT if lora is LoraFormat.PEFT else ArtifactFormat.DIFFUSERS

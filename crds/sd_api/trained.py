@@ -14,26 +14,27 @@ from sd_api.redaction import is_secret_name
 from sd_api.url_forms import BARE_ID_PATTERN
 
 TEMPLATE_PATTERN = r"^https?://[^\s/?#{}]+[/?]\S*\{id\}\S*$"
-"""The chart checks its value by the same pattern."""
+"""The pattern of a template. The chart checks its value for the template by this pattern, too."""
 TEMPLATE_RULE = (
     "must be an http(s) link with {id} where the trained model's id goes, after the host"
 )
 KEY = "{key}"
-"""Stands for the administrator's key in a template's path or query, which no message shows."""
+"""Placeholder for the administrator's key in a template's path or query. No message shows the key
+itself."""
 KEY_FREE_RULE = (
     "must not contain a login or a key, and nothing that looks like one: the query may have plain"
     " values only, such as format=zip or v=1.5"
 )
 _PLAIN = re.compile(r"[a-z/._-]{0,32}|[0-9.-]{1,10}|[a-z0-9/._-]{1,6}")
-"""Words, numbers and dates, and short mixtures such as fp16."""
+"""Names and values that are not keys: words, numbers and dates, and short mixtures such as fp16."""
 _MIXED_MIN_LENGTH = 12
-"""Words of a path that mix letters and digits are a key if they have this length in all."""
+"""Words that mix letters and digits are a key if those of a segment have this length in all."""
 _LETTERS_MAX_LENGTH = 32
-"""A longer word of letters in a path is a key."""
+"""A longer word in a path is a key, even if it has letters only."""
 
 
 def check_template(text: str) -> str:
-    """Return the template; raise ValueError if it is not a link, or {id} could choose the host."""
+    """Return the template; raise ValueError unless it is a link that has {id} after its host."""
     try:
         parts = urlsplit(text)
         has_address = bool(parts.hostname) and effective_port(parts) > 0
@@ -47,8 +48,8 @@ def check_template(text: str) -> str:
 def contains_key(template: str) -> bool:
     """Whether a template contains a login, or something that may be a key. {key} is not a key.
 
-    In the query, every value that is not plain counts as a key. In the path, which may have names
-    of all kinds, only a segment that looks random does.
+    In the query, every value that is not plain counts as a key. The path may have names of all
+    kinds, so only a segment that looks random counts as a key there.
     """
     place, *query = re.split("[?&;#]", template)
     parts = urlsplit(place)
@@ -70,7 +71,7 @@ def _looks_random(segment: str) -> bool:
 
 
 def _may_be_key(name: str, equals: str, value: str) -> bool:
-    """Whether a parameter may hold a key: its name is that of a secret, or it is not plain."""
+    """Whether a parameter may hold a key: name or value is not plain, or the name is a secret's."""
     name, value = unquote(name), _written(value)
     if not equals:
         name, value = "", _written(name)

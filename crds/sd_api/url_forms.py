@@ -1,4 +1,4 @@
-"""The forms of a model's url, as patterns: those that are read, and those that are refused by name.
+"""The forms of a model's url, as patterns: those that are read, and those that are refused.
 
 The patterns are written for RE2 and for Python, so that the CRD's rules and `sd_api.sources` reach
 the same verdict. To read a new form, add its pattern here and its meaning in `sources`.
@@ -30,7 +30,8 @@ PAGE_PATH = f"/({_REPO})(?:@({_REVISION}))?/?{_QUERY}"
 _FILE = f"([^?#{_BLANK}]*[^/?#{_BLANK}])/?{_QUERY}"
 TREE_PATH = f"/({_REPO})/(?:tree|commits?|resolve|blob|raw)/({_REVISION_IN_PATH})/?{_QUERY}"
 FILE_PATH = f"/({_REPO})/(?:resolve|blob|raw|blame)/({_REVISION_IN_PATH})/{_FILE}"
-"""Paths of the Hub and its mirrors: of a repo, of a repo at a revision, of one file."""
+"""PAGE_PATH, TREE_PATH and FILE_PATH are paths of the Hub and its mirrors: of a repo, of a repo at
+a revision, and of one file."""
 
 HUB_REPO_PATTERN = f"^{_REPO}$"
 BARE_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -43,12 +44,12 @@ HUB_FILE = f"{_HUB}{FILE_PATH}"
 _PART = f"[^/?#{_BLANK}]+"
 _OTHER_REPO = f"(?:datasets|spaces)/{_PART}(?:/{_PART})?"
 PAGE_OF_OTHER_FILE = f"({_HUB}/{_OTHER_REPO})/(?:blob|raw)/({_PART}/{_REST})"
-"""The page of a file of a dataset or a Space. Its file is at `resolve` instead."""
+"""The page of a file of a dataset or a Space. The file itself is at /resolve/."""
 HUB_OTHER_FILE = (
     f"(?:{_HUB}/(?:api/{_PART}/{_PART}/|{_REST}/resolve/{_PART}/){_REST}"
     f"|{_HUB}/{_OTHER_REPO}/(?:blob|raw)/{_PART}/{_REST})"
 )
-"""A file of a dataset or a Space, which is an ordinary link."""
+"""Urls of the Hub that are read as ordinary links, such as files of datasets and Spaces."""
 _HF = f"(?i:hf)://(?:{_HUB_HOST}/)?"
 HF_REPO = f"{_HF}(?:models/)?({_REPO})(?:@({_REVISION_IN_PATH}))?/?{_QUERY}"
 HF_FILE = f"{_HF}(?:models/)?({_REPO})(?:@({_REVISION_IN_PATH}))?/{_FILE}"
@@ -70,7 +71,8 @@ CIVITAI_AIR = (
     "(?:(?:(?i:urn):)?(?i:air):)?(?:[A-Za-z0-9_-]+:){0,2}(?i:civitai):"
     rf"({NUMBER})(?:@({NUMBER}))?(?:\+({NUMBER}))?(?:\.([A-Za-z]+))?({_QUERY})"
 )
-"""A model of Civitai: its page or a version's, also at the API, and its resource identifier."""
+"""CIVITAI_PAGE and CIVITAI_VERSION are urls of a model and a version at Civitai, also at its API.
+CIVITAI_AIR is the resource identifier of a model."""
 _OWN_PAGES = (
     "(?:api|blog|chat|collections|datasets|docs|enterprise|join|learn|login|models|new|notifications"
     "|organizations|papers|posts|pricing|search|settings|spaces|tasks)"
@@ -106,7 +108,7 @@ _BEFORE_REVISION = (
 NAMES_REVISION = f"^{_EDGE}{_BEFORE_REVISION}"
 """Urls of the Hub that name a revision."""
 NAMES_THIS_REVISION = (f"^{_EDGE}{_BEFORE_REVISION}(?:", f")(?:[/?#]|{_EDGE}$)")
-"""The parts of a pattern before and after a revision: it matches urls that name this revision."""
+"""With a revision between these two parts, they are a pattern of the urls that name it."""
 
 
 @dataclass(frozen=True)
@@ -320,7 +322,7 @@ NAMED = (
         concerns_trained=False,
     ),
 )
-"""The kinds of url that people often write, with the words for each. No url is of two kinds."""
+"""The kinds of url that get words of their own. No url is of two kinds."""
 
 BARE_ID = Refusal(
     whole(_BARE_ID),
@@ -328,9 +330,9 @@ BARE_ID = Refusal(
     " spec.modelType: api_trained",
 )
 NEITHER = "must be a Hugging Face repo id (ORG/NAME) or an http(s) link"
-"""The words for every other url that is not read."""
+"""The words for every url that is not read and that neither NAMED nor BARE_ID match."""
 NOT_TRAINED = "must be a trained model's id or an http(s) link, as spec.modelType is api_trained"
-"""The words for every other url that is not read with modelType api_trained."""
+"""The words for every url that is not read with api_trained and that NAMED does not match."""
 NOT_A_SKELETON = "must be a diffusers repo of the Hub: ORG/NAME, or ORG/NAME@REVISION"
 """The message for a url in spec.components.from that is not a whole repo."""
 NOT_ON_THE_HUB = (
@@ -338,4 +340,4 @@ NOT_ON_THE_HUB = (
     " spec.modelType is huggingface"
 )
 """The words for an ordinary link with modelType huggingface. The CRD's rules cannot refuse it: they
-know no mirrors of the Hub."""
+do not know which links lead to a mirror of the Hub."""

@@ -1,9 +1,9 @@
 """What the loader reports: progress lines, its result, and the receipt on the volume.
 
-All of it is untrusted: anyone who can write to the Pod or to the volume can write it. So each kind
+All of it is untrusted: anyone who can write to the Pod or to the volume can forge it. So each kind
 of message has one codec, with a size limit, strict types and bounded values, and no message names a
-path outside the published folder. A newer loader may have written it: fields that this version does
-not know are ignored at every level.
+path outside the published folder. A newer loader may have written a message: fields that this
+version does not know are ignored at every level.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sd_api.names import PICTURE_FILE, PREVIEW_FILE
 from sd_api.reasons import Reason
 
 MESSAGE_MAX_LENGTH = 512
-"""Characters of a result's message."""
+"""Maximum number of characters in a result's message."""
 _FILE_NAME_MAX_BYTES = 255
 
 
@@ -61,7 +61,7 @@ class Stage(StrEnum):
 
 
 class Progress(Message):
-    """How far a load is; one JSON line of it on the loader's stdout."""
+    """How far a load is. The loader prints it to stdout, each time as one line of JSON."""
 
     max_bytes: ClassVar[int] = 2048
 
@@ -173,7 +173,7 @@ class Artifact(Extensible):
 
 
 def _known_reason(value: object) -> object:
-    """Read a reason that a later version added as LoaderCrashed; keep any other value as it is."""
+    """Read the name of a reason; an unknown one is LoaderCrashed. Return other values unchanged."""
     if isinstance(value, str) and re.fullmatch("[A-Za-z]{1,64}", value):
         return Reason.parse(value) or Reason.LOADER_CRASHED
     return value
@@ -183,8 +183,8 @@ class LoadResult(Message):
     """The loader's result: its termination message."""
 
     max_bytes: ClassVar[int] = 3072
-    """Kubernetes keeps 4096 bytes of a termination message. Without `message`, the bounds of all
-    other fields together stay far below the limit."""
+    """The limit in bytes; Kubernetes keeps 4096 bytes of a termination message. All fields except
+    `message` have at most 2.7 kB together, with a card of CARD_MAX_BYTES."""
 
     outcome: Literal["loaded", "fetched", "removed", "failed"]
     reason: Annotated[Reason | None, BeforeValidator(_known_reason)] = None
@@ -234,7 +234,7 @@ class PublishedFile(Extensible):
 
     blake3: Blake3
     sha256: Sha256 | None = None
-    """Present if the file is as it was downloaded."""
+    """The digest from the download. None if it is not known, or if the file was converted."""
     size: Count
 
 
@@ -260,7 +260,7 @@ class Receipt(Message):
         return text
 
     def result(self) -> LoadResult:
-        """The result of the load that this receipt proves."""
+        """Return the result of the load that wrote this receipt."""
         return LoadResult(
             outcome="loaded",
             message=self.message,

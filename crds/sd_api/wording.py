@@ -1,4 +1,4 @@
-"""Rewords messages for people who write no resource: they use a shell, the vendor's API or a form.
+"""Rewords messages for people who do not write resources, but use a shell, an API or a form.
 
 Messages and remedies are written for the owner of a resource: they name a field as `spec.modelType`
 and mention Secrets and annotations. A person who runs `sd-loader` gives options instead, a caller

@@ -153,7 +153,7 @@ def check(kubectl: Kubectl) -> None:
 def unsettled(models: Mapping[str, dict[str, Any]]) -> list[str]:
     """Return the demo's models that are not in their expected state yet.
 
-    A visitor may already have deleted one in the gallery; such a model is not waited for.
+    A model that the user has deleted in the gallery is not among them.
     """
     return [
         name for name in sources.specs() if name in models and not is_settled(name, models[name])
@@ -199,7 +199,7 @@ def free_port(wanted: int) -> int:
 
 
 def answers(url: str) -> bool:
-    """Return whether a server answers at the url."""
+    """Return whether a server answers at the url with status 200."""
     try:
         with urlopen(url, timeout=5) as response:
             return bool(response.status == 200)

@@ -68,7 +68,7 @@ def running(
         try:
             process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            process.kill()  # Its children end with it.
+            process.kill()  # The server's own child processes end with it.
             process.wait()
 
 
@@ -110,7 +110,7 @@ def condition(model: dict[str, Any], kind: ConditionType) -> dict[str, Any]:
 
 
 def is_ready(model: dict[str, Any]) -> bool:
-    """Return whether the model is Ready; raise DemoError if it is Stalled."""
+    """Return whether the model is Ready; raise DemoError if it has the condition Stalled."""
     stalled = condition(model, ConditionType.STALLED)
     expect(
         not stalled,
@@ -130,7 +130,7 @@ def run(*command: str | Path) -> str:
 
 
 def script(name: str) -> list[str]:
-    """Return a program from this Python environment if it has it, else from PATH."""
+    """Return the command of a program: from this Python environment if possible, else from PATH."""
     local = Path(sys.executable).parent / name
     return [str(local)] if local.exists() else [name]
 
@@ -147,5 +147,5 @@ def say(text: str) -> None:
 
 
 def relative(path: Path) -> Path:
-    """Return a path relative to the working directory if it lies below it."""
+    """Return a path in the working directory relative to it; return other paths unchanged."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

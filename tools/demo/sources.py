@@ -122,5 +122,5 @@ def make_repo(work: Path, checkpoint: Path) -> Path:
 
 
 def _number(name: str) -> int:
-    """Return the id of a model on Civitai; it is also that of its version and file."""
+    """Return the id of a model on Civitai, which is also the id of its version and of its file."""
     return FIRST_ID + [model.name for model in ON_CIVITAI].index(name)

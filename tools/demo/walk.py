@@ -143,7 +143,7 @@ def show_model(store: Path, model: dict[str, Any]) -> None:
 
 
 def show_webhooks(receiver: WebhookReceiver) -> None:
-    """Print the webhook calls; both models must have sent `model.loaded`."""
+    """Wait for `model.loaded` of both models; print all calls and check their signatures."""
     wanted = {("model.loaded", "demo-checkpoint"), ("model.loaded", "demo-repo")}
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not wanted <= {(call.body["event"], call.body["model_id"]) for call in receiver.calls}:

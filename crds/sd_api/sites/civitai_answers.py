@@ -42,16 +42,16 @@ class VersionAnswer:
     """One published version, with what keeps its files from being loaded."""
 
     facts: CivitaiFacts
-    """Without a file, creator and licence. The last two are in the model's answer."""
+    """Its fields file, creator and licence are not set: `ModelAnswer` has the last two."""
 
     files: tuple[CivitaiFile, ...]
-    """The files that may be downloaded."""
+    """The files that have a usable download link."""
 
     mode: str | None
     """Archived or TakenDown, if the whole model is one of them."""
 
     usage_control: str | None
-    """Download, or the only use on Civitai's site that the creator allows."""
+    """Download, or the name of the only use that the creator allows, which is on Civitai's site."""
 
     early_access: str | None
     """The date until which the version is for buyers only. Empty: it is always for buyers only.
@@ -163,9 +163,10 @@ def _files(answer: Json) -> Iterator[CivitaiFile]:
 
 
 def _path(file: Json) -> str | None:
-    """Return the path and query of a file's download. The endpoint goes before them.
+    """Return the path and query of a file's download link, which callers append to the endpoint.
 
-    A mirror may pass on links whose host is Civitai's.
+    The host is not used, because a mirror may pass on links whose host is Civitai's. None if the
+    link is not usable.
     """
     try:
         parts = urlsplit(str(file.get("downloadUrl")))

@@ -10,13 +10,13 @@ from sd_api.sites.civitai_facts import CivitaiFacts, CivitaiImage, CivitaiLicenc
 from sd_api.sites.clean import page, text, words
 
 _SAFE = 1
-"""Civitai's rating PG. Higher powers of two are for fewer people."""
+"""Civitai's rating PG, for everyone. Other ratings are higher powers of two."""
 _NO_USE = "None"
 """The only item of a list of commercial uses if the creator allows none."""
 
 
 def card_of_civitai(facts: CivitaiFacts, endpoint: str) -> Card:
-    """Return the card of a version. endpoint: where its page is."""
+    """Return the card of a version. endpoint: the site that has the version's page."""
     return Card(
         title=_title(facts),
         based_on=text(facts.base_model),
@@ -52,7 +52,7 @@ def _title(facts: CivitaiFacts) -> str | None:
 
 def _page(facts: CivitaiFacts, endpoint: str) -> str | None:
     found = page(f"{endpoint}/models/{facts.model_id}") if facts.model_id is not None else None
-    # The version is added last, because a link is shown without its query.
+    # The version is added last, because `page` removes the query of a link.
     return f"{found}?modelVersionId={facts.version_id}" if found else None
 
 

@@ -1,4 +1,4 @@
-"""Chooses the file of a version on Civitai that is loaded."""
+"""Chooses which file of a version on Civitai is loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OTHER_ROLES = frozenset({"training data", "archive", "config", "workflow"})
 _UNREADABLE = frozenset({"gguf", "diffuser", "coreml", "onnx"})
 """Formats that the loader does not read, as `_folded` writes them."""
 _SPELLINGS = {"ckpt": "pickletensor", "pt": "pickletensor", "bin": "pickletensor"}
-"""Formats as a resource identifier writes them, and as the API does."""
+"""How resource identifiers spell formats, and how the API spells them."""
 _SHOWN_FILES = 5
 
 
@@ -45,7 +45,8 @@ def choose(
 ) -> Chosen:
     """Choose a file. Raise NoFileError if none fits.
 
-    sha256: of the wanted file. None if it is not known. pinned: the file of an earlier attempt.
+    sha256: the digest of the wanted file. None if it is not known. pinned: the id of the file that
+    an earlier attempt chose.
     """
     wanted = _wanted(version, choice)
     readable = [file for file in wanted if _folded(file.format) not in _UNREADABLE]
@@ -78,7 +79,7 @@ def _plain(text: str, limit: int) -> str:
 
 
 def _wanted(version: VersionAnswer, choice: FileChoice) -> list[CivitaiFile]:
-    """Return the files that the link means. Raise NoFileError if there is none."""
+    """Return the files that the url may mean. Raise NoFileError if there is none."""
     if choice != FileChoice():
         fitting = [file for file in version.files if _fits(file, choice)]
         if not fitting:
@@ -115,7 +116,7 @@ def _fits(file: CivitaiFile, choice: FileChoice) -> bool:
 
 
 def _folded(word: str | None) -> str:
-    """Return a word in one spelling: lower case, no blanks, no plural."""
+    """Return a word in the API's spelling: lower case, only letters and digits, no plural."""
     letters = "".join(char for char in (word or "").lower() if char.isalnum())
     return _SPELLINGS.get(letters, letters.removesuffix("s"))
 

@@ -14,14 +14,14 @@ from pydantic import Field, StringConstraints
 from sd_api.fields import Contract, Count, Sha256, Url
 
 TEXT_MAX_LENGTH = 200
-"""Longer texts are cut."""
+"""Maximum length of a text. Longer texts are cut."""
 CivitaiText = Annotated[str, StringConstraints(min_length=1, max_length=TEXT_MAX_LENGTH)]
 MAX_WORDS = 64
-"""Trained words of a version that are kept."""
+"""Maximum number of trained words that are kept of a version."""
 MAX_USES = 8
-"""Commercial uses that are kept."""
+"""Maximum number of commercial uses that are kept."""
 MAX_IMAGES = 10
-"""Images of a version that are kept. Civitai's API lists ten."""
+"""Maximum number of images that are kept of a version. Civitai's API lists ten."""
 
 
 class CivitaiFile(Contract):
@@ -64,7 +64,7 @@ class CivitaiLicence(Contract):
     derivatives: bool | None = None
     """Whether users may share models that they merged from this one."""
     different_licence: bool | None = None
-    """Whether they may give other permissions for those models."""
+    """Whether users may share such merged models with other permissions."""
     commercial_use: Annotated[tuple[CivitaiText, ...], Field(max_length=MAX_USES)] | None = None
     """The allowed uses: Image, RentCivit, Rent and Sell. Commercial use is not allowed if this is
     empty, or if its only item is the word None."""
@@ -85,7 +85,7 @@ class CivitaiFacts(Contract):
     creator: CivitaiText | None = None
     licence: CivitaiLicence = Field(default_factory=CivitaiLicence)
     nsfw_level: Count | None = None
-    """Civitai's rating of the version: the sum of its images' ratings."""
+    """Civitai's rating of the version: the ratings of its images, combined bit by bit."""
     images: Annotated[tuple[CivitaiImage, ...], Field(max_length=MAX_IMAGES)] = ()
     file: CivitaiFile | None = None
     """The file that is loaded. None if it is not known which one a download link means."""
@@ -97,13 +97,13 @@ class CivitaiFacts(Contract):
 
     @property
     def loaded_version(self) -> str:
-        """The value of status.source.version: the end of a resource identifier, with the file."""
+        """The value of status.source.version: MODEL@VERSION+FILE, without unknown parts."""
         model = "" if self.model_id is None else f"{self.model_id}@"
         file = "" if self.file is None else f"+{self.file.id}"
         return f"{model}{self.version_id}{file}"
 
     @property
     def file_name(self) -> str | None:
-        """The value of status.source.file: its name in printable ASCII. None if it is not known."""
+        """The value of status.source.file: the file's name in ASCII. None if it is not known."""
         name = None if self.file is None else self.file.name
         return None if name is None else re.sub(r"[^A-Za-z0-9 ._()+@-]", "_", name)[:128]

@@ -1,4 +1,7 @@
-"""Bounds untrusted values, so that they fit into a card. A value that does not fit is left out."""
+"""Bounds untrusted values, so that they fit into a card.
+
+Long texts are cut. Other values that do not fit are left out.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ from sd_api.card import PAGE_PATTERN, TEXT_MAX, TRIGGER_WORDS_MAX, Card, plain
 from sd_api.redaction import hide, redact_text, redact_url
 
 _LOOKED_AT = 8 * TEXT_MAX
-"""How many characters of a text are read, printable or not."""
+"""Maximum number of characters of a text that are read, printable or not."""
 _ITEMS_MAX = 1000
-"""How many entries of a list or dictionary are read."""
+"""Maximum number of entries of a list or dictionary that are read."""
 _SIDE = re.compile(r"\d{2,5}", re.ASCII)
 _RESOLUTION_MAX = 512
-"""A longer text is not a resolution."""
+"""A text of this length or more is not a resolution."""
 _PAGE_MAX = 512
 
 
@@ -57,7 +60,7 @@ def entries(value: object) -> list[tuple[str, object]]:
 
 
 def resolution(value: str | None) -> str | None:
-    """Return WIDTHxHEIGHT of "1024x1024", "(512, 768)" or "512". None for anything else."""
+    """Return WIDTHxHEIGHT from one or two numbers in a text such as "(512, 768)", or None."""
     if value is None or len(value) >= _RESOLUTION_MAX or re.search(r"\d{6}", value):
         return None
     sides = _SIDE.findall(value)

@@ -51,7 +51,7 @@ class RepoAnswer:
 
     @property
     def size_bytes(self) -> int | None:
-        """The size of all files. None if one of them is not known."""
+        """The size of all files together. None if the size of a file is not known."""
         sizes = [size for size in self.files.values() if size is not None]
         return sum(sizes) if len(sizes) == len(self.files) else None
 
@@ -59,7 +59,7 @@ class RepoAnswer:
 def read_repo(answer: Json, asked: str, endpoint: str) -> RepoAnswer:
     """Read the answer for a repo.
 
-    asked: the name in the request. endpoint: where the repo's page is.
+    asked: the name in the request. endpoint: the site that has the repo's page.
     """
     repo_id = present_name(answer.get("id"), asked)
     pipeline_class = inner_object(inner_object(answer, "config"), "diffusers").get("_class_name")
@@ -74,7 +74,7 @@ def read_repo(answer: Json, asked: str, endpoint: str) -> RepoAnswer:
 
 
 def present_name(stated: object, asked: str) -> str:
-    """Return the name that an answer states. The Hub redirects from the old name of a renamed repo.
+    """Return the name that an answer states. It is a new one if the repo was renamed.
 
     asked: the name in the request, which is returned if the answer does not state a name.
     """

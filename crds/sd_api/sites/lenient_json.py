@@ -1,8 +1,8 @@
 """Reads JSON of which only a few fields are needed, whatever the others contain.
 
-An author who writes something odd into a description must not make the rest unreadable. So numbers
-of many digits and deeply nested values, which Python refuses to parse, become null. So do NaN and
-infinite numbers, which JSON does not have.
+An author who writes something odd into a description must not make the other fields unreadable.
+So numbers of many digits and deeply nested values, which Python refuses to parse, become null. NaN
+and infinite numbers, which JSON does not have, become null as well.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 _DIGITS_MAX = 20
 _DEPTH = 20
-"""How deep an answer is read if it is too deep for Python. No field that is needed is deeper."""
+"""Depth to which an answer is read if it is too deep for Python. Needed fields are not deeper."""
 _PART = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]|[^"\[\]{}]+', re.DOTALL)
 
 
