@@ -1,1 +1,1 @@
-"""Shared by all packages: settings, errors, logs, metrics, times and texts for people."""
+"""Shared by the operator's other packages: settings, errors, logs, metrics, probes and times."""

@@ -1,6 +1,7 @@
-"""Reads settings from environment variables. Errors name the variable.
+"""Reads settings from environment variables.
 
-They do not show the value of a link, which may contain a password or a key.
+Errors name the variable. They do not show the value of a link, which may contain a password or a
+key.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _PLACEMENT = {"nodeSelector", "tolerations", "runtimeClassName", "priorityClassN
 
 
 def kubeconfig(env: Mapping[str, str]) -> Path | None:
-    """Return the file that KUBECONFIG names, or the user's own; None means the Pod's account."""
+    """Return the first file of KUBECONFIG, or ~/.kube/config; None means the Pod's account."""
     first = env.get("KUBECONFIG", "").partition(os.pathsep)[0]
     if not first and "KUBERNETES_SERVICE_HOST" in env:
         return None
@@ -46,7 +47,7 @@ class Reader:
     prefix: str
 
     def text(self, name: str) -> str | None:
-        """The value as it is."""
+        """The value without surrounding spaces."""
         return self.env.get(self.prefix + name, "").strip() or None
 
     def words(self, name: str) -> tuple[str, ...]:
@@ -181,7 +182,7 @@ class Reader:
             raise self.wrong(name, str(error)) from None
 
     def object(self, name: str) -> Mapping[str, Any] | None:
-        """A security context, of Pod and container."""
+        """Security contexts of Pod and container, as JSON."""
         text = self.text(name)
         if text is None:
             return None
@@ -194,7 +195,7 @@ class Reader:
         return value
 
     def placement(self, name: str) -> JobOverrides:
-        """Where Pods run."""
+        """Fields of a Pod that decide where and how it runs, as JSON."""
         text = self.text(name) or "{}"
         try:
             value = JobOverrides.model_validate_json(text)
@@ -213,5 +214,5 @@ class Reader:
         return self.refused(name, why if value is None else f"{why}; it is {value!r}")
 
     def refused(self, name: str, why: str) -> SettingsError:
-        """Return the error for a value that may be secret, so that no log shows it."""
+        """Return an error that does not show the value, which may be secret."""
         return SettingsError(f"{self.prefix}{name} {why}")

@@ -27,7 +27,7 @@ class SettingsError(OperatorError, ValueError):
 
 
 class ApiError(OperatorError):
-    """A request to the API server failed. The message is the server's own, without secrets."""
+    """A request to the API server failed. The message is the server's if it sent one, redacted."""
 
     def __init__(self, message: str, code: int = 0) -> None:
         super().__init__(message)

@@ -31,11 +31,11 @@ class Server(ThreadingHTTPServer):
     """
 
     max_connections = 32
-    """One more replaces the one that has been open longest."""
+    """Limit of open connections. One more replaces the connection that has been open longest."""
     deadline_seconds = 10.0
     """How long a connection may take, from its start to the end of the response."""
     request_queue_size = 1024
-    """How many connections may wait for a thread. A client beyond them tries again after 1 s."""
+    """How many connections may wait for a thread. A further client tries again after 1 s."""
 
     def __init__(
         self, address: str, port: int, handler: Callable[..., BaseHTTPRequestHandler]

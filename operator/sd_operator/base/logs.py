@@ -25,8 +25,8 @@ class _Formatter(logging.Formatter):
     """Collects the fields of a record; subclasses format them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one line."""
-        # JSON's escapes would hide the end of a link from the search: redacted before, not after.
+        """Return the record as text."""
+        # Redact before the encoding: JSON's escapes would hide where a link ends.
         fields = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -39,7 +39,7 @@ class _Formatter(logging.Formatter):
         return self.write({key: value for key, value in fields.items() if value})
 
     def write(self, fields: dict[str, Any]) -> str:
-        """Return the fields as one line."""
+        """Return the fields as text."""
         raise NotImplementedError
 
 
@@ -64,7 +64,7 @@ class TextFormatter(_Formatter):
 
 
 def set_up(level: str, style: str, stream: TextIO | None = None) -> None:
-    """Log to standard error from now on; style auto is text on a terminal, else json."""
+    """Log to `stream`, by default standard error; style auto is text on a terminal, else json."""
     stream = stream or sys.stderr
     if style == "auto":
         style = "text" if stream.isatty() else "json"

@@ -179,7 +179,7 @@ class Metrics:
 def api_requests(name: str, registry: CollectorRegistry) -> Counter:
     """Return a counter of requests to the API server.
 
-    Operator and gateway use different names, so that alerts can tell their rights apart.
+    Operator and gateway use different names, so that alerts can tell which of them lacks rights.
     """
     return Counter(
         name,

@@ -37,7 +37,7 @@ class LoaderSettings:
     image: str = "ghcr.io/sd-operator/loader:0.1.0"
     """Image of loads that render an image; it has torch."""
     slim_image: str = "ghcr.io/sd-operator/loader-slim:0.1.0"
-    """Image of all other loads, of clean-ups and of sweeps; it does not have torch."""
+    """Image of all other loads, of clean-ups, sweeps and checks; it does not have torch."""
     image_pull_secrets: tuple[str, ...] = ()
     """Names of the Secrets in each model's namespace that pull the images, separated by commas."""
     gpu_resource: str = defaults.GPU_RESOURCE
@@ -65,7 +65,7 @@ class LoaderSettings:
     tmp_size: str = "1Gi"
     """Size limit of /tmp in loader Pods."""
     active_deadline_seconds: int = defaults.ACTIVE_DEADLINE_SECONDS
-    """How long a load may run, unless spec.job says otherwise. At least 60."""
+    """How long a load or clean-up may run. For loads, spec.job may say otherwise. At least 60."""
     load_ttl_seconds: int = 3600
     """How long the Job of a finished load is kept."""
     remove_ttl_seconds: int = 600
@@ -144,7 +144,7 @@ class Settings:
     probes_port: int = defaults.PROBES_PORT
     """Port of /healthz and /readyz. 0: any free port."""
     resync_seconds: float = 600.0
-    """After this time a model is looked at again even if nothing happened."""
+    """After this time a model is read again even if nothing happened."""
     check_seconds: int = 21600
     """Seconds between two checks of the published files on each PersistentVolumeClaim. 0: the files
     are not checked."""
@@ -241,7 +241,7 @@ class Settings:
         )
 
     def guard(self) -> Guard:
-        """Which addresses webhooks may call."""
+        """Return the guard that decides which addresses webhooks may call."""
         return Guard(self.allowed_hosts)
 
     @property

@@ -1,7 +1,8 @@
 """HTTP calls to hosts that users name.
 
-A host is resolved once, the guard checks all its addresses, and the connection goes to one of them.
-Redirects are not followed: each would be another url to check.
+For a direct call, the host is resolved once, the guard checks all its addresses, and the connection
+goes to one of them. For a call through a proxy, the guard checks only the url, and the proxy
+resolves the host. Redirects are not followed: each would be another url to check.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class _GuardedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Resolve a host; raises AddressRefusedError, an OSError."""
+        """Resolve a host; raises AddressRefusedError (an OSError) if it may not be called."""
         loop = asyncio.get_running_loop()
         addresses = await loop.run_in_executor(self._threads, self._guard.addresses, host, port)
         return [
@@ -48,7 +49,7 @@ class _GuardedResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Do nothing: the threads belong to the owner."""
+        """Do nothing: the threads belong to Outgoing."""
 
 
 class Outgoing:
@@ -96,8 +97,8 @@ class Outgoing:
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
         """Make one call; raises AddressRefusedError for a url that may not be called."""
-        # Check the url as aiohttp reads it: it reads characters as digits that others do not, and
-        # it does not ask the resolver if the host is an address.
+        # Check the url as aiohttp reads it: aiohttp reads some characters as digits that other
+        # parsers do not, and does not ask the resolver if the host is an address.
         read = URL(url)
         parts = self._guard.check_url(str(read))
         proxy = self._proxy(parts.hostname or "", effective_port(parts))

@@ -1,6 +1,7 @@
 """The client of the Kubernetes API: JSON in, JSON out, typed errors.
 
-Every error is an ApiError. Requests that end in UnavailableError were already repeated.
+A request that fails raises ApiError. While the API server is unavailable, a request is repeated a
+few times before it fails; a watch is not repeated.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ OURS = f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER},{names.LABEL_NAME}={name
 
 
 async def load_configuration(kubeconfig: Path | None) -> Configuration:
-    """Read the API server's address and our credentials: a kubeconfig, or the Pod's account."""
+    """Read the API server's address and our credentials: from a kubeconfig or the Pod's account."""
     # Without this the client reads proxies and .netrc from the environment for each request.
     configuration = Configuration(client_session_kwargs={"trust_env": False})
     if kubeconfig is None:
@@ -108,8 +109,8 @@ async def load_configuration(kubeconfig: Path | None) -> Configuration:
 class Api:
     """A connection to the API server.
 
-    count is called with verb, resource and code of every request; manager is our user agent and
-    field manager.
+    count is called with verb, resource and code of every request except watches; manager is our
+    user agent and field manager.
     """
 
     def __init__(
@@ -279,8 +280,8 @@ class Api:
         for attempt in range(1, ATTEMPTS + 1):
             client = self._connected()
             try:
-                # Waiting here, not in the client's own queue, where the timeout already runs:
-                # thousands of requests would time out unsent, and be repeated.
+                # Wait here, not in the client's own queue. There the timeout already runs, so of
+                # thousands of requests many would time out unsent, and be repeated.
                 async with self._slots:
                     response = await self._send(client, verb, path, query, body, _patience())
                     raw = await response.read()

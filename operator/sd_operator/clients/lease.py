@@ -1,8 +1,8 @@
 """The Lease that decides which operator works, by the kubernetes client's election.
 
 The client's own lock waits up to five minutes for a response, raises transport errors, and never
-gives the Lease back; its loop goes on when the work it leads has ended. So each attempt here ends
-soon with yes or no, and the loop is in `runtime.election`.
+gives the Lease back; its loop goes on after the leader's work has ended. So each attempt here soon
+returns True or False, and the loop is in `runtime.election`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Lease:
     """One candidate for the Lease; used as a context manager, by one task at a time."""
 
     lapses_in = 0.0
-    """Seconds from the last attempt until another's Lease lapses. 0 if no wait is needed."""
+    """Seconds from the last attempt until the Lease of another holder lapses. 0 if the Lease has
+    lapsed or is ours, if the attempt had a `problem`, or if no holder is known."""
 
     def __init__(self, client: ApiClient, namespace: str, count: Count) -> None:
         self.identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"
@@ -59,7 +60,7 @@ class Lease:
                 onstopped_leading=_nothing,
             )
         )
-        # It logs a traceback whenever another candidate was faster, which is not an error.
+        # The client logs a traceback whenever another candidate was faster, which is not an error.
         logging.getLogger("kubernetes.aio.leaderelection").setLevel(logging.CRITICAL)
 
     @classmethod
@@ -77,12 +78,15 @@ class Lease:
 
     @property
     def problem(self) -> str:
-        """Why the last completed attempt got no response; empty if it got one."""
+        """Why the last completed request failed; empty if it succeeded.
+
+        It is also empty if the Lease does not exist, or if another candidate was faster.
+        """
         return self._lock.problem
 
     @property
     def holder(self) -> str:
-        """The holder of the Lease when it was last read; empty if it had none."""
+        """The last known holder of the Lease; empty if none is known."""
         record = self._election.observed_record
         return (record.holder_identity if record else None) or ""
 
@@ -110,7 +114,7 @@ async def _nothing() -> None:
 
 
 class _Lock(LeaseLock):
-    """The client's lock, with short timeouts and counted requests. It returns errors."""
+    """The client's lock with short timeouts and counted requests; returns errors, raises none."""
 
     def __init__(
         self, name: str, namespace: str, identity: str, client: ApiClient, count: Count
@@ -150,7 +154,7 @@ class _Lock(LeaseLock):
         return isinstance(await self._ask("update", request), V1Lease)
 
     async def release(self) -> bool:
-        """Remove the holder from the Lease if it is this candidate; return whether it was."""
+        """Give the Lease back if this candidate holds it; return whether that succeeded."""
         _, record = await self.get(self.name, self.namespace)
         ours = isinstance(record, LeaderElectionRecord) and record.holder_identity == self.identity
         lease = self.lease_reference
@@ -182,7 +186,7 @@ class _Lock(LeaseLock):
 
 
 def _message(refused: ApiException) -> str:
-    """Return the server's own message."""
+    """Return the API server's own message, or else the HTTP status."""
     try:
         return str(json.loads(refused.body or "")["message"])
     except (KeyError, TypeError, ValueError):

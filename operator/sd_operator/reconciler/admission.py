@@ -54,7 +54,7 @@ class AdmissionQueue:
 
     @property
     def limited(self) -> bool:
-        """Whether a model can ever have to wait."""
+        """Whether the number of loads has a limit, so that models may have to wait."""
         return self._limits != Limits()
 
     def admission(self, uid: str) -> Admission:
@@ -64,7 +64,10 @@ class AdmissionQueue:
         return self._known.get(uid, Admission(admitted=False))
 
     async def ask(self, model: Waiting) -> Admission:
-        """Put a model into the queue, and return its admission after the next evaluation."""
+        """Put a model into the queue, and return its admission after the next evaluation.
+
+        If the queue already has this entry, return its admission as of the last evaluation.
+        """
         if not self.limited or model.uid in self._admitted:
             return Admission(admitted=True)
         if self._waiting.get(model.uid) != model or model.uid not in self._known:

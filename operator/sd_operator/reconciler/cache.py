@@ -147,7 +147,7 @@ class ObjectCache:
 
 
 def _state(claim: ClaimView) -> ClaimView:
-    """Return what the rules read of a claim."""
+    """Return the claim without its resourceVersion, which the rules do not read."""
     return replace(claim, resource_version="")
 
 

@@ -47,7 +47,7 @@ class _Running:
 
     name: str
     uid: str
-    """The uid that the API server gave our Job: a Job with another one does not count."""
+    """The uid that the API server gave our Job: a Job with another uid does not count."""
     claim: ClaimView
     batch: tuple[Served, ...]
     late_at: float
@@ -113,7 +113,7 @@ class Checks:
             self._supervisor.start(key)
 
     def forget(self, uid: str) -> None:
-        """Forget a model that is gone, and its PVC if that has no other."""
+        """Forget a model that is gone, and its PVC if no other model uses the PVC."""
         self._findings.pop(uid, None)
         key = self._keys.pop(uid, None)
         if key is None:
@@ -134,7 +134,7 @@ class Checks:
         await self._supervisor.close()
 
     async def _pass(self, key: str) -> float:
-        """Start a check if one is due, or read its result; return the seconds until the next."""
+        """Start a check if one is due, or read its result; return the seconds to the next pass."""
         claim = self._claims.get(key)
         if claim is None:
             return self._settings.resync_seconds
@@ -161,7 +161,7 @@ class Checks:
         )
 
     async def _start(self, claim: _Claim, start: Start) -> None:
-        """Create the Job of a batch. Nobody can guess its name; its uid is from the reply."""
+        """Create the Job of a batch. Its name is random, so that nobody can take it."""
         name = f"{names.CHECK_NAME}-{secrets.token_hex(8)}"
         request, loader = start.request(), self._settings.loader
         manifest = volume_jobs.build_check(claim.namespace, name, claim.name, request, loader)

@@ -48,7 +48,7 @@ from sd_operator.rules.status import with_created_job
 log = logging.getLogger(__name__)
 
 PASSES_MAX = 8
-"""Limit of consecutive passes. More would mean that the rules contradict each other."""
+"""Limit of passes without a pause. More would mean that the rules contradict each other."""
 GONE_MAX = 10_000
 """How many deleted models are remembered: 1 MB of uids."""
 
@@ -115,7 +115,7 @@ class Controller:
         elif not is_newer(_version(body), _version(memory.body)):
             return
         elif body["metadata"].get("generation") != memory.body["metadata"].get("generation"):
-            memory.rejection = None  # the Job was made from an earlier spec
+            memory.rejection = None  # the rejected Job was made from an earlier spec
         self._keep(memory, body)
         self.supervisor.start(uid)
 
@@ -133,7 +133,7 @@ class Controller:
         self.supervisor.drop(uid)
 
     def leave(self, namespace: str) -> None:
-        """Stop the sweeps and checks of a namespace without rights, and read its models again."""
+        """Stop the sweeps and checks of a namespace that is not served; read its models again."""
         self.sweeps.leave(namespace)
         self._checks.leave(namespace)
         for uid, memory in self._memories.items():
@@ -147,7 +147,7 @@ class Controller:
         self._queue.changed()
 
     def claim_changed(self, claim: ClaimView) -> None:
-        """Wake the models of a claim that was created, deleted or replaced."""
+        """Wake the models whose last pass used this claim."""
         changed = (claim.namespace, claim.name)
         self.supervisor.wake(
             [uid for uid, memory in self._memories.items() if memory.claim == changed]
@@ -269,7 +269,7 @@ class Controller:
         body = await self._executor.remove_finalizer(model)
         self._take(memory, body)
         if body is None or not body["metadata"].get("finalizers"):
-            self.forget(model.uid)  # the event of its end may go unseen
+            self.forget(model.uid)  # its deletion event may be missed
         for job in release.jobs:
             await jobs.discard(self._api, job.namespace, job.name, job.uid)
         for event in release.events:
@@ -327,7 +327,11 @@ class Controller:
         self._take(memory, body)
 
     async def _resync(self, memory: Memory) -> bool:
-        """Read the model again, and its Jobs, Pods and claim if a load is not settled."""
+        """Read the model, its claim and, if needed, its Jobs and Pods again.
+
+        Jobs and Pods are not needed if the wanted version is published and the model is not being
+        deleted. Return whether they were read.
+        """
         await self._read(memory)
         memory.resync_at = self._next_resync()
         model = Model.from_body(memory.body)
@@ -339,7 +343,10 @@ class Controller:
         return True
 
     async def _has_changed(self, model: Model, memory: Memory) -> bool:
-        """Whether the model has changed, so that its Jobs may belong to a spec that we missed."""
+        """Read the model again; return whether it changed, so that its Jobs may be wanted.
+
+        False for a model that is being deleted: its Jobs are not wanted in any case.
+        """
         if model.deleted_at is not None:
             return False
         await self._read(memory)
@@ -348,12 +355,15 @@ class Controller:
         return (now.wanted, now.spec, now.deleted_at) != before
 
     async def _refresh(self, model: Model) -> None:
-        """Read a model's Jobs, Pods and claim again; their events then change nothing more."""
+        """Read a model's Jobs, Pods and claim again, and evaluate the queue.
+
+        The events of these changes do not reach the queue: the cache has the changes already.
+        """
         await self._gatherer.refresh(model)
         self._queue.changed()
 
     def _call(self, model: Model, memory: Memory, status: Status, call: WebhookCall) -> None:
-        """Call a webhook in a task of its own; its end wakes the model."""
+        """Call a webhook in a separate task, which wakes the model when it ends."""
 
         async def run() -> None:
             started = self._clock.monotonic()

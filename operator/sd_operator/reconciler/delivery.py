@@ -60,7 +60,7 @@ def signature(key: bytes, webhook_id: str, timestamp: int, body: bytes) -> str:
 
 
 def payload(model: Model, status: Status, entry: OutboxEntry) -> dict[str, Any]:
-    """Return the body of a call; it has the artifact only if the event is about that load."""
+    """Return the body of a call, with the artifact if its loadHash is the one of the event."""
     artifact = status.artifact
     if artifact is not None and artifact.load_hash != entry.load_hash:
         artifact = None

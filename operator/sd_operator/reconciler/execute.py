@@ -47,7 +47,7 @@ class Executor:
         self._crd_is_older = False
 
     async def delete_job(self, job: JobView) -> None:
-        """Delete this Job, not another one of its name; its Pods follow."""
+        """Delete this Job, not a later one of the same name; its Pods are deleted with it."""
         await jobs.delete(self._api, job.namespace, job.name, job.uid)
         self._cache.drop_job(job)
 
@@ -76,9 +76,9 @@ class Executor:
     async def create_job(self, plan: JobPlan) -> JobView | Rejection:
         """Create a Job, or take over the one that an earlier request created.
 
-        Another Job of this name is deleted first. Raises ConflictError if it disappears meanwhile.
-        No Job is created once the uid of one could not be recorded: another would follow it without
-        end.
+        Another Job of this name is deleted first; raises ConflictError if that Job has just
+        disappeared. After the uid of one Job could not be recorded, no Job is created any more: the
+        operator would not recognise its Jobs, and would create more without end.
         """
         if self._crd_is_older:
             return Rejection(OLDER_CRD, 0, self._clock.now())

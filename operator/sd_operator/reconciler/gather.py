@@ -33,7 +33,7 @@ class LastProgress:
 
 
 class Gatherer:
-    """Makes an `Observed`. It sends no request to the API server while nothing is under way."""
+    """Makes an `Observed`, from the cache alone unless a Job of the model runs."""
 
     def __init__(self, api: Api, settings: Settings, cache: ObjectCache, clock: Clock) -> None:
         self._clock = clock

@@ -61,7 +61,7 @@ class JobWarnings:
         return warning.message if warning is not None else ""
 
     async def newest_of_pod(self, pod: PodView) -> WarningEvent | None:
-        """Return the newest Warning of a Pod; None if it has no node yet, or got it just now."""
+        """Return the newest Warning of a Pod; None if none is known or the Pod has no node."""
         if pod.scheduled is None:
             return None
         return await self._newest(pod.namespace, pod.uid, pod.scheduled, POD_WARNING_SECONDS)
@@ -96,7 +96,7 @@ class JobWarnings:
                 last.newest[uid] = event
 
     def _is_due(self, last: _LastList, age: float, min_age: float) -> bool:
-        """Whether to list the Events: the last list is old, or this object was too young for it."""
+        """Whether to list the Events: the last list is old, or this object was too young then."""
         ago = self._clock.monotonic() - last.at
         if age < min_age or ago < MIN_INTERVAL_SECONDS:
             return False

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 async def delete(api: Api, namespace: str, name: str, uid: str) -> None:
-    """Delete this Job, not another one of its name; its Pods follow."""
+    """Delete this Job, not a later one of the same name; its Pods are deleted with it."""
     try:
         await api.delete(JOBS, namespace, name, uid)
     except (NotFoundError, ConflictError):

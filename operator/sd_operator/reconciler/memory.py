@@ -14,7 +14,7 @@ class Memory:
     """The state of a model between passes. It is lost when the process ends."""
 
     body: dict[str, Any]
-    """The newest known version, as the API server has it."""
+    """The newest known version of the model, without managedFields."""
     resync_at: float
     """When to read the model again even if no event comes, by the monotonic clock."""
     claim: tuple[str, str] | None = None
@@ -25,7 +25,7 @@ class Memory:
     """Whether the namespace is being deleted, and the operator has no rights in it any more."""
     progress: LastProgress = field(default_factory=LastProgress)
     rejection: Rejection | None = None
-    """The last Job that the API server rejected, if it was one of this generation."""
+    """The last rejected Job, unless the spec has changed or a Job was created since."""
     deliveries: list[Delivery] = field(default_factory=list)
     """Finished webhook calls that the status does not account for yet."""
     in_flight: set[str] = field(default_factory=set)

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Namespaces:
-    """Checks the rights in each listed namespace, and fills or leaves it when they change."""
+    """Checks the rights in each listed namespace; starts or stops serving it when they change."""
 
     def __init__(
         self, api: Api, listed: tuple[str, ...], controller: Controller, metrics: Metrics
@@ -86,9 +86,9 @@ class Namespaces:
         return f"the operator has no rights there; upgrade the release to restore them ({refused})"
 
     async def _see_deleted(self, namespace: str) -> None:
-        """Show the controller the models that are being deleted.
+        """Pass the models that are being deleted to the controller, which releases them.
 
-        Their finalizers keep the namespace from being deleted.
+        Their finalizers would keep the namespace from being deleted.
         """
         try:
             models = (await self._api.list(MODELS, namespace)).items

@@ -1,4 +1,4 @@
-"""One supervised task for each model: wake-ups coalesce, and errors back off."""
+"""One supervised task for each model: wake-ups coalesce, and retries after errors back off."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ Reconcile = Callable[[str], Awaitable[float]]
 
 
 class Supervisor:
-    """Runs `reconcile` for every started model until it is dropped, one pass at a time."""
+    """Runs `reconcile` for every started model until the model is dropped, one pass at a time.
+
+    Sweeps and checks use it, too: there the keys are names of namespaces and PVCs, not uids.
+    """
 
     def __init__(self, reconcile: Reconcile, what: str = "model") -> None:
         self._reconcile = reconcile

@@ -32,7 +32,7 @@ class Sweeps:
         self._settings = settings
         self._clock = clock
         self._names: dict[str, str] = {}
-        """Name of the Job for the open request of a namespace. Nobody can guess it and take it."""
+        """Name of the Job for a namespace's open request: random, so that nobody can take it."""
         self._supervisor = Supervisor(self._pass, "the sweeps of namespace")
 
     def serve(self, namespace: str) -> None:
@@ -41,7 +41,7 @@ class Sweeps:
             self._supervisor.start(namespace)
 
     def leave(self, namespace: str) -> None:
-        """Stop serving a namespace; its next model or Lease starts this again."""
+        """Stop serving a namespace; an event of a model or of its Lease starts the task again."""
         self._supervisor.drop(namespace)
 
     def lease_changed(self, namespace: str) -> None:
@@ -85,7 +85,7 @@ class Sweeps:
             return await self._api.get(LEASES, namespace, names.SWEEP_LEASE)
 
     async def _job(self, namespace: str, lease: SweepLease) -> JobView:
-        """Return the last requested sweep if it still runs, or make another one."""
+        """Return the last sweep's Job if it fulfils this request, too; otherwise create one."""
         if lease.holder:
             with contextlib.suppress(NotFoundError):
                 job = JobView.from_body(await self._api.get(JOBS, namespace, lease.holder))

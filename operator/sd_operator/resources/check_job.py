@@ -24,7 +24,7 @@ class CheckEnd:
 
 
 def check_end(job: JobView, pods: Sequence[Mapping[str, Any]], count: int) -> CheckEnd:
-    """Read from its only Pod how a Job ended; count: how many versions the Job was asked about.
+    """Read how a check's Job ended from the Job's Pod; count: how many versions the Job checks.
 
     The Job makes one Pod. If more Pods name it as their controller, somebody imitates its Pod.
     """

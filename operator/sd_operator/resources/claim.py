@@ -31,7 +31,7 @@ class ClaimView:
     lost: bool = False
     """Whether its volume is gone. Kubernetes binds it again if the volume returns."""
     volume_name: str = ""
-    """The PersistentVolume that it is bound to, or that its owner asks for."""
+    """The PersistentVolume that it is bound to, or that its spec asks for."""
     storage_class: str = ""
     """The StorageClass that it names; empty if it names none and the cluster has no default."""
 
@@ -82,8 +82,8 @@ def claim_is_allowed(
 ) -> bool:
     """Whether a model may use the claim of this name. Operator and gateway share this rule.
 
-    Besides the allowed names, models may use a labelled claim, and the one on which the model is
-    already published. A name alone does not prove that: the claim may be a new one of this name.
+    Besides the allowed names, a model may use a labelled claim, and the claim on which it is
+    published. That claim is recognised by its uid, because a new claim may have the same name.
     """
     if name in allowed:
         return True

@@ -1,4 +1,4 @@
-"""Typed views of a model's Jobs, Pods and claim, and what else is observed about the model."""
+"""Typed views of a model's Jobs and Pods, and everything else that is observed about the model."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ class JobView:
     load_hash: str
     """The version that the Job loads; empty for a clean-up Job."""
     attempt: int
-    """Counts the Jobs of the same model and loadHash, from 0."""
+    """The number of the attempt, from 0: among the loads of one loadHash, or among clean-ups."""
     resource_version: str
     created: datetime
     state: JobState = JobState.RUNNING
     ended: datetime | None = None
     failure: str = ""
-    """The reason of the condition Failed."""
+    """The reason of the condition Complete or Failed; empty while the Job runs."""
     detail: str = ""
-    """The message of the condition Failed."""
+    """The message of the same condition."""
     deleting: bool = False
     suspended: bool = False
     """Whether spec.suspend is true, as Kueue sets it until it admits the Job."""
@@ -61,7 +61,7 @@ class JobView:
     ready: int = 0
     """How many of its Pods are ready."""
     owner_uid: str = ""
-    """The uid of the owner that controls the Job; anyone can write it, too."""
+    """The uid of the owner that controls the Job; anyone can write it."""
     claim_uid: str = ""
     """The uid of the claim that a load Job was created for."""
     generation: int = 0
@@ -186,7 +186,7 @@ class PodView:
 
     @property
     def running(self) -> ContainerView | None:
-        """The running container."""
+        """The running container; None if no container runs."""
         return next((c for c in self.containers if c.state == "running"), None)
 
     def results(self) -> Iterable[LoadResult]:
@@ -249,11 +249,12 @@ def _whole(value: object) -> int:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A Job that the API server rejected."""
+    """A Job that could not be created, usually because the API server rejected it."""
 
     message: str
-    """The API server's own."""
+    """Why, usually in the API server's words."""
     code: int
+    """The HTTP status; 0 if the operator sent no request."""
     at: datetime
     namespace_terminating: bool = False
     """Whether the reason is that the namespace is being deleted."""
@@ -299,14 +300,14 @@ class Observed:
     cleanup_job: JobView | None = None
     """The model's clean-up Job: the one whose uid is in status.cleanupJob."""
     unrecorded: tuple[JobView, ...] = ()
-    """Running load Jobs that have the model's owner and name, but not the recorded uid.
+    """Running load Jobs with the owner and name of the model's Jobs, but not the recorded uid.
 
     Either the operator was interrupted before it could record the uid, or somebody imitates its
-    Jobs, so their results never count. They are deleted if their load is not wanted, as the garbage
-    collector deletes every Job whose owner is gone.
+    Jobs, so their results never count. They are deleted if their load is not wanted. An imitation
+    may be deleted, too: the garbage collector would delete it together with the model.
     """
     other_cleanups: tuple[JobView, ...] = ()
-    """Clean-up Jobs that have the model's name, but not the recorded uid.
+    """Clean-up Jobs with the name of the model's clean-up Jobs, but not the recorded uid.
 
     They are earlier attempts, and perhaps one whose uid could not be recorded. They are deleted
     when the model is released, because nothing else deletes a Job whose Pod hangs.
@@ -325,19 +326,19 @@ class Observed:
     progress: Progress | None = None
     """The last progress that the running container logged."""
     job_warning: str = ""
-    """The newest Warning Event of a Job that has no Pods."""
+    """The message of the newest Warning Event of a Job without Pods; empty if none is known."""
     pod_warning: WarningEvent | None = None
     """The newest Warning Event of a Pod that has a node, but no running container."""
     claim_warning: WarningEvent | None = None
-    """The newest Warning Event about the binding of the claim, while a Pod waits for that."""
+    """The newest Warning Event about the binding of the claim, while a Pod waits for the volume."""
     rejection: Rejection | None = None
-    """The last Job that the API server rejected, unless the spec has changed since."""
+    """The last rejected Job, unless the spec has changed or a Job was created since."""
     deliveries: tuple[Delivery, ...] = ()
     """Finished webhook calls that the status does not account for yet."""
     in_flight: frozenset[str] = frozenset()
     """The webhook-ids of the calls under way."""
     fresh: bool = False
-    """Whether Jobs, Pods and claim were read from the API server in this pass, not the cache."""
+    """Whether Jobs, Pods and claim were read from the API server in this pass."""
     admitted: bool = True
     """Whether the queue admits a load of the model now."""
     position: int = 0

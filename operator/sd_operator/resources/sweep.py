@@ -20,8 +20,8 @@ from sd_operator.resources.observed import JobState, JobView
 Json = dict[str, Any]
 
 RECENT = timedelta(minutes=1)
-"""A sweep that began this recently fulfils a request even if it has ended: a namespace gets at most
-one sweep a minute."""
+"""A sweep that began within this time fulfils a request even if it has ended: a namespace gets at
+most one sweep a minute."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class SweepLease:
         return self._spec.get("holderIdentity") or ""
 
     def is_fulfilled_by(self, job: JobView, now: datetime) -> bool:
-        """Whether a Job fulfils the request as well, because it is the last one and still sweeps.
+        """Whether a Job fulfils this request, too: it is the last sweep, and runs or just began.
 
-        Name and uid must be those that the operator recorded: anybody who creates Jobs may give
-        them any name, labels and owner.
+        Its name and uid must be those that the operator recorded: anybody who may create Jobs can
+        give them any name, labels and owner.
         """
         recorded = (self.holder, self._annotations.get(names.ANNOTATION_SWEEP_UID))
         if (job.name, job.uid) != recorded or job.deleting:

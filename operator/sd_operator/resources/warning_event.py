@@ -11,7 +11,7 @@ from sd_api.redaction import redact_text
 from sd_operator.base import times
 
 _TEXT_MAX_LENGTH = 4096
-"""The rest of a longer text is dropped: anyone who may create Events decides how long it is."""
+"""Limit of an Event's message. Anyone who may create Events decides how long the message is."""
 _REPORTERS: Mapping[str, frozenset[str]] = {
     "Job": frozenset({"job-controller"}),
     "Pod": frozenset({"kubelet", "attachdetach-controller", "default-scheduler"}),
@@ -28,7 +28,7 @@ class WarningEvent:
 
     reason: str
     message: str
-    """Its text without secrets; it may have any form, and up to 4096 characters."""
+    """The Event's message without secrets, cut to a limit; it may have any form."""
     at: datetime
     """When it last happened."""
 
@@ -50,7 +50,10 @@ class WarningEvent:
 
 
 def explains_a_start(body: Mapping[str, Any]) -> bool:
-    """Whether an Event may say why a Job does not start; any other could hide the one that does."""
+    """Whether an Event may explain why a Job does not start.
+
+    All other Events are ignored, because a newer one could hide the explanation.
+    """
     kind = body["involvedObject"].get("kind")
     if kind == "PersistentVolumeClaim":
         return body.get("reason") in _NOT_BOUND

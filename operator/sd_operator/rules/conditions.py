@@ -11,12 +11,12 @@ Conditions = Sequence[Condition]
 
 
 def find(conditions: Conditions, kind: ConditionType) -> Condition | None:
-    """Return the condition of this type."""
+    """Return the condition of this type; None if it is absent."""
     return next((condition for condition in conditions if condition.type == kind), None)
 
 
 def put(conditions: Conditions, new: Condition) -> list[Condition]:
-    """Set a condition; lastTransitionTime changes only when the condition's status changes."""
+    """Return the conditions with `new` set; lastTransitionTime changes only with the status."""
     old = next((condition for condition in conditions if condition.type == new.type), None)
     if old is None:
         return [*conditions, new]
@@ -26,7 +26,7 @@ def put(conditions: Conditions, new: Condition) -> list[Condition]:
 
 
 def drop(conditions: Conditions, kind: ConditionType) -> list[Condition]:
-    """Remove the condition of this type, if it is present."""
+    """Return the conditions without the one of this type."""
     return [condition for condition in conditions if condition.type != kind]
 
 

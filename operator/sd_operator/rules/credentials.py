@@ -14,10 +14,10 @@ from sd_operator.base.settings import Settings
 
 
 def own_secret(spec: Spec, entries: Mapping[str, DefaultSecret]) -> str | None:
-    """Return the Secret that a model names for itself. None if it names one of the entries.
+    """Return the Secret that a model names, unless it is one of the administrator's (`entries`).
 
-    The administrator decides the host and the use of an entry's Secret. Without this rule, a model
-    that names it would open private repos, or send the token of another host to the Hub.
+    The administrator decides the host and the use of these Secrets. Without this rule, a model
+    could name one to open private repos, or to send the token of another host to the Hub.
     """
     ref = spec.credentials_secret_ref
     if ref is None or ref.name in {secret.name for secret in entries.values()}:

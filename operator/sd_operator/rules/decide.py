@@ -33,7 +33,7 @@ _STAGES = frozenset({names.CONTAINER_FETCH, names.CONTAINER_CONVERT})
 
 
 def decide(inp: Input) -> Decided:
-    """Return what the first rule that applies decides."""
+    """Return the decision of the first rule that applies, and the name of that rule."""
     rules = delete.RULES if inp.deleting else load.RULES
     for rule in rules:
         step = rule(inp)
@@ -123,9 +123,9 @@ def _has_failed_before(inp: Input) -> bool:
 
 
 def _load_id(inp: Input, step: Proceed) -> str:
-    """Return what tells this load from others of the same version.
+    """Return an id that differs between the loads of one version: generation and start time.
 
-    Two loads of a version that start within a second differ in the generation of the spec.
+    The generation of the spec differs if two loads start within the same second.
     """
     started = "" if isinstance(step.load, LoadQueued | None) else times.stamp(step.load.start_time)
     return f"{inp.model.generation}/{started}"
@@ -203,7 +203,7 @@ def _outcome(inp: Input, step: Proceed) -> LoadOutcome | None:
 
 
 def _stages(inp: Input, job_name: str) -> tuple[tuple[str, float], ...]:
-    """Return how long each container of the Job's newest Pod ran, if it succeeded."""
+    """Return how many seconds each successful container of the Job's newest Pod ran."""
     job = inp.observed.load_job
     pods = inp.observed.pods_of(job) if job is not None and job.name == job_name else ()
     return tuple(

@@ -45,17 +45,17 @@ class JobPlan:
     model_uid: str
     claim_name: str
     attempt: int
-    """Counts the Jobs of the same model and loadHash, from 0."""
+    """The number of the attempt, from 0: among the loads of one loadHash, or among clean-ups."""
     request: LoadRequest | RemoveRequest
-    """The request to the loader in the Job's container."""
+    """The request that the Job's containers get as an argument."""
     claim_uid: str = ""
-    """The uid of the claim that a load is published on."""
+    """The uid of the PVC that a load is published on; empty for a clean-up."""
     generation: int = 0
-    """The generation of the spec that a load is made from."""
+    """The generation of the spec that a load is made from; 0 for a clean-up."""
     overrides: JobOverrides | None = None
     """The settings of spec.job, if the administrator allows them."""
     credentials_secret: str | None = None
-    """The Secret with the token of the source."""
+    """The Secret that the model itself names for the token of its source."""
     default_secrets: Mapping[str, DefaultSecret] = field(default_factory=dict)
     """The administrator's Secrets with tokens for hosts that the request names."""
 
@@ -80,7 +80,7 @@ class LoadOutcome:
     reason: str
     """The reason of a failure; empty for a success."""
     stages: tuple[tuple[str, float], ...]
-    """Seconds of the whole load, and of each container that succeeded."""
+    """Pairs of stage and seconds: `total`, then each container that succeeded."""
     source_bytes: int = 0
 
 
@@ -110,7 +110,8 @@ JobAction: TypeAlias = CreateJob | DeleteJobs | Enqueue
 class Refresh:
     """Read the model's Jobs, Pods and claim from the API server, then decide again.
 
-    A rule decides this if a stale cache could do harm, so never if the views are fresh.
+    A rule decides this if a stale cache could make its decision wrong. No rule decides it if the
+    objects were just read.
     """
 
     why: str
@@ -134,14 +135,14 @@ class AddFinalizer:
 
 @dataclass(frozen=True)
 class Release:
-    """Remove our finalizer, then delete the clean-up Jobs, whose Pods keep the PVC.
+    """Remove our finalizer, then delete the clean-up Jobs: their Pods block a deletion of the PVC.
 
     The resource is about to be deleted, so its status is not written.
     """
 
     why: str
     jobs: tuple[JobView, ...] = ()
-    """The clean-up Jobs of the model, without those that are being deleted already."""
+    """The clean-up Jobs of the model that are not being deleted already."""
     events: tuple[EventPlan, ...] = ()
     calls: tuple[WebhookCall, ...] = ()
 

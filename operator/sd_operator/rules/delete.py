@@ -51,7 +51,7 @@ def cleanup_is_skipped(inp: Input) -> Step | None:
 
 
 def claim_is_gone(inp: Input) -> Step | None:
-    """The files are gone with their volume."""
+    """The claim is gone, is being deleted or was replaced, so the files are gone as well."""
     claim, artifact = inp.observed.claim, inp.status.artifact
     if claim is None and not inp.observed.fresh:
         return Refresh(f"PersistentVolumeClaim {inp.claim_name} is not in the cache")
@@ -163,13 +163,13 @@ def cleanup_is_due(inp: Input) -> Step:
 
 
 RULES: tuple[Rule, ...] = (
-    # Nothing is on the volume, and nothing that we do would be waited for.
+    # Nothing is on the volume, and the deletion would not wait for anything that we do.
     deleted_model_has_no_finalizer,
     # Jobs and claims cannot be read any more, and the namespace controller deletes them.
     rights_ended_with_the_namespace,
     # Even if the files stay: the load is no longer wanted.
     load_job_is_not_stopped,
-    # The user's word counts whatever state the clean-up is in.
+    # The user's annotation counts in every state of the clean-up.
     cleanup_is_skipped,
     # Without a volume there is nothing to remove, and a clean-up Job could not start.
     claim_is_gone,
@@ -179,8 +179,8 @@ RULES: tuple[Rule, ...] = (
     namespace_is_terminating,
     # A Pod that is stopping could write after the files were removed.
     loader_pod_may_write,
-    # Before a clean-up Job, whose Pod would bind some claims only to find an empty volume. After
-    # the loader's Pods have stopped, because they could bind the claim, too.
+    # Before a clean-up Job: its Pod could be the first to bind the claim, and would find an empty
+    # volume. After the loader's Pods have stopped, because they could bind the claim, too.
     claim_was_never_bound,
     cleanup_job_succeeded,
     cleanup_job_is_running,
@@ -211,7 +211,7 @@ def _deleting(message: str) -> Report:
 def _cleaning(
     inp: Input, detail: str, job_name: str, reason: Reason = Reason.CLEANUP_FAILED
 ) -> Report:
-    """Report the clean-up; it is stalled once the deletion has lasted too long."""
+    """Report the clean-up; the model is Stalled once the deletion has lasted too long."""
     deleted_at = inp.model.deleted_at
     if deleted_at is None or inp.now - deleted_at < inp.stuck_after:
         return replace(_deleting(detail), delay=reason if reason in OF_THE_CLUSTER else None)
@@ -222,5 +222,5 @@ def _cleaning(
 
 
 def _wake(inp: Input) -> float:
-    """Return when to look again: soon, to notice a missed event and a clean-up that is stuck."""
+    """Return the seconds until the next pass: few, to notice a missed event or a stuck clean-up."""
     return min(inp.settings.resync_seconds, 60.0)

@@ -37,10 +37,11 @@ NOT_STARTED = frozenset(
 )
 """Reasons why a load cannot start; it starts by itself once the cause is gone."""
 NOT_OF_A_LOAD = NOT_STARTED | {Reason.ARTIFACT_MISSING}
-"""Reasons that do not describe a load that failed."""
+"""Reasons of the condition Stalled that are not about a failed load."""
 _WARNING_VALID = timedelta(minutes=10)
-"""How long a Pod's Warning counts. While its cause lasts, the kubelet repeats it at least every 5
-minutes. When the cause is gone, nothing is reported before the image is pulled."""
+"""How long a Warning about a Pod or its claim counts after it last occurred. While the cause lasts,
+Kubernetes repeats the Warning, the kubelet at least every 5 minutes. No Event reports that the
+cause is gone."""
 _VOLUME_WARNINGS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume"})
 _WAITS_FOR_VOLUME = re.compile(
     r"unbound immediate|persistent volumes? to bind|non-existent persistentvolume|binding volumes"
@@ -56,8 +57,9 @@ _STUCK_BEFORE_DEADLINE = frozenset(
         Reason.VOLUME_NOT_MOUNTED,
     }
 )
+"""If a Job was stuck for such a reason and exceeds its deadline, its failure keeps the reason."""
 CAUSE_MAX_LENGTH = 700
-"""Leaves room in a condition's message for the longest remedy and a note."""
+"""Limit of a cause. It leaves room in a condition's message for the longest remedy and a note."""
 _STARTING_REASONS = frozenset({"", "PodInitializing", "ContainerCreating"})
 _IMAGE_REASONS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
@@ -85,11 +87,11 @@ class StartDelay:
 
     message: str
     reason: Reason | None = None
-    """The reason of the failure if the delay lasts too long; None if it is harmless."""
+    """The reason of the failure if the delay lasts too long; None if it never becomes a failure."""
     since: datetime | None = None
     """When the delay began; None makes it a failure at once."""
     is_normal: bool = False
-    """Whether nothing is known to delay the Pod."""
+    """Whether the Pod starts as usual: no cause of a delay is known."""
 
     def failure(self, now: datetime, limit: timedelta) -> Failure | None:
         """Return the failure, if the delay has lasted too long."""
@@ -105,7 +107,7 @@ def clean(text: str) -> str:
 
 
 def newest_result(pods: Sequence[PodView], outcome: str) -> LoadResult | None:
-    """Return the newest Pod's result with this outcome."""
+    """Return the newest result with this outcome; pods: the newest first."""
     for pod in pods:
         for result in pod.results():
             if result.outcome == outcome:
@@ -114,13 +116,13 @@ def newest_result(pods: Sequence[PodView], outcome: str) -> LoadResult | None:
 
 
 def load_result(pods: Sequence[PodView]) -> LoadResult | None:
-    """Return the result of a load that succeeded, if it is complete."""
+    """Return the newest result of a load that succeeded; None if it has no artifact."""
     result = newest_result(pods, "loaded")
     return result if result is not None and result.artifact is not None else None
 
 
 def job_failure(job: JobView, pods: Sequence[PodView], before: Reason | None) -> Failure:
-    """Return why a Job failed; before: its reason if it was stuck earlier."""
+    """Return why a Job failed; before: the reason of Stalled before the Job failed, if any."""
     if job.failure == "DeadlineExceeded":
         if before in _STUCK_BEFORE_DEADLINE:
             return Failure(before, f"Job {job.name} did not start before its deadline")
@@ -155,7 +157,7 @@ def _crash(pod: PodView) -> Failure | None:
 
 
 def observed_delay(observed: Observed, job: JobView, now: datetime) -> StartDelay:
-    """Return why no container of a Job runs, by its Pods' states or else by their Warnings."""
+    """Return why no container of a Job runs, by its Pods, its claim and the Warnings about them."""
     pods = observed.pods_of(job)
     delay = start_delay(job, pods, observed.job_warning)
     if not pods:
@@ -167,7 +169,7 @@ def observed_delay(observed: Observed, job: JobView, now: datetime) -> StartDela
 
 
 def start_delay(job: JobView, pods: Sequence[PodView], job_warning: str) -> StartDelay:
-    """Return why no container of a Job runs; job_warning: its newest Warning Event."""
+    """Return why no container of a Job runs; job_warning: the message of its newest Warning."""
     if not pods:
         if is_quota_message(job_warning):
             return StartDelay(job_warning, Reason.QUOTA_EXCEEDED)
@@ -197,7 +199,7 @@ def start_delay(job: JobView, pods: Sequence[PodView], job_warning: str) -> Star
 def _unbound(
     pod: PodView, claim: ClaimView, warning: WarningEvent | None, now: datetime
 ) -> StartDelay | None:
-    """Return the delay of a Pod whose claim is not bound; None if it waits for something else."""
+    """Return the delay that an unbound claim causes; None if the Pod waits for something else."""
     if warning is not None and now - warning.at > _WARNING_VALID:
         warning = None
     if pod.unscheduled:
@@ -211,7 +213,7 @@ def _unbound(
 
 
 def _warned(pod: PodView, warning: WarningEvent | None, now: datetime) -> StartDelay | None:
-    """Return what a Warning says about a Pod that has a node, if it still holds."""
+    """Return the delay of a Pod that has a node, by a Warning about it that still counts."""
     if warning is None or pod.scheduled is None or pod_warning_due(pod, now) > 0:
         return None
     if warning.at < pod.scheduled or now - warning.at > _WARNING_VALID:
@@ -224,7 +226,7 @@ def _warned(pod: PodView, warning: WarningEvent | None, now: datetime) -> StartD
 
 
 def pod_warning_due(pod: PodView, now: datetime) -> float:
-    """Return in how many seconds the Warnings of a Pod that does not start begin to count."""
+    """Return in how many seconds the Warnings of a Pod begin to count; 0 or less: they count."""
     began = pod.scheduled or now
     return POD_WARNING_SECONDS - (now - began).total_seconds()
 
@@ -232,7 +234,7 @@ def pod_warning_due(pod: PodView, now: datetime) -> float:
 def next_warning(pods: Sequence[PodView], now: datetime) -> float:
     """Return in how many seconds to read the Warnings of a Job's newest Pod again.
 
-    Nothing wakes a model when such an Event comes.
+    The operator does not watch Events, so a Warning does not wake the model.
     """
     due = pod_warning_due(pods[0], now) if pods else 0.0
     return max(1.0, due) if due > 0 else WARNING_LOOK_SECONDS

@@ -22,7 +22,7 @@ class Input:
     model: Model
     """The resource: metadata, spec, and the status of the last pass."""
     observed: Observed
-    """Its Jobs, Pods and claim, and what the operator knows about its calls and its queue."""
+    """The model's Jobs, Pods and claim, and its webhook calls and queue position."""
     settings: Settings
     """The operator's settings."""
     now: datetime
@@ -58,7 +58,7 @@ class Input:
 
     @cached_property
     def is_missing(self) -> bool:
-        """Whether files of the published version are missing, by the last checks or the status."""
+        """Whether files of the published version are missing, by the checks or else the status."""
         published, finding = self.published, self.observed.finding
         if published is None:
             return False
@@ -74,13 +74,13 @@ class Input:
 
     @property
     def missing_changes(self) -> bool:
-        """Whether the status does not report yet that files are missing, or that they are back."""
+        """Whether files went missing or came back, and the status does not report it yet."""
         published = self.published
         return published is not None and self.is_missing != (published.missing_time is not None)
 
     @property
     def claim_is_allowed(self) -> bool:
-        """Whether the model may use its claim; a missing claim is not refused here."""
+        """Whether the model may use its claim; True if the claim does not exist."""
         claim, artifact = self.observed.claim, self.status.artifact
         allowed = {self.settings.claim_name, *self.settings.allowed_claims}
         uid = artifact.claim_uid if artifact is not None else None
@@ -93,7 +93,7 @@ class Input:
 
     @property
     def webhook(self) -> str | None:
-        """The url that spec.webhook names."""
+        """The url in spec.webhook; None if there is none, or if the spec cannot be read."""
         return self.model.spec.webhook if self.model.spec else None
 
     @property
@@ -113,10 +113,12 @@ class Input:
         return timedelta(seconds=self.settings.stuck_seconds)
 
     def next_attempt(self, last: JobStatus | None) -> int:
-        """Return the attempt after this Job's, without the name that another Job still holds.
+        """Return the number of the next attempt.
 
-        If its uid is not recorded, its own attempt is made again: then it is taken over or replaced
-        by its name, instead of running beside the next one.
+        It follows the number of the last Job, and that of a rejected Job whose name another Job
+        still holds. If the uid of the last Job is not recorded, its number is used again: a Job
+        that exists under that name is then taken over or replaced, instead of running beside a
+        second one.
         """
         rejection = self.observed.rejection
         taken = [last.attempt - (last.uid is None)] if last is not None else []
@@ -125,6 +127,6 @@ class Input:
         return max(taken, default=-1) + 1
 
     def retry_delay(self, attempt: int) -> timedelta:
-        """Return how long to wait after this attempt: twice as long after each, up to a limit."""
+        """Return the wait after this attempt; it doubles with each attempt, up to a limit."""
         seconds = self.settings.retry_first_seconds * 2 ** min(attempt, 20)
         return timedelta(seconds=min(seconds, self.settings.retry_max_seconds))

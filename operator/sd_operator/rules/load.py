@@ -44,11 +44,11 @@ _PHASES = {
     Stage.PUBLISHING: Phase.VERIFYING,
 }
 REJECTION_RETRY = timedelta(seconds=30)
-"""When a Job that the API server rejected is tried again."""
+"""How long to wait before a Job that the API server rejected is tried again."""
 NO_POD_LOOK_SECONDS = 10.0
-"""When a new Job without a Pod is looked at again."""
+"""How long a Job counts as new. While a new Job has no Pod, the next pass comes after this time."""
 RESULT_SECONDS = 10.0
-"""How long after a Job's end the event of its Pod may take to arrive."""
+"""How long after a Job's end to wait for the event that shows the result of its Pod."""
 
 
 def spec_is_invalid(inp: Input) -> Step | None:
@@ -60,7 +60,7 @@ def spec_is_invalid(inp: Input) -> Step | None:
 
 
 def previous_load_is_running(inp: Input) -> Step | None:
-    """A Job loads a version that is no longer wanted."""
+    """A Job loads a version that is no longer wanted, or that is published already."""
     settled = inp.published is not None and inp.published.load_hash == inp.wanted
     unwanted = [job for job in inp.observed.unrecorded if job.load_hash != inp.wanted]
     job = inp.observed.load_job
@@ -95,14 +95,14 @@ def job_result_is_missing(inp: Input) -> Step | None:
 
 
 def _result(inp: Input, job: JobView) -> LoadResult | None:
-    """Return the loader's result of a Job that has ended; ignore one that contradicts the Job."""
+    """Return the result of a Job that has ended; ignore one that contradicts the Job's state."""
     pods = inp.observed.pods_of(job)
     succeeded = job.state is JobState.COMPLETE
     return diagnose.load_result(pods) if succeeded else diagnose.newest_result(pods, "failed")
 
 
 def load_job_succeeded(inp: Input) -> Step | None:
-    """The load is done, and its result says what was published."""
+    """The Job succeeded; if its Pod has no result, the load counts as failed."""
     job = _current(inp)
     if job is None or job.state is not JobState.COMPLETE:
         return None
@@ -198,8 +198,8 @@ def _starting(inp: Input, job: JobView) -> Step:
 def last_load_failed(inp: Input) -> Step | None:
     """The last load of the wanted version failed, and its retry is not due.
 
-    After an edit of the spec the retry is due at once, even if the loadHash is the same: a spec
-    without modelType may have the hash of one that names a wrong type.
+    After an edit of the spec the retry is due at once, even if the loadHash is the same: removing
+    a wrong modelType may leave the hash as it was.
     """
     reason, status = inp.stalled, inp.status
     ended = times.parse(status.completion_time)
@@ -218,12 +218,12 @@ def last_load_failed(inp: Input) -> Step | None:
 
 
 def load_job_was_deleted(inp: Input) -> Step | None:
-    """A Job disappeared before its end was observed; after several, the next Job is delayed."""
+    """A Job disappeared before its end was seen; from the second Job on, the next is delayed."""
     status = inp.status
     if not inp.same_load or status.job is None or status.completion_time is not None:
         return None
     if status.job.uid is None:
-        return None  # It may run: the same attempt is made again, and finds it by its name.
+        return None  # The Job may run: the same attempt is made again and finds it by its name.
     if not inp.observed.fresh:
         return Refresh(f"Job {status.job.name} is not in the cache")
     was_suspended = inp.ready is not None and inp.ready.reason == ReadyReason.SUSPENDED
@@ -264,7 +264,7 @@ def model_is_not_admitted(inp: Input) -> Step | None:
 
 
 def finalizer_is_missing(inp: Input) -> Step | None:
-    """A deletion would not wait for the clean-up."""
+    """Without the finalizer, a deletion would not wait for the clean-up."""
     return None if inp.model.has_finalizer else AddFinalizer("the load is about to start")
 
 
@@ -295,27 +295,29 @@ RULES: tuple[Rule, ...] = (
     # The volume comes first: if it is gone, its files are missing as well.
     published_volume_is_lost,
     published_files_are_missing,
-    # The usual case. A missing claim does not hide here: its version does not count as published.
+    # The usual case. Does not apply if the claim is missing: then no version counts as published.
     wanted_version_is_published,
-    # A Job could not start, and the result of one that ended says nothing about a missing volume.
+    # Without a claim no Job can start, and the result of a Job that has ended does not show that
+    # the claim is missing.
     claim_does_not_exist,
-    # The outcome of a Job must not be judged before its result can have been seen.
+    # A Job must not be judged before the event with its result had time to arrive.
     job_result_is_missing,
     # The outcome counts even if the model was suspended, or the queue filled up, in the meantime.
     load_job_succeeded,
     load_job_failed,
-    # After the outcome of a Job that has ended, because what is published stays. It stops a running
-    # Job, so it stands before the rules that let it go on.
+    # After the rules about a Job that has ended, because what it published stays. This rule stops a
+    # running Job, so it stands before the rules that let the Job go on.
     claim_is_not_allowed,
-    # Stops a Job that runs or waits in Kueue, so it stands before the rules that let it go on.
+    # Stops a Job that runs or waits in Kueue, so it stands before the rules that let the Job go on.
     model_is_suspended,
-    # Before the next rule, which would report its missing Pod as a problem.
+    # Before the next rule, which would report that a suspended Job has no Pod as a problem.
     load_job_is_suspended,
-    # The queue does not stop what already runs, so this stands before it.
+    # Before the queue, which does not stop a running Job.
     load_job_is_running,
-    # From here on no Job is there. The reason of the last failure decides first.
+    # From here on there is no Job to wait for. The last failure comes first: its reason may forbid
+    # or delay another Job.
     last_load_failed,
-    # Before another Job is created, so that a cache that missed the Job does not start a second.
+    # Before another Job is created: the recorded Job may run, and only the cache has missed it.
     load_job_was_deleted,
     # Before the queue: a model that cannot start lets others go first.
     priority_class_is_not_allowed,
@@ -350,7 +352,7 @@ def _is_recorded(inp: Input, job: JobView) -> bool:
 
 
 def _current(inp: Input) -> JobView | None:
-    """Return the Job of the wanted version, unless it is being deleted or its outcome recorded."""
+    """Return the Job of the wanted version if it is not being deleted and its outcome is open."""
     job = inp.observed.load_job
     if job is None or job.load_hash != inp.wanted or job.deleting or _is_recorded(inp, job):
         return None
@@ -358,7 +360,10 @@ def _current(inp: Input) -> JobView | None:
 
 
 def _last_job(inp: Input) -> JobStatus | None:
-    """Return the record of the last Job of the wanted version, which Kueue may not have started."""
+    """Return the record of the last Job if it is of the wanted version.
+
+    While Kueue holds a Job, status.loadHash is not the Job's, so the Job itself is compared, too.
+    """
     job = inp.observed.load_job
     is_wanted = inp.same_load or (job is not None and job.load_hash == inp.wanted)
     return inp.status.job if is_wanted else None

@@ -96,7 +96,7 @@ def plan_remove(model: Model, settings: Settings, claim_name: str, attempt: int)
 
 
 def _overrides(model: Model, loader: LoaderSettings) -> JobOverrides | None:
-    """Return the allowed part of spec.job: the rest must not make a clean-up fail."""
+    """Return the allowed part of spec.job, so that the rest cannot make a clean-up fail."""
     overrides = model.spec.job if model.spec and loader.allow_overrides else None
     if overrides is None or overrides.priority_class_name is None:
         return overrides
@@ -141,7 +141,7 @@ def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Mani
     deadline = overrides.active_deadline_seconds or loader.active_deadline_seconds
     job = _job(names.ROLE_LOAD, pod, plan, deadline, loader.load_ttl_seconds)
     if loader.kueue_queue is not None:
-        # Only on the Job: Kueue must not queue its Pods again.
+        # The label is not on the Pods: Kueue would queue them as well.
         job["metadata"]["labels"] = job["metadata"]["labels"] | {KUEUE_LABEL: loader.kueue_queue}
         job["spec"]["suspend"] = True
     job["metadata"]["annotations"][names.ANNOTATION_LOAD_HASH] = request.load_hash
@@ -207,7 +207,7 @@ def _build_remove(plan: JobPlan, settings: Settings) -> Manifest:
 
 
 def placement_of(overrides: JobOverrides, loader: LoaderSettings) -> Manifest:
-    """Return the placement of a Pod: each field from spec.job, or the administrator's default."""
+    """Return a Pod's node selector, tolerations and PriorityClass: from spec.job or the default."""
     included = {"node_selector", "tolerations", "priority_class_name"}
     placement: Manifest = {}
     for source in (loader.placement, overrides):
@@ -267,7 +267,7 @@ def _pod(containers: list[Manifest], plan: JobPlan, settings: Settings) -> Manif
 
 
 def restricted_pod(containers: list[Manifest], claim_name: str, loader: LoaderSettings) -> Manifest:
-    """Return the Pod spec that all Pods with a volume share."""
+    """Return the part of the Pod spec that loads, clean-ups, sweeps and checks share."""
     security = loader.security_context
     pod: Manifest = {
         "restartPolicy": "Never",
@@ -354,5 +354,5 @@ def _env(container: str, plan: JobPlan, settings: Settings) -> list[Manifest]:
 
 
 def listed(variables: Mapping[str, str]) -> list[Manifest]:
-    """Return variables as a container lists them."""
+    """Return environment variables in the form of a container's field `env`."""
     return [{"name": name, "value": value} for name, value in variables.items()]

@@ -1,4 +1,4 @@
-"""Published files that are missing, or whose volume is: what the status and the Events report."""
+"""What the status and the Events report if published files or their volume are missing."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ def add(change: OutboxChange, entry: OutboxEntry) -> OutboxChange:
     dropped = tuple(
         _failed(f"{owed.event} was not delivered; a newer load has events, so it is given up")
         for owed in change.entries
-        # An Event has announced another attempt of this call. A call without a failed attempt may
-        # still arrive.
+        # Only if an attempt has failed, since an Event then announced another one. A call without
+        # a failed attempt may still arrive.
         if owed not in kept and owed.attempts
     )
     entries = (*kept, entry)
@@ -76,9 +76,9 @@ def add(change: OutboxChange, entry: OutboxEntry) -> OutboxChange:
 
 
 def without_obsolete(entries: Entries, newer: OutboxEntry) -> tuple[OutboxEntry, ...]:
-    """Return the entries without those of other loads, which a newer event makes obsolete.
+    """Return the entries that a newer one does not make obsolete.
 
-    A deletion is never obsolete.
+    They are the entries of the same loadHash, and deletions.
     """
     return tuple(
         entry
@@ -97,7 +97,7 @@ def due(entries: Entries, in_flight: frozenset[str], now: datetime) -> tuple[Out
 
 
 def wake_after(entries: Entries, in_flight: frozenset[str], now: datetime) -> float | None:
-    """Return the seconds until the next entry is due; None if no entry waits for its time."""
+    """Return the seconds until the next entry is due, 0 if one is; None if none is left to call."""
     delays = [_delay(entry, now) for entry in entries if entry.id not in in_flight]
     return max(0.0, min(delays).total_seconds()) if delays else None
 

@@ -26,7 +26,7 @@ def job_status(job: JobView) -> JobStatus:
 
 
 def start_time(inp: Input, job: JobView) -> datetime:
-    """Return when the load began: as the status has it, or as the Job has it."""
+    """Return when the load began, by the status if it records this Job, or else by the Job."""
     is_known = inp.status.job is not None and inp.status.job.name == job.name
     started = times.parse(inp.status.start_time) if is_known else None
     return started or job.started or job.created

@@ -20,7 +20,7 @@ from sd_operator.rules.manifests import KUEUE_LABEL
 def observed(
     model: Model, jobs: Iterable[JobView], pods: Iterable[PodView], claim: ClaimView | None
 ) -> Observed:
-    """Return the model's own objects among those that have its labels."""
+    """Return what is observed of a model, without Jobs and Pods that only have its labels."""
     status = model.status
     load_uid = status.job.uid if status.job else None
     cleanup_uid = status.cleanup_job.uid if status.cleanup_job else None
@@ -56,9 +56,9 @@ def is_as_planned(job: Mapping[str, Any], planned: Mapping[str, Any]) -> bool:
     """Whether an existing Job is the one that we would create, so that it can be taken over.
 
     If so, an earlier request of an operator created it, and the reply or the uid was lost. If in
-    doubt, the answer is no: then the Job is deleted and created again. A Job that has ended is
-    always in doubt: it may be an earlier load of the version. Its result is not lost, because the
-    next Job finds the receipt of a success, and fails as this one did.
+    doubt, return False: then the Job is deleted and created again. A Job that has ended is always
+    in doubt: it may be an earlier load of the version. Nothing is lost with it: after a success the
+    next Job finds the receipt, and after a failure it fails in the same way.
     """
     if JobView.from_body(job).state is not JobState.RUNNING:
         return False
@@ -105,7 +105,8 @@ def _is_default(key: str, value: object, by_kueue: bool) -> bool:
     return value is None or is_kueues or key in _GENERATED or value in _DEFAULTS.get(key, ())
 
 
-# API servers drop these values where a field is not a pointer. None of our fields is such a bool.
+# API servers drop these values if a field is not a pointer. False is not among them: all fields
+# that we set to False are pointers.
 _EMPTY: tuple[object, ...] = (None, "", [], (), {})
 # Admission rewrites quantities: 1000m becomes 1.
 _REWRITTEN = frozenset({"resources", "sizeLimit"})

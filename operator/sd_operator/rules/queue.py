@@ -1,8 +1,8 @@
 """Which models may load now, and in which order the others follow. Pure.
 
-The next model is always one of the namespace with the fewest loads; among these priority decides,
-then age. So a namespace with a thousand models, or with the highest priorities, does not keep
-others waiting.
+The next model always belongs to a namespace with the fewest loads. If several models do, the
+priority decides, then the age. So a namespace with a thousand models, or with the highest
+priorities, does not keep others waiting.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Waiting:
 
 
 def order(loading: Iterable[str], waiting: Iterable[Waiting]) -> list[tuple[Waiting, int]]:
-    """Return the models in order, each with the number of loads in its namespace before it.
+    """Return the models in order, each with the number of loads of its namespace that come first.
 
     loading: the namespace of each load that runs or was admitted.
     """
@@ -64,7 +64,7 @@ def order(loading: Iterable[str], waiting: Iterable[Waiting]) -> list[tuple[Wait
     for model in waiting:
         lines[model.namespace].append(model)
     for line in lines.values():
-        line.sort(key=_rank, reverse=True)  # the next one is the last: pop is cheap there
+        line.sort(key=_rank, reverse=True)  # the next model is last: pop is cheap there
     heap = [(counts[namespace], _rank(line[-1]), namespace) for namespace, line in lines.items()]
     heapq.heapify(heap)
     ordered = []

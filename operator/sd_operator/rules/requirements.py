@@ -25,7 +25,10 @@ def claim_does_not_exist(inp: Input) -> Step | None:
 
 
 def claim_is_not_allowed(inp: Input) -> Step | None:
-    """Models may not use this claim; a running Job is deleted. A label wakes the model."""
+    """Models may not use this claim; a running Job is deleted.
+
+    A change of the claim's label wakes the model.
+    """
     if inp.claim_is_allowed:
         return None
     failure = Failure(
@@ -48,7 +51,7 @@ def priority_class_is_not_allowed(inp: Input) -> Step | None:
 
 
 def _report(inp: Input, failure: Failure) -> Report:
-    """Report what the volume lacks; a model that failed for good keeps the reason in Stalled."""
+    """Report what is wrong with the claim. Stalled stays if the load failed for good before."""
     report = Report.of_failure(failure)
     return replace(report, stalled=KeepStalled()) if _failed_for_good(inp) else report
 

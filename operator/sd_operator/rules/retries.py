@@ -11,13 +11,13 @@ from sd_operator.rules.input import Input
 from sd_operator.rules.step import KeepStalled, Report
 
 _WORDS_MAX_LENGTH = 600
-"""Leaves room in a cause for the words about what the Job does next."""
+"""Limit of a Pod's failure message. It leaves room in a cause for what the Job does next."""
 
 
 def report_start(inp: Input, job: JobView, delay: StartDelay) -> Report:
     """Report that a Pod of the Job starts; the message begins with the last failure, if any.
 
-    If something delays the start, the message has the cause of the delay instead: it is newer.
+    If something delays the start, the message is the cause of the delay, which is newer.
     """
     pods, failure = inp.observed.pods_of(job), last_failure(inp, job)
     message = diagnose.clean(delay.message)

@@ -53,7 +53,7 @@ def _components_problem(spec: Spec, settings: Settings) -> str | None:
 
 
 def _type_problem(model: Model, spec: Spec) -> str | None:
-    """Compare spec.modelType with the published type, which a load without it may have found."""
+    """Return how spec.modelType contradicts the type that the published load found, if it does."""
     artifact = model.status.artifact
     if artifact is None or artifact.load_hash != model.wanted:
         return None

@@ -75,7 +75,7 @@ def with_created_job(status: Status, plan: JobPlan, uid: str) -> Status:
 
 
 def _kept_artifact(inp: Input) -> StatusArtifact | None:
-    """Keep the published artifact, unless its PVC was replaced by another one."""
+    """Return the published artifact with its new missingTime; None if its PVC was replaced."""
     published = inp.published
     if inp.observed.claim is None:
         return inp.status.artifact
@@ -86,7 +86,7 @@ def _kept_artifact(inp: Input) -> StatusArtifact | None:
 
 
 def _reason(inp: Input, report: Report, phase: Phase) -> str | None:
-    """Return the reason in one word; None if it would only repeat the phase.
+    """Return the reason in one word; None if the model is Ready, or if it only repeats the phase.
 
     A load that is tried again keeps the reason of its last failure.
     """
@@ -179,7 +179,7 @@ def _served_message(inp: Input, step: Proceed, served: StatusArtifact) -> str:
 
 
 def _served_generation(inp: Input, served: StatusArtifact) -> int:
-    """Return the generation that is served; an edit outside the loadHash is served at once."""
+    """Return the generation that is served; an edit that keeps the loadHash is served at once."""
     ready = inp.ready
     if served.load_hash != inp.wanted and ready is not None and ready.status == "True":
         return ready.observed_generation or 0

@@ -17,7 +17,7 @@ from sd_operator.rules.input import Input
 
 @dataclass(frozen=True)
 class KeepStalled:
-    """Keep the condition Stalled while a load that failed before is retried."""
+    """Keep the condition Stalled if it is about an earlier attempt of this load, else remove it."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,17 @@ class Report:
 
     phase: Phase
     reason: ReadyReason | Reason
-    """The reason of Reconciling, and of Ready while nothing is published."""
+    """The reason of the condition Reconciling, and of Ready while it is False."""
     message: str
-    """The message of the same conditions."""
+    """The message of the same conditions, and of Stalled for a new failure."""
     reconciling: bool = False
     """Whether a load is under way: the condition Reconciling."""
     stalled: Failure | KeepStalled | None = None
-    """The condition Stalled: for a new failure, kept as it is, or removed."""
+    """The condition Stalled: a Failure sets it, KeepStalled keeps it, and None removes it."""
     last_failure: Failure | None = None
     """How an earlier Pod of the running Job failed; it stays in the status while the Job runs."""
     delay: Reason | None = None
-    """What delays the start of a Pod, before it has lasted so long that the model is stalled."""
+    """Why the start of a Pod is delayed, while the delay is too short to set Stalled."""
 
     generation: int = 0
     """The generation of the spec that a failed Job loaded. 0: the current generation."""
@@ -95,7 +95,7 @@ class Proceed:
 
     report: Report
     load: Load | None = None
-    """The load that the status describes from now on; None leaves these fields as they are."""
+    """The load that the status describes from now on; None: the same load as before."""
     job: JobAction | None = None
     wake_after: float | None = None
     """Seconds until the next pass, if no event comes earlier; None means at the resync."""

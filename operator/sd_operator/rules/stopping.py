@@ -12,7 +12,7 @@ from sd_operator.rules.step import Proceed, Report, Step
 
 
 def stop_jobs(inp: Input, unwanted: list[JobView], report: Report) -> Step | None:
-    """Delete the Jobs that have not ended, and wait until none of their Pods can write."""
+    """Delete the unwanted Jobs that run, then wait for their Pods; None if all have stopped."""
     running = tuple(job for job in unwanted if job.state is JobState.RUNNING and not job.deleting)
     if running:
         return Proceed(report, job=DeleteJobs(running))
@@ -24,7 +24,7 @@ def stop_jobs(inp: Input, unwanted: list[JobView], report: Report) -> Step | Non
 
 
 def wait_for_pods(inp: Input, wanted: str | None, report: Callable[[str], Report]) -> Step | None:
-    """Wait until only Pods of the Job with the uid `wanted` can write.
+    """Wait until only Pods of the Job with the uid `wanted` can write. Return None if that is so.
 
     report: returns the report for a message that names a Pod.
     """
@@ -38,7 +38,7 @@ def wait_for_pods(inp: Input, wanted: str | None, report: Callable[[str], Report
 
 
 def stop_all_jobs(inp: Input, report: Report) -> Step:
-    """Stop every Job of the model, then report."""
+    """Stop every load Job of the model, then report."""
     job = inp.observed.load_job
     unwanted = [*inp.observed.unrecorded, *([job] if job is not None else [])]
     return stop_jobs(inp, unwanted, report) or Proceed(report)

@@ -1,4 +1,4 @@
-"""Builds the Jobs that work on a whole PVC, for no single model: sweeps and checks. Pure."""
+"""Builds the Jobs that work on a whole PVC, not on one model: sweeps and checks. Pure."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def build_check(
     for mount in check["volumeMounts"]:
         if mount["mountPath"] == STORE_MOUNT:
             # Read-only on this mount, not on the Pod's volume: for the latter, some drivers attach
-            # the claim in another mode, and refuse it while another Pod writes.
+            # the claim in another mode, and refuse to do so while another Pod writes.
             mount["readOnly"] = True
     metadata = _metadata(namespace, name, names.CHECK_NAME)
     return _job(metadata, check, claim_name, CHECK_DEADLINE_SECONDS, loader)

@@ -15,7 +15,7 @@ Resources = dict[str, Amounts]
 
 # Without torch, the loader holds at most 150 MB, whatever the size of the model: it streams. The
 # rest of a request is room for the page cache. The limits leave room for hostile files, for which
-# the loader needs at most 300 MB, and for header and metadata of large ones.
+# the loader needs at most 300 MB, and for the headers and metadata of large files.
 FETCH: Resources = {
     "requests": {"cpu": "250m", "memory": "256Mi"},
     "limits": {"memory": "1Gi"},
@@ -30,7 +30,7 @@ RENDER: Resources = {
     "requests": {"cpu": "1", "memory": "4Gi"},
     "limits": {"memory": "16Gi"},
 }
-# Only names, sizes and receipts are read. Sweeps and checks need no more.
+# For clean-ups, sweeps and checks, which read only names, sizes and receipts.
 REMOVE: Resources = {
     "requests": {"cpu": "100m", "memory": "128Mi"},
     "limits": {"memory": "512Mi"},
@@ -40,10 +40,10 @@ REMOVE: Resources = {
 def renders(spec: Spec, overrides: JobOverrides, loader: LoaderSettings) -> bool:
     """Whether the load renders an image.
 
-    spec.verify.render decides. If it is absent, a whole model is rendered if the Job gets a GPU:
-    its own (spec.job.resources) or else those that the administrator configured. An adapter or VAE
-    cannot draw an image alone, so by default it is not tried. A model of unknown type is planned as
-    a whole model, and the loader renders it only if it is one.
+    spec.verify.render decides. If it is absent, the load of a whole model renders if the Job gets a
+    GPU: from spec.job.resources or else from the administrator's settings. An adapter or VAE cannot
+    draw an image alone, so by default its load does not render. A model of unknown type is planned
+    as a whole model, and the loader renders only if the model is one.
     """
     if spec.verify.render is not None:
         return spec.verify.render
@@ -56,9 +56,10 @@ def renders(spec: Spec, overrides: JobOverrides, loader: LoaderSettings) -> bool
 def convert_resources(
     overrides: JobOverrides, loader: LoaderSettings, *, renders: bool
 ) -> Resources:
-    """Return the resources of the convert container. It requests a configured GPU only to render.
+    """Return the resources of the convert container.
 
-    A GPU that spec.job.resources names stays, whether or not an image is rendered.
+    The administrator's GPUs are requested only to render. GPUs that spec.job.resources names are
+    requested in any case.
     """
     own = overrides.resources.model_dump(exclude_none=True) if overrides.resources else {}
     resources = {kind: dict(own.get(kind, {})) for kind in ("requests", "limits")}
@@ -80,7 +81,7 @@ def runtime_class(
 ) -> str | None:
     """Return the RuntimeClass of a load's Pod.
 
-    Where GPUs are configured, the administrator's RuntimeClass is only for Pods with a GPU: a node
+    If GPUs are configured, the administrator's RuntimeClass is only for Pods with a GPU: a node
     without a GPU may lack the class, and a Pod could not start there.
     """
     default = loader.placement.runtime_class_name

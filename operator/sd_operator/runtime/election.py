@@ -1,7 +1,7 @@
 """Leader election: one operator of a cluster works, the others stand by.
 
 It only saves work. A leader may pause in the middle of a request and go on after another has taken
-over, so the rest of the operator is written so that two at once do no harm.
+over, so the rest of the operator is written so that two leaders at once do no harm.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ LATE_SECONDS = 0.05
 
 
 async def acquire(lease: Lease, stop: asyncio.Event, standing_by: Callable[[], None]) -> bool:
-    """Wait until the Lease is ours or `stop` is set; standing_by is called if another holds it."""
+    """Wait until the Lease is ours or `stop` is set; return whether it is ours.
+
+    standing_by: called after each attempt in which another candidate had the Lease or was faster.
+    """
     last_message = ""
     while not stop.is_set():
         held = await lease.hold()
@@ -41,7 +44,7 @@ async def acquire(lease: Lease, stop: asyncio.Event, standing_by: Callable[[], N
 
 
 def _pause(lease: Lease) -> float:
-    """Return the time until the next attempt: at the latest when the holder's Lease lapses."""
+    """Return the time until the next attempt: shorter if the holder's Lease lapses earlier."""
     if lease.lapses_in == 0:
         return RETRY_SECONDS
     return min(RETRY_SECONDS, lease.lapses_in + LATE_SECONDS)

@@ -17,7 +17,7 @@ from sd_operator.reconciler.controller import Controller
 from sd_operator.resources.claim import ClaimView
 from sd_operator.resources.observed import JobView, PodView
 
-WATCH_SECONDS = 300  # whole: a real server refuses "300.0"
+WATCH_SECONDS = 300  # an int: a real API server rejects "300.0"
 CONNECT_SECONDS = 10.0
 WORKER_SECONDS = 0.5
 # After about ten minutes of errors from the API server the watch ends. kopf retries without end if
@@ -35,7 +35,7 @@ def register(controller: Controller, settings: Settings) -> kopf.OperatorRegistr
 
     @kopf.on.cleanup(registry=registry)
     async def cleanup(**_: object) -> None:
-        # kopf waits five seconds for every task that it finds.
+        # Our tasks must end here: kopf would wait five seconds for each of them.
         await controller.close()
 
     @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)
@@ -96,10 +96,10 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.peering.standalone = True
     settings.persistence.diffbase_storage = _NoDiffs([])
     settings.persistence.progress_storage = kopf.MultiProgressStorage([])
-    # A list in one piece, and workers that linger, would keep the bodies of thousands of objects.
+    # An unpaged list, or workers that linger, would hold thousands of objects in memory.
     settings.watching.chunk_size = kube.PAGE_SIZE
     settings.queueing.idle_timeout = WORKER_SECONDS
-    # The CRD exists before kopf starts and namespaces are named exactly: nothing is discovered.
+    # The CRD exists before kopf starts, and namespaces are exact names: kopf need not scan.
     settings.scanning.disabled = True
     settings.process.ultimate_exiting_timeout = None
     settings.networking.connect_timeout = CONNECT_SECONDS

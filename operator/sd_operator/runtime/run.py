@@ -38,9 +38,11 @@ log = logging.getLogger(__name__)
 GC_THRESHOLDS = (20_000, 10, 20)
 START_RETRY_SECONDS = 2.0
 CHECK_SECONDS = 30.0
+"""How often a working operator checks that the API server responds."""
 LOOK_SECONDS = 10.0
 """How often the rights in the listed namespaces are checked."""
 AWAY_MAX_SECONDS = 600.0
+"""How long the API server may be away before the operator ends."""
 
 
 async def operate(settings: Settings, stop: asyncio.Event) -> None:
@@ -123,7 +125,7 @@ async def _step_down(
     fatal: Sequence[asyncio.Task[str]],
     stop: asyncio.Event,
 ) -> None:
-    """At the end stop all work at once and give the Lease back, while kopf is still ending."""
+    """Once `stop` is set, end all work and give the Lease back, while kopf is still ending."""
     await stop.wait()
     for task in fatal:
         task.cancel()
@@ -177,13 +179,13 @@ async def _check(api: Api, namespace: str | None) -> None:
     try:
         await api.check(MODELS, namespace)
     except ForbiddenError:
-        # It answers. A listed namespace may be gone; `Namespaces` reports that and serves the rest.
+        # The server responds. A listed namespace may be gone: `Namespaces` serves the others.
         if namespace is None:
             raise
 
 
 async def _until_lost(api: Api, settings: Settings) -> str:
-    """Wait until the API server has been away for too long; kopf itself would retry for ever."""
+    """Return why to end once the API server is away for too long; kopf would retry for ever."""
     clock = asyncio.get_running_loop().time
     seen = clock()
     while True:
