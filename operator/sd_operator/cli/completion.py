@@ -1,7 +1,7 @@
 """`kubectl_complete-sdm`: completes `kubectl sdm` in the shell, as kubectl asks its plugins to.
 
-kubectl runs this program with the words after `kubectl sdm`; the last one is to be completed. It
-prints one candidate per line, and then `:4`, which tells the shell not to offer files.
+kubectl runs this program with the words after `kubectl sdm`, of which the last is to be completed.
+The program prints one candidate per line, and then `:4`, which tells the shell not to offer files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def candidates(words: Sequence[str]) -> list[str]:
-    """Return the words that complete the last one, which may be empty or half typed."""
+    """Return the candidates for the last word, which may be empty or half typed."""
     *before, last = words
     group = typer.main.get_group(app)
     command = next((group.commands[word] for word in before if word in group.commands), None)
@@ -43,7 +43,7 @@ def candidates(words: Sequence[str]) -> list[str]:
 
 
 def _models(words: Sequence[str]) -> list[str]:
-    """Return the names of the models in the namespace that the words name."""
+    """Return the names of the models in the namespace of these words; empty if kubectl fails."""
     try:
         output = Kubectl().run("get", KIND, *kubectl_options(words)[0], "--output=name")
     except KubectlError:

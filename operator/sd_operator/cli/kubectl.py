@@ -17,7 +17,10 @@ _LOG_LINE = re.compile(r"[IWEF]\d{4} \d\d:")
 
 
 class KubectlError(Exception):
-    """kubectl failed. The message is kubectl's own if it printed one."""
+    """A command of the plugin failed, usually because kubectl failed.
+
+    The message is for the user. It is kubectl's own message if kubectl printed one.
+    """
 
 
 class ObjectNotFoundError(KubectlError):
@@ -57,7 +60,7 @@ class Kubectl:
         return process.stdout
 
     def follow(self, *arguments: str) -> int:
-        """Run kubectl on this process's own output; return its exit code."""
+        """Run kubectl with this process's output, without a time limit; return its exit code."""
         return subprocess.run(self.command(*arguments), check=False).returncode
 
     def get(self, kind: str, name: str, namespace: str | None = None) -> Json:
@@ -75,8 +78,8 @@ class Kubectl:
     ) -> list[Json]:
         """Return the objects of a kind.
 
-        They come from all namespaces if `everywhere`, else from `namespace`, else from the
-        namespace of this kubectl.
+        They come from all namespaces if `everywhere` is true, else from `namespace`, else from the
+        namespace of this Kubectl.
         """
         where = ["--all-namespaces"] if everywhere else _in(namespace)
         selected = [f"--selector={labels}"] if labels else []
@@ -91,9 +94,9 @@ class Kubectl:
         return set(text.split())
 
     def may(self, verb: str, resource: str, namespace: str, account: str | None = None) -> bool:
-        """Return whether the user may do this, or whether `account` may ("namespace:name").
+        """Return whether the user may do this; with `account`, whether that ServiceAccount may.
 
-        The user needs permission to impersonate the account.
+        account: "namespace:name". The user needs permission to impersonate the account.
         """
         kind, _, sub = resource.partition("/")
         options = [f"--subresource={sub}"] if sub else []
@@ -136,7 +139,7 @@ def _in(namespace: str | None) -> list[str]:
 
 
 def _error(message: str) -> KubectlError:
-    # kubectl logs the same error with more words before the message that it prints.
+    # Before its message, kubectl logs the same error with more words: drop these lines.
     message = "\n".join(line for line in message.splitlines() if not _LOG_LINE.match(line))
     if "(NotFound)" in message or "the server doesn't have a resource type" in message:
         return ObjectNotFoundError(message)

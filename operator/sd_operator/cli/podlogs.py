@@ -1,6 +1,6 @@
 """Prints the logs of a Job's newest Pod, container by container.
 
-`kubectl logs --all-containers` fails if one container has not started: after a failed `fetch`,
+`kubectl logs --all-containers` would fail if one container has not started: after a failed `fetch`,
 `convert` never starts.
 """
 
@@ -16,9 +16,11 @@ _JOB_LABEL = "batch.kubernetes.io/job-name"
 
 
 def show(kubectl: Kubectl, job: str, *, follow: bool = False) -> int:
-    """Print the logs of the containers that have started. Return kubectl's exit code.
+    """Print the logs of the Job's newest Pod, without containers that have not started.
 
-    follow: wait for each container to start, and print its lines until it ends.
+    Stop at the first `kubectl logs` that fails, and return its exit code; else return 0. Raise
+    KubectlError if the Job has no Pod. follow: wait for each container to start, and print its
+    lines until it ends.
     """
     pods = kubectl.list("pods", labels=f"{_JOB_LABEL}={job}")
     if not pods:
@@ -56,7 +58,7 @@ def _containers(pod: Json) -> Sequence[str]:
 
 
 def _wait_for(kubectl: Kubectl, pod: Json, container: str) -> Json:
-    """Wait until the container has started or can never start. Return the Pod's last state."""
+    """Wait until the container has started or the Pod has ended. Return the newest Pod object."""
     while not has_started(pod, container) and pod["status"].get("phase") in ("Pending", "Running"):
         time.sleep(POLL_SECONDS)
         pod = kubectl.get("pod", pod["metadata"]["name"])

@@ -78,8 +78,8 @@ def _run() -> int:
     probes = Probes(can_serve=lambda: key_file.readable)
     api = Api(settings.kubeconfig, metrics.count_request, manager="sd-gateway")
     http_server = server(create_app(settings, api, metrics), settings, probes)
-    # uvicorn raises SIGTERM again after a clean shutdown. Without a handler that would end the
-    # process with a signal, and the exit code would look like a failure.
+    # uvicorn raises SIGTERM again after a clean shutdown. Without a handler, this second SIGTERM
+    # would end the process, and the exit code would look like a failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
     with contextlib.ExitStack() as stack:
         for what, serve, port in (

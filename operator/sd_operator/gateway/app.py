@@ -68,9 +68,9 @@ def _add_probes(app: FastAPI, context: Context) -> None:
 
     @app.get("/readyz", include_in_schema=False)
     async def readyz() -> Response:
-        """Report whether any key is valid.
+        """Report whether the key file has a valid key.
 
-        It does not check the API server: without one, callers get a 503 that says so.
+        The API server is not checked: while it is unavailable, callers get a 503 with the cause.
         """
         if context.keys.readable:
             return PlainTextResponse("ok")
@@ -78,7 +78,7 @@ def _add_probes(app: FastAPI, context: Context) -> None:
 
 
 async def _error_response(_: Request, error: Exception) -> Response:
-    """Return an error in the vendor's form, with retry_after if a later call may succeed."""
+    """Return an error in the vendor's form, with retry_after if the error has a retry time."""
     refused = map_error(error)
     body = {"status": "error", "message": refused.message, **refused.details}
     # An HTTPException of status 405 has the header Allow.

@@ -1,7 +1,7 @@
-"""Parses request bodies as JSON or as a form, whatever the Content-Type.
+"""Parses request bodies: as a form if both the Content-Type and the text fit a form, else as JSON.
 
-The vendor's examples send JSON with a wrong Content-Type: that of a form from curl, that of text
-from fetch. So text that begins as a JSON object or array is JSON.
+The vendor's examples send JSON with a wrong Content-Type: curl sends that of a form, JavaScript's
+fetch that of plain text. So text that begins like a JSON object or array is parsed as JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class BodyError(RefusedError):
 
 
 def parse(raw: bytes, content_type: str) -> dict[str, Any]:
-    """Return the fields of a body; raise BodyError. An empty body has no fields."""
+    """Return the fields of a body, {} for an empty body; raise BodyError if it cannot be read."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind.startswith("multipart/"):
         raise BodyError("The body has several parts, which are not read; send a JSON object")

@@ -17,7 +17,7 @@ ATTEMPTS = 5
 
 
 async def clear(context: Context, namespace: str) -> None:
-    """Request a sweep by the namespace's Lease, unless it already has an open request."""
+    """Request a sweep in the namespace's Lease, unless the Lease already has an open request."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             lease = SweepLease(await context.api.get(LEASES, namespace, names.SWEEP_LEASE))

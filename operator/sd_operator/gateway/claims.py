@@ -27,8 +27,8 @@ class ClaimRefusedError(FieldRefusedError):
 async def check(api: Api, settings: GatewaySettings, namespace: str, body: Json) -> None:
     """Raise ClaimRefusedError if a model names a PVC that it may not use.
 
-    Read a PVC only if the model names another one than those of the settings. A PVC that does not
-    exist is refused in the same words, so that nobody learns which PVCs exist.
+    The PVC is read only if the settings do not allow its name. The message for a PVC that does not
+    exist is the same as for one that may not be used, so that nobody learns which PVCs exist.
     """
     name = ((body.get("spec") or {}).get("storage") or {}).get("claimName")
     allowed = {settings.claim_name, *settings.allowed_claims}

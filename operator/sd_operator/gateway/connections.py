@@ -1,8 +1,8 @@
 """Bounds the server's connections: how many are open, and how long they wait for their client.
 
-A client without a key can hold a connection only while the gateway waits for it: for a head, a
-body, the next request, or for the client to read. Each of these ends after a time, and earlier if
-its place is needed for a new connection.
+A client without a key can hold a connection only while the gateway waits for this client: for the
+head or the body of a request, for the next request, or until the client reads the response. The
+gateway closes the connection at a deadline, or earlier if there are too many connections.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from sd_operator.gateway.limits import network
 
 REQUEST_SECONDS = 10.0
-"""How long the head of a request may take to arrive. Its body has the same time again."""
+"""How long the head of a request may take to arrive, and how long the body may take after it."""
 READ_SECONDS = 60.0
 """How long a client may take to read a response."""
 LATE_BODY = "The request body did not arrive in time; send the call again"
@@ -33,20 +33,22 @@ class Awaited(Enum):
     HEAD = auto()
     BODY = auto()
     READ = auto()
-    """That the client reads the response. Then it may send another request, for which uvicorn has a
-    shorter limit."""
+    """The client has to read the response. When it has done so, it may send another request, for
+    which uvicorn waits a shorter time than READ_SECONDS."""
 
     @property
     def seconds(self) -> float:
-        """How long a connection waits."""
+        """How long a connection waits before the gateway closes it."""
         return READ_SECONDS if self is Awaited.READ else REQUEST_SECONDS
 
 
 class Bounds:
     """Counts the open connections, and knows which of them wait for their client.
 
-    A connection that is one too many takes the place of the one that has waited longest, so
-    connections that are never finished keep nobody out. If all are at work, the new one is closed.
+    If a new connection exceeds a limit, the connection that has waited longest for its client is
+    closed, so clients that never finish their requests keep nobody out. If all other connections
+    are at work, the new one is closed. For the limit per address, this
+    holds for the connections of one address.
     """
 
     def __init__(self, most: int, most_per_address: int, trusted_proxies: Sequence[str]) -> None:
@@ -70,7 +72,7 @@ class Bounds:
             self._close(next(iter(self._waiting)))
 
     def waits(self, connection: Connection, *, waits: bool) -> None:
-        """Record that a connection begins to wait for its client, or that it does not wait."""
+        """Record that a connection begins to wait for its client, or no longer waits."""
         self._waiting.pop(connection, None)
         if waits and connection in self._addresses:
             self._waiting[connection] = None
@@ -97,7 +99,7 @@ class Bounds:
 
 
 class Connection(H11Protocol):
-    """A connection with deadlines, which counts within the bounds of its server."""
+    """A connection with deadlines for its client. It counts towards the bounds of its server."""
 
     bounds: Bounds
     _awaited: Awaited | None = None
@@ -140,7 +142,7 @@ class Connection(H11Protocol):
         self._follow()
 
     def _follow(self) -> None:
-        """Wait for the client, if the state of the connection says that it is the client's turn."""
+        """Wait for what the client must do next, or for nothing while the gateway is at work."""
         state = self.conn.their_state
         if self.flow.write_paused:
             self._wait_for(Awaited.READ)
@@ -154,7 +156,10 @@ class Connection(H11Protocol):
     def _wait_for(
         self, awaited: Awaited | None, request: RequestResponseCycle | None = None
     ) -> None:
-        """Start the deadline for the client's next step, unless it runs already."""
+        """Start the deadline for the client's next step, unless this deadline runs already.
+
+        awaited: None stops the deadline.
+        """
         if (awaited, request) == (self._awaited, self._request):
             return
         self._awaited, self._request = awaited, request

@@ -40,7 +40,7 @@ class RefusedError(Exception):
         self.status = status
         self.message = message
         self.retry_after = retry_after
-        """Seconds after which another call may succeed; None if the same call fails again."""
+        """Seconds after which the same call may succeed; None if this time is not known."""
         self.details = details or {}
         """Further fields of the response, beside the vendor's."""
 
@@ -64,7 +64,7 @@ def map_error(error: Exception) -> RefusedError:
         case HTTPException():
             return RefusedError(error.status_code, str(error.detail))
         case ClientDisconnect():
-            # The client has gone and never reads this, but the metrics count its status.
+            # The client has gone and never reads this response, but the metrics count its status.
             return RefusedError(400, "The request body is incomplete")
         case _:
             raise error

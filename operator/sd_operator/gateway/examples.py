@@ -152,7 +152,7 @@ def request(name: str, kind: type[BaseModel]) -> Json:
 
 
 def responses(name: str, without: Collection[int] = ()) -> dict[int | str, Json]:
-    """Return the responses of an endpoint's operation, except `without`, by status code."""
+    """Return the responses of an endpoint's operation by status code, except those in `without`."""
     described: dict[int | str, Json] = {
         200: {
             "description": "Success.",

@@ -1,6 +1,6 @@
 """Turns what a source says about a model into rows and notes for people. Pure.
 
-`lookups` asks the sources. Every text of theirs is untrusted.
+`lookups` asks the sources. Every text from a source is untrusted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ Rows = tuple[tuple[str, str], ...]
 
 FOUND_LATER = "is found when it loads"
 _SUFFIX_MAX_LENGTH = 11
-"""The length of "safetensors". What follows the last dot of a file name is part of it if longer."""
+"""Maximum length of a suffix that is cut off before a name is proposed, such as "safetensors". A
+longer text after the last dot stays: the file has no suffix."""
 _TYPES = {
     "checkpoint": "Checkpoint",
     "controlnet": "ControlNet",
@@ -35,7 +36,7 @@ _TYPES = {
     "textualinversion": "Embedding",
     "vae": "VAE",
 }
-"""Words for the types that Civitai's API names. Others are shown as they are."""
+"""Words for the types that Civitai's API names. Types that are not listed are shown as they are."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def of_civitai(
 ) -> Facts:
     """Return the facts about a version at Civitai.
 
-    model: None if it is not known. choice: the file that the url asks for. endpoint: Civitai, or
-    the mirror. today: as YYYY-MM-DD.
+    model: None if it is not known. choice: the file that the url asks for. endpoint: the URL of
+    Civitai or its mirror. today: as YYYY-MM-DD.
     """
     stated = version.facts
     if model is not None:
@@ -110,7 +111,7 @@ def of_civitai(
 def of_repo(repo: RepoAnswer, path: str | None, endpoint: str) -> Facts:
     """Return the facts about a repo of the Hub, or about one of its files.
 
-    path: the file's; None for the whole repo. endpoint: the Hub, or the mirror.
+    path: the file's path; None for the whole repo. endpoint: the URL of the Hub or its mirror.
     """
     card = repo.card
     notes = [_gated(card.page)] if repo.is_gated else []
@@ -135,8 +136,8 @@ def of_repo(repo: RepoAnswer, path: str | None, endpoint: str) -> Facts:
 def of_link(url: str, file_name: str | None = None, file_size: int | None = None) -> Facts:
     """Return the facts about a link.
 
-    file_name: the name that the server states; None if it states none, and the link's name is
-    shown. file_size: None if it is not known.
+    file_name: the name that the server states; if it is None, the name in the link is shown.
+    file_size: None if it is not known.
     """
     shown = clean.text(file_name) or clean.text(_file_in(url))
     rows = (
@@ -197,7 +198,7 @@ def _known(rows: Iterable[tuple[str, str | None]]) -> Rows:
 
 
 def _base(stated: str | None) -> str | None:
-    """Return a base model as the source names it, with its family if the name lacks it."""
+    """Return a base model as the source names it; add the family if it is not in the name."""
     family = canonical(stated) if stated else None
     title = title_of(family) if family else None
     is_shown = not title or _folded(title) in _folded(stated or "")

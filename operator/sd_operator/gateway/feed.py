@@ -1,4 +1,4 @@
-"""Passes changes of a namespace's models to listeners, over one watch for all of them."""
+"""Passes changes of a namespace's models to listeners, which all share one watch."""
 
 from __future__ import annotations
 
@@ -60,7 +60,11 @@ class Feed:
         return bool(self._listeners)
 
     async def listen(self) -> AsyncGenerator[Change, None]:
-        """Yield every existing model, then every change, until the caller closes the generator."""
+        """Yield every existing model, then the changes, until the caller closes the generator.
+
+        If a model changes several times before the caller asks for the next change, the caller gets
+        only the newest one.
+        """
         listener = _Listener()
         for body in self._bodies.values():
             listener.add(Change(body))

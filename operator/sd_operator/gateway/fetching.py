@@ -1,4 +1,4 @@
-"""Requests to servers outside the cluster. They follow redirects, and the guard checks each."""
+"""Requests to servers outside the cluster. They follow redirects; the guard checks each address."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sd_api.sites.lenient_json import parse
 from sd_operator.clients.http import Outgoing
 
 ERRORS = (aiohttp.ClientError, OSError, ValueError)
-"""The errors of this module. A refused address and a timeout are OSErrors."""
+"""What the functions of this module raise. A refused address and a timeout are OSErrors."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TEXTS = ("text/", "application/json", "application/xml")
 """How the Content-Type of web pages and error messages begins."""
@@ -60,7 +60,7 @@ async def read_json(outgoing: Outgoing, url: str, most: int) -> dict[str, object
 
 
 def is_text(response: aiohttp.ClientResponse) -> bool:
-    """Return whether a response is a web page or another text, which no model file is."""
+    """Return whether the Content-Type is that of a web page or another text, not of a model."""
     return response.content_type.startswith(_TEXTS)
 
 

@@ -110,7 +110,7 @@ def parse(text: str) -> Iterator[Key]:
 
 
 def new(namespace: str, key_id: str | None = None) -> tuple[str, str]:
-    """Return a new key and its line for the key file; raise ValueError for an invalid name."""
+    """Return a new key and its line for the key file; raise ValueError for an invalid argument."""
     key_id = key_id or f"{namespace[:50]}-{secrets.token_hex(4)}"
     if not NAMESPACE.fullmatch(namespace):
         raise ValueError(

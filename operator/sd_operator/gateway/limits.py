@@ -12,7 +12,8 @@ CALLERS_MAX = 10_000
 class Limiter:
     """Allows each caller a number of calls per minute, in one burst or spread out.
 
-    It uses the generic cell rate algorithm, which keeps one time per caller. 0 means no limit.
+    It uses the generic cell rate algorithm, which keeps one time per caller. 0 calls per minute
+    mean that there is no limit.
     """
 
     def __init__(self, per_minute: int, clock: Callable[[], float]) -> None:
@@ -23,7 +24,7 @@ class Limiter:
         self._ends: dict[str, float] = {}
 
     def take(self, caller: str) -> float:
-        """Count a call. Return 0 if it is allowed, else the seconds until the next one is."""
+        """Count a call and return 0; if it exceeds the limit, return the seconds to wait."""
         now = self._clock()
         end = max(self._ends.pop(caller, now), now)
         wait = end + self._step - now - 60
@@ -38,7 +39,8 @@ def network(address: str) -> str:
     """Return the caller behind an address: the address itself, or its /64 network for IPv6.
 
     A customer usually has a whole /64, and could evade a limit on single IPv6 addresses. Some
-    proxies write IPv4 addresses as IPv6 ones, all of which are in the same /64.
+    proxies write IPv4 addresses as IPv6 (::ffff:1.2.3.4), which are all in the same /64: the IPv4
+    address is returned for these.
     """
     try:
         parsed = ipaddress.ip_address(address)

@@ -1,9 +1,9 @@
-"""Asks a source about a model before it is loaded, for the load form of the gallery.
+"""Asks a source about a model before the model is loaded, for the load form of the gallery.
 
 A look-up is anonymous: it sends no token, and does not call a link with a secret. The address guard
 checks each request; time and the length of an answer are limited. A look-up does not raise: if the
 source does not answer, the facts have a note. Bodies are read from the APIs of Civitai and the Hub
-only; other servers are asked for their headers.
+only; of other servers, only the headers are read.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Askable = HubRepo | HubFile | CivitaiModel | Link
 LOOKUPS_PER_MINUTE = 30
 """How many look-ups one key may cause in a minute."""
 LOOKUP_SECONDS = 5.0
-"""How long a visitor waits for a look-up."""
+"""Maximum time that a visitor waits for a look-up."""
 READ_AT_ONCE = 4
 """How many answers are read at the same time; this limits the memory for them."""
 ANSWER_MAX_BYTES = 2 * 2**20
@@ -93,12 +93,18 @@ class Lookups:
             await self._outgoing.close()
 
     def known(self, link: Pasted) -> Facts | None:
-        """Return kept facts, or what the url shows; ask nobody. None if it means no source."""
+        """Return cached facts, or what the url itself shows, without a request to the source.
+
+        None if the url does not mean a source that can be looked up.
+        """
         meaning = self._read(link)
         return None if meaning is None else self._cached(meaning) or self._unasked(meaning)
 
     async def find(self, link: Pasted, key: Key) -> Facts | None:
-        """Return what the source says. None if the link means no source that can be asked."""
+        """Return what the source says; if it is not asked or fails, what the url itself shows.
+
+        None if the url does not mean a source that can be looked up.
+        """
         meaning = self._read(link)
         if meaning is None:
             return None
@@ -228,7 +234,8 @@ async def _ask_server(outgoing: Outgoing, url: str) -> Facts:
 
 def _name(response: aiohttp.ClientResponse) -> str | None:
     """Return the file's name as the server states it."""
-    with warnings.catch_warnings(action="ignore"):  # A server must not write into the log.
+    # aiohttp warns about a malformed header, but a server must not write into the log.
+    with warnings.catch_warnings(action="ignore"):
         disposition = response.content_disposition
     return disposition.filename if disposition else None
 
@@ -245,7 +252,7 @@ def _size(response: aiohttp.ClientResponse) -> int | None:
 def _failure(error: Exception, host: str) -> str:
     """Return the note about a look-up that failed."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        # This is an AddressRefusedError if the guard refused the host's address.
+        # os_error is an AddressRefusedError if the guard refused the host's address.
         error = error.os_error
     match error:
         case AddressRefusedError():

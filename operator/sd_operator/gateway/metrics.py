@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sd_operator.base.metrics import Component, add_build_info, api_requests, serve
 
 OTHER = "other"
-"""The route label of calls that match no route: their paths are unbounded."""
+"""The route label of calls that match no route: they share it, because paths are unbounded."""
 
 
 class GatewayMetrics:
@@ -56,7 +56,7 @@ class Measured:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a call, and count it when its response starts or it raises."""
+        """Handle a call; count it when its response starts, or as a 500 if it fails before that."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -23,13 +23,14 @@ from sd_operator.gateway.webhooks import WebhookCheck
 ATTEMPTS = 5
 """How often a change is tried when other callers change the model at the same time."""
 SOURCE_FIELDS = ("sha256", "gitRevision", "baseModel", "predictionType", "originalConfig")
-"""Fields of the spec that are removed when the url changes: they describe its content."""
+"""Fields of the spec that are removed when the url changes: they describe the old url's content."""
 NAMING_FIELDS = frozenset({"url", "vae", "components", "originalConfig"})
 """Fields of the spec that name the hosts of a load."""
 HOST_FIELDS = ("credentialsSecretRef",)
 """Fields of the spec that are removed when the host of the url changes."""
 _BY_GATEWAY = {names.ANNOTATION_REQUESTED_BY: names.REQUESTED_BY_GATEWAY}
-"""Marks a model if a caller chose one of its sources: it may not use every default token."""
+"""Marks a model of which a gateway caller chose a source. Its loads get only the default tokens
+that the administrator allows for such models."""
 
 
 class Models:
@@ -42,7 +43,7 @@ class Models:
         self._feeds: dict[str, Feed] = {}
 
     async def close(self) -> None:
-        """Stop all watches and lookups."""
+        """Stop all watches, and the webhooks' DNS lookups that have not started."""
         self._webhook_check.close()
         for feed in self._feeds.values():
             await feed.close()
@@ -58,10 +59,10 @@ class Models:
     async def find(self, namespace: str, model_id: str) -> Json | None:
         """Return the model with this effective id, or None.
 
-        Several models can have the same id. A Ready one comes first, because it has the files, then
-        the oldest.
+        Several models can have the same id. A model with the name that the gateway would give comes
+        first, then a Ready model, because it has the files, then the oldest.
         """
-        # Only models that the gateway did not create can have another name.
+        # Only a model that the gateway did not create can have another name than this.
         try:
             body = await self._api.get(MODELS, namespace, resource_name(model_id))
         except NotFoundError:
@@ -84,11 +85,11 @@ class Models:
         await self._api.create(MODELS, namespace, body, dry_run=dry_run)
 
     async def apply(self, namespace: str, model_id: str, wanted: Mapping[str, Any]) -> Json:
-        """Create the model, or patch it with what differs from `wanted` (see `spec_patch`).
+        """Create the model, or patch the fields that differ from `wanted` (see `spec_patch`).
 
-        If nothing differs but the model is stalled, load it again. Raise RefusedError if the model
-        is being deleted, if a model with another id has its resource name, or if the webhook could
-        never be called.
+        If no field differs but the model is stalled, load it again. Raise RefusedError if the model
+        is being deleted, if a model with another id has its resource name, if its PVC is refused,
+        if the webhook could never be called, or if other callers keep changing the model.
         """
         await self._webhook_check.check(wanted.get("webhook"))
         for _ in range(ATTEMPTS):
@@ -98,8 +99,8 @@ class Models:
                     return await self._create(namespace, model_id, wanted)
                 return await self._change(namespace, body, wanted)
             except (AlreadyExistsError, ConflictError, NotFoundError) as error:
-                # Another caller changed the model in between: read it again and retry. Only a
-                # missing namespace makes a creation fail with NotFoundError.
+                # Another caller changed the model in between: read it again and retry. A creation
+                # that fails with NotFoundError is not retried: usually, the namespace is missing.
                 if isinstance(error, NotFoundError) and body is None:
                     raise
         text = f"Other callers keep changing model {model_id}; try again"
@@ -179,13 +180,13 @@ class Models:
         return sorted(events, key=lambda event: event.get("lastTimestamp") or "", reverse=True)
 
     async def watch(self, namespace: str) -> AsyncGenerator[Change, None]:
-        """Yield all models of a namespace, then every change, until the caller closes this.
+        """Yield all models of a namespace, then the changes, until the caller closes the generator.
 
-        All callers of a namespace share one watch on the API server.
+        All callers for a namespace share one watch on the API server.
         """
         feed = self._feeds.setdefault(namespace, Feed(self._api, namespace))
         try:
-            # Leaving an `async for` does not close its generator; that would keep the watch open.
+            # Leaving an `async for` does not close its generator, which would keep the watch open.
             async with contextlib.aclosing(feed.listen()) as changes:
                 async for change in changes:
                     yield change
@@ -197,8 +198,8 @@ class Models:
 def spec_patch(spec: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON merge patch that gives a spec the wanted fields; empty if it has them.
 
-    None removes a field. Fields that `wanted` does not have stay, but another url also removes the
-    fields that described the old one.
+    The value None removes a field. Fields that are not in `wanted` stay, except that a new url
+    removes SOURCE_FIELDS, and also HOST_FIELDS if its host differs from the old url's host.
     """
     url = wanted.get("url", spec.get("url"))
     if url != spec.get("url"):
@@ -215,7 +216,7 @@ def _refuse_if_deleting(body: Json) -> None:
 
 
 def _host(url: str | None) -> str | None:
-    """Return the host of a link; None for a Hub repo id."""
+    """Return the host of a link; None for a Hub repo id, and for a url that cannot be read."""
     with contextlib.suppress(ValueError):
         return urlsplit(url or "").hostname
     return None

@@ -7,16 +7,17 @@ import re
 import unicodedata
 
 ID_AS_NAME_MAX_LENGTH = 52
-"""The limit of CronJob names, which leaves room for a suffix of 11 in a label of 63."""
+"""Maximum length of a model id that is used as the resource's name. As for CronJob names, this
+leaves room for a suffix of 11 characters in a label value of 63."""
 SLUG_MAX_LENGTH = 40
 
 _READ_MAX_LENGTH = 400
-"""How many characters of a text a name is made from, which bounds the time for a hostile one."""
+"""How many characters of a text are read for a name, which bounds the time for a hostile text."""
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 
 def resource_name(model_id: str) -> str:
-    """Return the id itself if it is a short DNS label, else a slug of it with a digest."""
+    """Return the id itself if it is a short DNS label, else a slug of the id with a digest."""
     if len(model_id) <= ID_AS_NAME_MAX_LENGTH and _LABEL.fullmatch(model_id):
         return model_id
     slug = _slug(model_id)
@@ -25,7 +26,7 @@ def resource_name(model_id: str) -> str:
 
 
 def proposed_name(*texts: str) -> str:
-    """Return a name made of the first text with an ASCII letter or digit; empty if none has one.
+    """Return a slug of the first text with an ASCII letter or digit; empty if no text has one.
 
     Accents are dropped: Été becomes ete.
     """

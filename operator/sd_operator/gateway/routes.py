@@ -49,7 +49,7 @@ class Vendor:
 
     context: Context
     syncing: set[str] = field(default_factory=set)
-    """Namespaces with a sync in progress. Only one may run at a time: it calls foreign hosts."""
+    """Namespaces with a sync in progress. A namespace has at most one: a sync calls many hosts."""
 
     async def load_model(self, key: Key, call: vendor.LoadModel) -> Json:
         """Load a model; load it again if the request differs from the previous one."""
@@ -142,10 +142,10 @@ def router(context: Context) -> APIRouter:
 
 
 def others(endpoints: APIRouter) -> APIRouter:
-    """Return a route for all other requests under /api.
+    """Return a route that refuses all other requests under /api.
 
-    It takes requests for the vendor's other endpoints and APIs, and those for `endpoints` with a
-    method that they do not have.
+    These are requests for the vendor's other endpoints and APIs, and requests for `endpoints` with
+    a method that the endpoint does not have.
     """
     routes = APIRouter(prefix="/api")
 

@@ -10,9 +10,10 @@ from sd_operator.gateway.connections import Bounds, Connection
 from sd_operator.gateway.settings import GatewaySettings
 
 GRACE_SECONDS = 5
-"""How long open streams to browsers delay a shutdown; the browsers then reconnect."""
+"""Maximum time that open streams to browsers delay a shutdown. The browsers then reconnect."""
 BACKLOG = 256
-"""How many connections are accepted at once, before any of them is counted."""
+"""The listen backlog. asyncio accepts up to this many connections in a row before `Bounds` counts
+the first of them."""
 
 
 def server(app: FastAPI, settings: GatewaySettings, probes: Probes | None = None) -> uvicorn.Server:

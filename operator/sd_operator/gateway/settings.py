@@ -67,10 +67,10 @@ class GatewaySettings:
     """How many calls with a wrong key or an unreadable body one address may make in a minute. 0: no
     limit."""
     max_connections: int = 512
-    """How many connections may be open. One more replaces the one that has waited longest for its
-    client. At least 1."""
+    """How many connections may be open. If there is one more, the gateway closes the connection
+    that has waited longest for its client. At least 1."""
     max_connections_per_address: int = 128
-    """How many of them may come from one address, or one /64 network of IPv6. At least 1."""
+    """How many connections may come from one address, or one /64 network of IPv6. At least 1."""
     max_body_bytes: int = 65536
     """Size limit of a request's body, in bytes. At least 1024."""
     bind_address: str = "0.0.0.0"  # noqa: S104 - other hosts must reach it

@@ -3,8 +3,8 @@
 The source of a Hub repo has changed if its branch (spec.gitRevision, default main) is at another
 commit than the loaded one. A page of a model on Civitai has changed if the model has a newer
 version than the loaded one. The source of a link has changed if the server reports another digest
-or size. If none of this can be known, the source counts as unchanged: private repos and models (the
-gateway reads no Secrets), servers that report no digest and no size, trained models.
+or size. A source counts as unchanged if this cannot be found out: private repos and models (the
+gateway reads no Secrets), links to servers that report no digest and no size, and trained models.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CALL_SECONDS = 10.0
 TOTAL_SECONDS = 60.0
 CALLS_AT_ONCE = 16
 INFO_MAX_BYTES = 4 * 2**20
-"""The largest description of a repo or a model that is read. It lists the files."""
+"""Maximum size of the description of a repo or a model, which lists all files."""
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LOADED_VERSION = re.compile(r"(?:[0-9]+@)?([0-9]+)(?:\+[0-9]+)?")
@@ -64,7 +64,7 @@ class Newest:
 
 @dataclass(frozen=True)
 class File:
-    """What servers report about the file behind a link; None is unknown."""
+    """What servers report about the file behind a link; None if it is not known."""
 
     sha256: str | None = None
     size: int | None = None
@@ -78,7 +78,11 @@ State = str | Newest | File
 
 
 async def moved(bodies: Sequence[Json], settings: GatewaySettings) -> list[Json]:
-    """Return the models whose source has changed. Models with the same source share one request."""
+    """Return the loaded models whose source has changed; request each source only once.
+
+    A source without a response within the time limits counts as unchanged. Models that are being
+    loaded or deleted are left out.
+    """
     idle = [body for body in bodies if _is_idle(body)]
     sources = {source: None for body in idle if (source := _source(body, settings)) is not None}
     slots = asyncio.Semaphore(CALLS_AT_ONCE)
@@ -120,7 +124,7 @@ def _is_idle(body: Json) -> bool:
 
 
 def _source(body: Json, settings: GatewaySettings) -> Source | None:
-    """Return the source to check; None if it cannot change or be checked."""
+    """Return the source to check; None if it cannot change, or cannot be checked."""
     model = Model.from_body(body)
     if model.spec is None:
         return None

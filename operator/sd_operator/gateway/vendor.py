@@ -163,7 +163,8 @@ class LoadModelV2(Call):
     def spec(self) -> dict[str, Any]:
         """Return the requested spec.
 
-        A whole model's category decides its base model: SDXL, or any that the file shows.
+        For a whole model, the category also decides baseModel: stable_diffusion_xl means SDXL,
+        stable_diffusion means the family that the file shows.
         """
         whole = ModelType.HUGGINGFACE if self.model_format == "diffusers" else ModelType.CUSTOM_CKPT
         adapter = _CATEGORIES.get(self.model_category)
@@ -218,7 +219,7 @@ class SyncModels(Call):
 
 
 def in_callers_words(kind: type[Call], message: str) -> str:
-    """Return a message with the request's fields in place of those of the resource."""
+    """Return a message with the names of the request's fields in place of the resource's fields."""
     return message_in_api(message, kind.NAMES)
 
 
@@ -262,7 +263,7 @@ def loaded(bodies: Sequence[Json]) -> list[dict[str, str]]:
 
 
 def progress(body: Json) -> dict[str, object]:
-    """Return how far a model's load is: phase, percent and seconds left; None if not known."""
+    """Return a load's phase, percent and seconds left; the numbers are None if not known."""
     status = body.get("status") or {}
     phase = status.get("phase") or Phase.PENDING
     loading = phase not in (Phase.FAILED, Phase.DELETING)

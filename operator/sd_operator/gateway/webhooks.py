@@ -41,7 +41,8 @@ class WebhookCheck:
         self._guard = Guard(settings.allowed_hosts, resolver)
         self._has_proxy = settings.https_proxy is not None
         self._no_proxy = settings.no_proxy
-        # A lookup blocks its thread, even after the request has stopped waiting for it.
+        # A DNS lookup blocks its thread, even after the request has stopped waiting for it, so
+        # lookups have their own threads.
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="webhook-dns")
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
-"""A whole cluster in one process: a small API server, controllers, a node, and the operator.
+"""A small cluster on one machine: an API server, controllers, a node, and the operator.
 
-The objects of the API stay between runs. Slow imports happen only when it runs.
+The operator and the gateway run in separate processes. The objects of the API stay between runs,
+except with --ephemeral. Slow imports are inside `run`, so other commands do not wait for them.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run until a signal comes; return the exit code."""
+    """Run standalone until a signal comes; return the exit code."""
     from sd_operator.standalone.main import main
 
     return main(args)

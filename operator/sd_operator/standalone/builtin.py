@@ -130,7 +130,7 @@ def _default_pod(spec: Json) -> None:
 
 
 def grace_period(resource: resources.Resource, item: Json, options: Json) -> int:
-    """Return the grace period of a deletion in seconds: 0 unless the object is a running Pod."""
+    """Return a deletion's grace period in seconds: 0, except for Pods that a node may still run."""
     if resource is not resources.PODS or not item["spec"].get("nodeName"):
         return 0
     if item.get("status", {}).get("phase") in ENDED:

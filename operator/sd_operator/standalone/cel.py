@@ -16,8 +16,8 @@ _DECIDES = {"conditionalor": True, "conditionaland": False}
 class _Evaluator(Evaluator):
     """Skips the right side of `||` and `&&` if the left side decides.
 
-    celpy evaluates both sides. The result is the same, but a rule with many alternatives takes two
-    to three times as long.
+    celpy evaluates both sides. The result is the same, but in celpy a rule with many alternatives
+    takes two to three times as long.
     """
 
     def visit_children(self, tree: Tree[Any]) -> list[Result]:
@@ -36,7 +36,10 @@ class _Runner(InterpretedRunner):
 
 @cache
 def environment() -> Environment:
-    """Return the environment that all programs share. Making it raises Python's recursion limit."""
+    """Return the environment that all programs share.
+
+    Its creation raises the recursion limit of Python.
+    """
     return Environment(runner_class=_Runner)
 
 

@@ -24,7 +24,7 @@ def for_models(namespace: str, name: str) -> Json:
 
 
 def bound_status(claim: Json) -> Json | None:
-    """Return the status of a PVC to bind; None if it is bound, or cannot be."""
+    """Return the status that binds a PVC; None if it is bound already or names a volume."""
     spec = claim["spec"]
     if claim.get("status", {}).get("phase") == "Bound" or spec.get("volumeName"):
         return None
@@ -36,7 +36,7 @@ def bound_status(claim: Json) -> Json | None:
 
 
 def obstacle(name: str, claim: Json | None) -> str:
-    """Return why a Pod with this PVC gets no node, as the scheduler words it; else empty."""
+    """Return why no Pod with this PVC can be scheduled, in the scheduler's words; else empty."""
     if claim is None:
         return f'persistentvolumeclaim "{name}" not found.'
     if claim["spec"].get("volumeName") and claim.get("status", {}).get("phase") != "Bound":

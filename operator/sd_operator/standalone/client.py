@@ -109,7 +109,7 @@ def _error(code: int, text: str) -> ApiError:
 
 
 async def ignore_gone(request: Awaitable[Json]) -> None:
-    """Await a request; ignore that its object is gone or was replaced."""
+    """Await a request; ignore that the object is gone, has changed, or exists already."""
     try:
         await request
     except ApiError as error:
@@ -119,7 +119,11 @@ async def ignore_gone(request: Awaitable[Json]) -> None:
 
 
 class Cache:
-    """The current objects of one resource, by uid. It reports every change to `changed`."""
+    """The current objects of one resource, by uid.
+
+    It calls `changed` with every object that is added, changed or deleted, and after each list with
+    all objects.
+    """
 
     def __init__(self, client: Client, path: str, changed: Callable[[Json], None]) -> None:
         self.path = path

@@ -35,7 +35,10 @@ class Container:
         return code
 
     def end_lost(self, status: Json) -> None:
-        """Take the state from a Pod's status that an earlier run wrote; nothing runs any more."""
+        """Take the state from the Pod's status, which an earlier run of standalone wrote.
+
+        A container that was running then has ended with the exit code LOST.
+        """
         entries = (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ()))
         self.state = next((e["state"] for e in entries if e["name"] == self.name), self.state)
         if "running" in self.state:

@@ -128,7 +128,7 @@ class Controllers:
         return plan.again
 
     async def _find_pod(self, job: Json, uid: str) -> None:
-        """Raise LookupError if a Pod that the cache lacks does not exist on the server either."""
+        """Raise LookupError if the Pod with this uid does not exist on the server."""
         namespace = job["metadata"]["namespace"]
         listing = await self._client.request("GET", f"/api/v1/namespaces/{namespace}/pods")
         if uid not in {item["metadata"]["uid"] for item in listing["items"]}:
@@ -143,7 +143,7 @@ class Controllers:
     # Garbage collection
 
     async def _collect(self, uid: str) -> float | None:
-        """Delete an object whose owners are gone; pass its own deletion on to its dependents."""
+        """Delete an object whose owners are gone; if it is being deleted, handle its dependents."""
         item = next((i for i in self._objects() if i["metadata"]["uid"] == uid), None)
         if item is None:
             for dependent in self._dependents(uid):

@@ -68,7 +68,7 @@ class Database:
 
     def _prepare(self) -> None:
         try:
-            # In this order: with an exclusive lock, the log needs no memory that processes share.
+            # The order matters: WAL needs no shared memory if the lock is already exclusive.
             self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")

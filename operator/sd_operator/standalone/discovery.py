@@ -28,7 +28,7 @@ kubectl takes schemas from OpenAPI v3. It reads v2 only before it applies a file
 leaves the validation of kinds that v2 lacks to the server.
 """
 _OPENAPI_V2_PROTOBUF = b"\n\x032.0"
-"""The same in protobuf: field 1 is the version."""
+"""The same document in protobuf: field 1 is the version."""
 _PROTOBUF = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
 _VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
 _SUB_VERBS = {"log": ["get"], "binding": ["create"], "finalize": ["update"]}
@@ -44,7 +44,7 @@ def _paths(resources: Iterable[Resource]) -> dict[str, list[Resource]]:
 
 
 def document(path: str, resources: Iterable[Resource]) -> Json:
-    """Return the discovery document at a path; raise 404 if the path has none."""
+    """Return the discovery document at a path; raise 404 if there is no document."""
     groups = _paths(resources)
     if path == "version":
         return VERSION

@@ -1,4 +1,4 @@
-"""The API server's errors, which become Kubernetes Status bodies, and that of the command."""
+"""The API server's errors, which become Kubernetes Status bodies, and the command's error."""
 
 from __future__ import annotations
 
@@ -96,7 +96,10 @@ def page_not_found() -> ApiError:
 
 
 def about(code: int, reason: str, resource: tuple[str, str], name: str, text: str) -> ApiError:
-    """Return an error about one object; `resource` is (plural, group)."""
+    """Return an error about one object.
+
+    resource: plural and group. text: the message, in which {what} stands for the object.
+    """
     plural, group = resource
     details = {"name": name, "group": group, "kind": plural}
     details = {key: value for key, value in details.items() if value}

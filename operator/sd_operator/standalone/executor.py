@@ -20,7 +20,7 @@ from sd_api.loader_env import LoaderEnv
 from sd_operator.standalone.errors import Json
 
 LOADER = (sys.executable, "-I", "-m", "sd_loader")
-"""Isolated: neither variables nor the folder nor the home of a container add code to Python."""
+"""With -I, Python takes no code from a container's variables, working folder or home folder."""
 REQUESTS: dict[str, type[Request]] = {
     "fetch": LoadRequest,
     "convert": LoadRequest,
@@ -56,7 +56,7 @@ class Mounts:
         return text
 
     def locate(self, path: str) -> str:
-        """Translate a container's path to a path on its volumes or below its own root."""
+        """Translate a container's path to a path on its volumes, or else below `root`."""
         text = self.translate(path)
         target = Path(os.path.normpath(text))
         if any(target.is_relative_to(folder) for folder in self.paths.values()):
@@ -65,7 +65,11 @@ class Mounts:
 
 
 def loader_arguments(container: Json, mounts: Mounts) -> list[str]:
-    """Return the loader's arguments; raise RefusedError if the container runs anything else."""
+    """Return the loader's arguments, with the path of the store on this machine.
+
+    Raise RefusedError if the container runs anything else, if its request is not valid, or if its
+    store is not a PVC.
+    """
     match [*container.get("command", ()), *container.get("args", ())]:
         case ["sd-loader", command, "--request", request, "--store", store] if command in REQUESTS:
             pass
@@ -97,10 +101,11 @@ def _claim(store: str, mounts: Mounts) -> str:
 
 
 def environment(container: Json, pod: Json, mounts: Mounts) -> dict[str, str]:
-    """Return the container's variables with paths translated; raise RefusedError.
+    """Return the container's variables with paths translated to this machine.
 
     The container inherits nothing from this process. It always gets PATH. It may set only the
     variables of a loader Job, because others, such as PYTHONPATH, can name code of this machine.
+    Raise RefusedError for any other variable, and for a value that standalone does not support.
     """
     result = {"PATH": os.defpath}
     fields = {
@@ -134,7 +139,10 @@ def environment(container: Json, pod: Json, mounts: Mounts) -> dict[str, str]:
 
 
 class Process:
-    """A running container. It has its own process group, which ends when this process ends."""
+    """A running container: a process with its own process group.
+
+    On Linux, the kernel kills the process, but not others of its group, when standalone ends.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -165,7 +173,10 @@ class Process:
         return 128 - code if code < 0 else code
 
     async def stop(self, grace: float) -> None:
-        """Send SIGTERM to the process group, and SIGKILL after the grace period in seconds."""
+        """Send SIGTERM to the process group, and SIGKILL once its first process has ended.
+
+        The group gets SIGKILL at the latest `grace` seconds after SIGTERM.
+        """
         if self._process.returncode is None:
             self._signal(signal.SIGTERM)
             with suppress(TimeoutError):

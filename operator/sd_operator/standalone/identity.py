@@ -12,8 +12,8 @@ from sd_operator.standalone.database import Database
 from sd_operator.standalone.errors import StandaloneError
 
 RENEWED = timedelta(days=30)
-"""How long before their expiry certificates are renewed. Copies of the kubeconfig are invalid
-then."""
+"""Certificates are renewed this long before they expire. Copies of the kubeconfig are then invalid,
+because the CA is new, too."""
 
 
 def token(database: Database) -> str:
@@ -22,7 +22,7 @@ def token(database: Database) -> str:
 
 
 def certificates(database: Database) -> tuple[bytes, pki.Certificate]:
-    """Return the certificate of the CA, and that of the API server."""
+    """Return the CA's and the server's certificates; make new ones if none is valid for RENEWED."""
     kept = json.loads(database.setting("certificates") or "{}")
     if kept:
         ca, cert, key = (kept[name].encode() for name in ("ca", "cert", "key"))
@@ -37,9 +37,9 @@ def certificates(database: Database) -> tuple[bytes, pki.Certificate]:
 
 
 def listen(database: Database, option: str, wanted: int) -> socket.socket:
-    """Return a socket on loopback: on the wanted port, else on that of the last run, else on any.
+    """Return a socket on loopback: on the wanted port, else on the last run's port, else on any.
 
-    `option` is the name of the option that sets the port; the port is kept under it.
+    option: the name of the option that sets the port. The port is kept under this name.
     """
     port = wanted or int(database.setting(option) or 0)
     listener = socket.socket()

@@ -10,7 +10,7 @@ from sd_operator.standalone.errors import Json
 
 MAX_BACKOFF_SECONDS = 600.0
 _BEFORE = {"Complete": "SuccessCriteriaMet", "Failed": "FailureTarget"}
-"""The condition that a Job gets before its final one."""
+"""The condition that a Job gets before each final condition."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Plan:
     expired: bool = False
     """Whether to delete the Job, because its ttlSecondsAfterFinished is over."""
     again: float | None = None
-    """Seconds until the next plan is due even if nothing changes; None if there is none."""
+    """Seconds until a new plan is due even without a change; None if only a change needs one."""
     events: list[tuple[str, str]] = field(default_factory=list)
     """The Events to record: reasons and messages."""
 
@@ -225,7 +225,10 @@ def _go_on(
 
 
 def _backoff(counted: Sequence[Json], now: datetime, base: float) -> float:
-    """Return the seconds until the next attempt. The delay doubles with each failure."""
+    """Return the seconds until the next attempt, 0 or less if it is due.
+
+    The delay doubles with each failure, up to MAX_BACKOFF_SECONDS.
+    """
     ends = [parse(s["finishedAt"]) for pod in counted for _, s in terminations(pod)]
     if not ends:
         return 0.0

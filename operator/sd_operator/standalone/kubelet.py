@@ -56,7 +56,8 @@ class Kubelet:
                 logs.remove(self._machine.logs, uid)
         if run is None:
             foreign = pod["spec"].get("nodeName") not in (None, NODE)
-            # An old event of the watch can arrive after the Pod's last status was written.
+            # An old event of the watch can arrive after the Pod's last status was written. It must
+            # not run the Pod again.
             ended = uid in self._ended or phase(pod) in ENDED
             if gone or foreign or (ended and not deleted):
                 return

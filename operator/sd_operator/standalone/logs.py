@@ -1,4 +1,4 @@
-"""Serves container logs, which the node writes as files."""
+"""Names, serves and removes container logs, which the node writes as files."""
 
 from __future__ import annotations
 
@@ -58,7 +58,10 @@ def _state(pod: Json, container: str) -> Json:
 async def serve(
     request: web.Request, folder: Path, find: Callable[[], Json | None], container: str
 ) -> web.StreamResponse:
-    """Answer with a container's log. `tailLines` limits it; `follow` streams it until the end."""
+    """Answer with a container's log; tailLines and limitBytes shorten it.
+
+    If the client asks to follow, also send what the container writes later, until it ends.
+    """
     pod = find() or {"metadata": {"name": "", "uid": ""}}
     name, path = pod["metadata"]["name"], log_path(folder, pod["metadata"]["uid"], container)
     if not _state(pod, container).keys() & {"running", "terminated"}:

@@ -30,7 +30,7 @@ from sd_operator.standalone.storage import Storage
 
 
 async def run(options: Options, state: State) -> None:
-    """Run until a signal comes or a part fails."""
+    """Run until a signal comes or one of the parts ends; raise the error of a part that fails."""
     _check_kubeconfig(options.kubeconfig)
     if options.with_gateway and not importlib.util.find_spec("uvicorn"):
         raise StandaloneError(
@@ -117,7 +117,7 @@ def _greet(options: Options, state: State, server: str) -> None:
 
 
 async def _list_unowned(machine: Machine, api: ApiServer) -> None:
-    """Print the published models that no resource names."""
+    """Print the published models whose resource does not exist."""
 
     def scan() -> list[published.Published]:
         folders = machine.claim_folders()
@@ -131,7 +131,7 @@ async def _list_unowned(machine: Machine, api: ApiServer) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run `sd-operator standalone`."""
+    """Run `sd-operator standalone`; return the exit code."""
     try:
         with _open_state(args) as state:
             asyncio.run(run(_options(args, state), state))

@@ -63,9 +63,9 @@ def check_type(resource: Resource, body: Value) -> Json:
 
 
 def prune_metadata(meta: Json) -> list[str]:
-    """Drop unknown fields and those that this server does not store.
+    """Drop unknown fields, managedFields, and empty labels, annotations, finalizers and owners.
 
-    Return the paths of the unknown fields.
+    Return the paths of the unknown fields; raise 400 for a value of the wrong type.
     """
     unknown = prune(_SCHEMA, meta, "metadata")
     for cause in validate(_SCHEMA, meta, "metadata"):

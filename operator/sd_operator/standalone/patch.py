@@ -19,7 +19,10 @@ MERGE_KEYS = {
     "volumeMounts": "mountPath",
     "volumes": "name",
 }
-"""Lists that strategic merge patches merge by a key of their items; others are replaced."""
+"""Lists that strategic merge patches merge by this key of their items.
+
+Finalizers are added to the present ones; all other lists are replaced.
+"""
 
 
 def json_patch(target: Json, operations: Value) -> Json:
@@ -35,7 +38,7 @@ def json_patch(target: Json, operations: Value) -> Json:
 
 
 def merge_patch(target: Value, patch: Value) -> Value:
-    """Apply a JSON merge patch (RFC 7386)."""
+    """Apply a JSON merge patch (RFC 7396)."""
     if not isinstance(patch, dict):
         return patch
     result = dict(target) if isinstance(target, dict) else {}
@@ -99,7 +102,7 @@ def _plain(value: Value) -> Value:
 
 
 def apply(target: Json, applied: Json, before: Json | None) -> Json:
-    """Apply one manager's manifest; remove the fields that only its previous manifest had."""
+    """Apply one manager's manifest; remove the fields that were only in its manifest `before`."""
     result = strategic_merge_patch(target, applied)
     return _remove_missing(result, applied, before) if before is not None else result
 

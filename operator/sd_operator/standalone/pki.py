@@ -32,7 +32,7 @@ class Certificate:
         return x509.load_pem_x509_certificate(self.cert).not_valid_after_utc
 
     def server_context(self, folder: Path) -> ssl.SSLContext:
-        """Return a TLS context with this certificate; its files are written to a private folder."""
+        """Return a TLS context with this certificate; write certificate and key to `folder`."""
         cert, key = folder / "tls.crt", folder / "tls.key"
         write_private(cert, self.cert)
         write_private(key, self.key)

@@ -92,12 +92,13 @@ class PodRun:
         self._started = ""
         self._reported_phase = ""
         self._once: set[str] = set()
-        """Texts of statuses and reasons of Events that were already written."""
+        """Texts of statuses and reasons of Events that must not be written again."""
 
     async def run(self) -> None:
         """Run the Pod to its end.
 
-        If the Pod is deleted, stop it, and remove it from the API and its log from this machine.
+        If the Pod is deleted, stop it, remove it from the API server, and remove its logs from this
+        machine.
         """
         if not self.deleted.is_set():
             await self._live_until_deleted()
@@ -151,7 +152,7 @@ class PodRun:
             await self._report()
 
     async def _fail_lost(self) -> None:
-        """Report that the node restarted while the Pod ran, so that its Job starts another one."""
+        """Report that the node restarted while the Pod ran, so that the Job starts another Pod."""
         status = self._pod.get("status", {})
         for container in (*self._inits, *self._containers):
             container.end_lost(status)
@@ -219,7 +220,7 @@ class PodRun:
             self._volumes[volume["name"]] = folder
 
     async def _claim_folder(self, volume: str, claim: str) -> Path:
-        """Return the folder of a PVC; wait while something else is in its place."""
+        """Return the folder of a PVC; wait while the folder cannot be created."""
         while True:
             try:
                 return self._machine.claim_folder(self._meta["namespace"], claim)
@@ -291,7 +292,8 @@ class PodRun:
     def _message(self, container: Container, code: int) -> str:
         """Return the termination message.
 
-        If a failed container wrote none, its policy may ask for the end of its log instead.
+        If a failed container wrote no message, terminationMessagePolicy may ask for the end of its
+        log instead.
         """
         text = self._message_path(container).read_bytes()[:MESSAGE_BYTES]
         fallback = container.spec.get("terminationMessagePolicy") == "FallbackToLogsOnError"
@@ -345,7 +347,7 @@ class PodRun:
     async def _request(
         self, method: str, path: str, body: Json | None = None, kind: str = JSON
     ) -> Json:
-        """Send a request, and repeat it while the API server is unavailable."""
+        """Send a request, and repeat it while the API server is unavailable or overloaded."""
         while True:
             try:
                 return await self._client.request(method, path, body, kind)

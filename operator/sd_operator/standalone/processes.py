@@ -62,7 +62,7 @@ async def serve_gateway(options: Options, state: State) -> None:
     key, line = made.split()
     keys_file = state.folder / "gateway-keys"
     pki.write_private(keys_file, f"{line}\n".encode())
-    # The gateway opens the port itself, and again when it restarts.
+    # This only finds a port and remembers it: the gateway opens the port each time it starts.
     with identity.listen(state.database, "--gateway-port", options.gateway_port) as listener:
         port = listener.getsockname()[1]
     settings = gateway_settings(options, port, keys_file, os.environ)
@@ -90,7 +90,7 @@ def gateway_settings(
         "SD_GATEWAY_STORE": str(options.store.resolve()),
         "SD_GATEWAY_ALLOWED_HOSTS": options.allowed_hosts,
         "SD_GATEWAY_HF_ENDPOINT": options.hub_endpoint,
-        # The form asks the same Civitai as the loads.
+        # By default, the load form asks the same Civitai endpoint as the loads.
         civitai: env.get(civitai) or env.get(tokens.CIVITAI_ENDPOINT_VARIABLE, ""),
     }
 

@@ -94,7 +94,7 @@ _KINDS: dict[str, dict[int, _Field]] = {
 
 
 def decode(body: bytes) -> Json:
-    """Return the object in a protobuf request body; raise 400 for other kinds."""
+    """Return the object in a protobuf request body; raise 400 for another kind or invalid data."""
     try:
         envelope = dict(_parts(body.removeprefix(_MAGIC)))
         kind = dict(_parts(envelope[1]))

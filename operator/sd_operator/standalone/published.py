@@ -1,7 +1,8 @@
-"""Finds the published models that no resource names, and says how a resource adopts each.
+"""Finds the published models whose resource does not exist, and how a new resource adopts each.
 
-They are left when a resource was deleted with the policy Retain, or when the objects of an earlier
-run are gone. Others may write to a store, so what is read here is checked, and only names are used.
+Such models are left if a resource was deleted with the policy Retain, or if the objects of an
+earlier run are gone. Other programs may write to a store, so its content is checked here, and only
+names are used.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sd_operator.standalone.errors import Json
 from sd_operator.standalone.metadata import is_subdomain
 
 SHOWN = 10
-"""How many models the message has commands for."""
+"""Maximum number of models in the message."""
 _VERSION = re.compile(rf"{re.escape(names.STORE_DIR)}/([A-Za-z0-9-]{{1,64}})/[0-9a-f]{{16}}")
 _RECORD_LIMIT = 1 << 20
 
@@ -58,7 +59,7 @@ class Published:
 
 
 def on_claim(claim: Key, folder: Path) -> Iterator[Published]:
-    """Yield the models that a resource in the namespace of a PVC can own, from the PVC's folder."""
+    """Yield the models in a PVC's folder whose recorded owner is in the namespace of the PVC."""
     namespace, claim_name = claim
     if not is_subdomain(claim_name):
         return
@@ -73,7 +74,7 @@ def on_claim(claim: Key, folder: Path) -> Iterator[Published]:
 
 
 def _owner(folder: Path, model_id: str) -> Owner | None:
-    """Return the owner of a published model; None if it has none, or its record is not valid."""
+    """Return the recorded owner of a published model; None if the record is missing or invalid."""
     try:
         version = _VERSION.fullmatch(str((folder / model_id).readlink()))
         if version is None or re.fullmatch(names.MODEL_ID_PATTERN, model_id) is None:
@@ -89,9 +90,9 @@ def _owner(folder: Path, model_id: str) -> Owner | None:
 
 
 def message(models: Collection[Published], owners: Collection[Key], claims: Collection[Key]) -> str:
-    """Return a text about the models that none of these resources owns; empty if there are none.
+    """Return a text about the models whose owner does not exist; empty if there are no such models.
 
-    claims: the PVCs that exist.
+    owners: the resources that exist. claims: the PVCs that exist.
     """
     lost = sorted(model for model in models if (model.namespace, model.name) not in owners)
     if not lost:

@@ -45,7 +45,7 @@ BLOCKING = {
     "FieldValueNotSupported",
     "FieldValueTypeInvalid",
 }
-"""Reasons of causes with which a real server skips the CEL rules."""
+"""A real server does not check the CEL rules if a cause has one of these reasons."""
 
 
 @dataclass
@@ -227,7 +227,7 @@ class Registry:
             raise error
 
     def _decode(self, resource: Resource, body: Value, strictness: str) -> tuple[Json, list[str]]:
-        """Return the body without unknown fields, and the warnings about them."""
+        """Return the body with defaults and without unknown fields, and warnings about these."""
         item = metadata.check_type(resource, body)
         handled = f'{resource.kind} in version "{resource.version}" cannot be handled as a'
         handled += f" {resource.kind}: "
@@ -277,7 +277,7 @@ class Registry:
 
 
 def _as_defined(resource: Resource, item: Json) -> Json:
-    """Return a stored object that fits its present definition: its defaults, no unknown fields."""
+    """Return a stored object with the defaults and the known fields of its current definition."""
     item = copy.deepcopy(item)
     meta = item.pop("metadata")
     prune(resource.schema, item)
@@ -290,7 +290,7 @@ def _content(item: Json) -> Json:
 
 
 def _only(resource: Resource, subresource: str, old: Json, new: Json) -> Json:
-    """Return the old object with the part that a subresource may change from the new one."""
+    """Return the old object with the new value of the part that the subresource may change."""
     part = "status" if subresource == "status" else "spec"
     item = {key: value for key, value in old.items() if key != part}
     item |= {part: new[part]} if part in new else {}

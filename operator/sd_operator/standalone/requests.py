@@ -81,7 +81,7 @@ async def delete_options(request: web.Request) -> Json:
 
 
 def whole(request: web.Request, name: str) -> int:
-    """Return an integer of the query; 0 if it is absent."""
+    """Return an integer of the query; 0 if it is absent; raise 400 if it is not an integer."""
     text = request.query.get(name) or "0"
     if not (text.isascii() and text.isdecimal()):
         raise bad_request(f'{name}: strconv.ParseInt: parsing "{text}": invalid syntax')
@@ -137,7 +137,7 @@ def table(
     meta: Json,
     with_columns: bool = True,
 ) -> Json:
-    """Return objects as a table whose rows have the part of the object that the client wants."""
+    """Return objects as a table whose rows have the part of the object that the query names."""
     include = request.query.get("includeObject", "")
     if include not in tables.INCLUDED:
         raise bad_request(

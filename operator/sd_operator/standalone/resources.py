@@ -27,7 +27,7 @@ class Resource:
     categories: tuple[str, ...] = ()
     subresources: tuple[str, ...] = ()
     model: str | None = None
-    """The client library's class for a built-in kind, which has its schema."""
+    """The client library's class for a built-in kind, from which the schema is made."""
     definition: Json = field(default_factory=dict, compare=False, hash=False)
     """The entry of spec.versions in the CRD; empty for a built-in kind."""
 

@@ -12,9 +12,10 @@ _FILE_NAME = re.compile(r"(?!\.\.|\.$)[A-Za-z0-9._-]+")
 
 
 def secrets_of(volume: Json) -> list[Json]:
-    """Return a volume's Secrets, each in the form of the field `secret`, or raise RefusedError.
+    """Return a volume's Secrets, each in the form of the field `secret`.
 
-    A projected volume shows several in one folder.
+    A projected volume shows several Secrets in one folder. Raise RefusedError if it also projects
+    other kinds.
     """
     if secret := volume.get("secret"):
         return [{"secretName": "", **secret}]
@@ -29,9 +30,10 @@ def secrets_of(volume: Json) -> list[Json]:
 
 
 def secret_files(volume: Json, secret: Json) -> dict[str, bytes]:
-    """Return the files by name: the keys that `items` lists, or all keys; raise RefusedError.
+    """Return the content of each file: the keys that `items` lists, or all keys.
 
-    The kubelet waits for a listed key that is missing and not optional; here it is left out.
+    Raise RefusedError for a path that is not a file name. The kubelet waits for a listed key that
+    is missing and not optional; here the key is left out.
     """
     data = secret.get("data", {})
     listed = {item["key"]: item["path"] for item in volume.get("items", ())}

@@ -1,7 +1,7 @@
 """The folder with a store's state: database, kubeconfig, logs, and the files of the running Pods.
 
-It is in the user's home, not in the store: a store may be on a network, where SQLite's locks do not
-hold, and others may read it, while the state has Secrets.
+The folder is never in the store: a store may be on a network, where SQLite's locks do not hold, and
+other users may read the store, but must not read the Secrets in the state.
 """
 
 from __future__ import annotations
@@ -22,19 +22,23 @@ from sd_operator.standalone.errors import StandaloneError
 
 @dataclass(frozen=True)
 class State:
-    """The state of one store, of which this process is the only user."""
+    """The state of one store. No other process uses it at the same time."""
 
     folder: Path
     """Private to the user."""
     database: Database
     is_ephemeral: bool
-    """Whether all of it is gone when this process ends."""
+    """Whether the whole state is gone when this process ends."""
 
     @classmethod
     @contextmanager
     def open(cls, folder: Path, store: Path) -> Iterator[State]:
-        """Open the state in a folder, and create it if it is missing; raise StandaloneError."""
-        # Containers get paths in this folder, and each runs in a working folder of its own.
+        """Open the state in a folder, and create it if it is missing.
+
+        Raise StandaloneError if the folder is in the store, is not private, or cannot be used.
+        """
+        # Containers get paths in this folder, but each runs in its own working folder, so the path
+        # must be absolute.
         folder = folder.absolute()
         if folder.resolve().is_relative_to(store.resolve()):
             raise StandaloneError(

@@ -12,11 +12,11 @@ from sd_operator.standalone.database import Database, Key, ResourceId
 from sd_operator.standalone.errors import Json, expired
 
 TRANSIENT = {("events", "")}
-"""The resources that are not written to the database: a run's Events end with it."""
+"""The resources that are not written to the database, so their objects end with the run."""
 RESERVED = 1000
 """How many revisions are reserved with one write to the database."""
 HISTORY = 4096
-"""How many changes of each resource are kept. A watch that falls further behind must list again."""
+"""How many changes of each resource are kept. A watch that has missed more must list again."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Storage:
     def copy(self) -> Storage:
         """Return a storage with the same objects for dry runs.
 
-        Writes to it get no revision and are kept nowhere else.
+        Writes to the copy get no revision, and do not change this storage or the database.
         """
         storage = Storage()
         storage.revision, storage._dry_run = self.revision, True

@@ -19,6 +19,10 @@ _STEPS = (
     (172_800, 3600, "h", 0, ""),
     (691_200, 86_400, "d", 3600, "h"),
 )
+"""Rows of limit, unit, its name, unit of the rest, its name; all numbers are seconds.
+
+The first row whose limit is above the duration counts. A rest whose unit is 0 is not shown.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Column:
 
 
 def human_duration(seconds: int) -> str:
-    """Format seconds as kubectl does: exact for short durations, rounded for long ones."""
+    """Format seconds as kubectl does: exact for short durations, rounded down for long ones."""
     for limit, unit, name, rest_unit, rest_name in _STEPS:
         if seconds < limit:
             rest = seconds % unit // rest_unit if rest_unit else 0

@@ -1,4 +1,4 @@
-"""The tokens of the person who starts standalone, as Secrets that the loads of their models use."""
+"""The tokens of the person who starts standalone, as Secrets that the loads of models use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Token:
 
     host: str
     secret: str
-    """The name of its Secret."""
+    """The name of the Secret with this token."""
     token: str = field(repr=False)
 
 
@@ -56,7 +56,11 @@ def secret_of(token: Token) -> Json:
 
 
 def setting_of(tokens: tuple[Token, ...]) -> str:
-    """Return the operator's setting. Models, gateway and tokens all belong to the same person."""
+    """Return the operator's setting DEFAULT_CREDENTIALS for these tokens.
+
+    Models, gateway and tokens all belong to the same person, so private repos may be opened and
+    models of the gateway may use the tokens.
+    """
     return format_default_credentials(
         {
             token.host: DefaultSecret(token.secret, for_private=True, for_gateway=True)

@@ -88,7 +88,7 @@ class Watch:
             waiting.cancel()
 
     def _visible(self, change: Change) -> Json | None:
-        """Return the event for a change, or None.
+        """Return the event for a change; None if the client does not see the object.
 
         If the object no longer matches the client's selectors, the event is DELETED.
         """

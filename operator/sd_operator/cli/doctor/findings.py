@@ -24,7 +24,8 @@ RIGHTS = (
     ("watch", "persistentvolumeclaims"),
     ("create", "events"),
 )
-"""Permissions, as verb and resource, that the operator needs in every namespace it serves."""
+"""Permissions that `doctor` checks, as verb and resource. The operator needs them in every
+namespace that it serves."""
 
 
 class Level(StrEnum):
@@ -50,12 +51,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class NamespaceView:
-    """The state of one namespace with models. A field is None if it could not be read."""
+    """The state of one namespace that is checked. A field is None if it could not be read."""
 
     name: str
     models: Sequence[Json]
     claims: Mapping[str, Json | None] | None = None
-    """The PVCs that the models use, by name; the value is None if the PVC does not exist."""
+    """The PVCs that the models use, by name; the value is None if the PVC does not exist.
+
+    If the namespace has no models, this is only the default PVC.
+    """
     keys: Mapping[tuple[str, str], set[str] | None] | None = None
     """The keys of each Secret, by kind and name; the value is None if the Secret does not exist."""
     denied: Sequence[str] | None = None
@@ -65,7 +69,7 @@ class NamespaceView:
     warnings: Mapping[str, WarningEvent] = field(default_factory=dict)
     """The newest Warning about the binding of each PVC that has no volume, by the PVC's name."""
     is_listed: bool = False
-    """Whether an operator is set to serve the namespace by its name."""
+    """Whether an operator's settings list the namespace."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class ClusterView:
 
 
 def environment(operators: Sequence[Json]) -> dict[str, str]:
-    """Return the literal environment variables of the operator's containers."""
+    """Return the environment variables of the Pods' containers; empty values for valueFrom."""
     return {
         entry["name"]: entry.get("value", "")
         for pod in operators

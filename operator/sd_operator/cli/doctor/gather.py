@@ -35,7 +35,8 @@ OPERATORS = f"{names.LABEL_NAME}={names.FIELD_MANAGER},{names.LABEL_COMPONENT} n
 def view_cluster(kubectl: Kubectl, namespaces: Sequence[str]) -> ClusterView:
     """Read the state that `doctor` checks.
 
-    By default, view all namespaces that have models or that an operator is set to serve.
+    If `namespaces` is empty, read all namespaces that have models or that an operator is set to
+    serve.
     """
     crd = _readable(lambda: _existing(kubectl, "customresourcedefinition", CRD))
     operators = _readable(lambda: kubectl.list("pods", everywhere=True, labels=OPERATORS))
@@ -45,7 +46,7 @@ def view_cluster(kubectl: Kubectl, namespaces: Sequence[str]) -> ClusterView:
         name: _readable(partial(_existing, kubectl, "namespace", name))
         for name in listed_namespaces(operators or [])
     }
-    # Nothing can be read of a namespace that does not exist.
+    # Leave out namespaces that do not exist: there is nothing to read in them.
     served = [name for name, body in listed.items() if body != {}]
     by_namespace: dict[str, list[Json]] = {name: [] for name in namespaces or served}
     for model in models:
@@ -145,7 +146,7 @@ def _existing(kubectl: Kubectl, kind: str, name: str) -> Json:
 
 
 def _readable(read: Callable[[], T]) -> T | None:
-    """Return what `read` returns, or None if the user may not read it or the server lacks it."""
+    """Return what `read` returns; None if the user may not read it, or if it does not exist."""
     try:
         return read()
     except (AccessDeniedError, ObjectNotFoundError):

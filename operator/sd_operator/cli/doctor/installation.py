@@ -92,7 +92,7 @@ def check_gpus(nodes: Sequence[Json], resource: str) -> Finding:
 
 
 def check_listed(listed: Mapping[str, Json | None]) -> Iterable[Finding]:
-    """Report each listed namespace that the operator leaves out because it is gone."""
+    """Report each listed namespace that does not exist, is being deleted, or cannot be read."""
     for name, body in listed.items():
         subject = f"namespace {name}"
         if body is None:

@@ -22,7 +22,7 @@ CHANGED = (
 
 
 class Actions:
-    """The handlers of these buttons. Every change is made by POST and ends in a redirect."""
+    """The handlers of the buttons. A change needs a POST; if it succeeds, it ends in a redirect."""
 
     def __init__(self, context: Context) -> None:
         self._models = context.models
@@ -99,7 +99,7 @@ class Actions:
     async def delete_several(self, request: Request, key: Key) -> Response:
         """Ask for one confirmation, then delete the models with the uids that the user confirmed.
 
-        A model that is gone meanwhile is left out.
+        A selected model that no longer exists is ignored.
         """
         confirmed = [text.partition(" ") for text in await forms.read_list(request, "confirmed")]
         for name, _, uid in confirmed:

@@ -1,4 +1,4 @@
-"""A picture for a model that has none: shapes and colours that follow from its name. Pure.
+"""A picture for a model without an image: shapes and colours that follow from its name. Pure.
 
 The same model always has the same picture, so people recognise it in a long list.
 """
@@ -12,7 +12,7 @@ from functools import lru_cache
 WIDTH, HEIGHT = 120, 90
 _CIRCLES = 5
 _SPREAD = 90
-"""How far the hues of a picture lie apart, in degrees."""
+"""Maximum distance of a circle's hue from the hue of the ground, in degrees."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class CardView:
 
 
 def card_view(model: Model) -> CardView | None:
-    """Return the model card. None if the source and the file say nothing."""
+    """Return the model card. None before the model is published, or if its card is empty."""
     card = model.status.artifact.card if model.status.artifact else None
     if card is None or card.or_none() is None:
         return None

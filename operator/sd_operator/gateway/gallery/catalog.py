@@ -18,19 +18,19 @@ class Offer:
     starter: Starter
     type_name: str
     card: Card | None
-    """The model with its name; None if there is none."""
+    """The existing model with the starter's name; None if there is no such model."""
 
 
 @dataclass(frozen=True)
 class Offers:
-    """The starter catalog, with the ControlNets in a group of their own."""
+    """The starter catalog, with the ControlNets in a separate group."""
 
     models: tuple[Offer, ...]
     controlnets: tuple[Offer, ...]
 
 
 def offers(cards: Iterable[Card]) -> Offers:
-    """Return the starter catalog, with the models that are there already."""
+    """Return the starter catalog. cards: the existing models, which are matched by name."""
     present = {card.name: card for card in cards}
     all_offers = [
         Offer(starter, TYPES[starter.model_type], present.get(starter.name)) for starter in STARTERS

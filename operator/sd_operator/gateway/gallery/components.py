@@ -36,7 +36,7 @@ class ComponentSize:
 
 
 def read(store: Path, model: Model) -> Receipt | None:
-    """Return the receipt of a model's published version. None if it cannot be read."""
+    """Return the receipt of a model's published version. None if it is missing or not valid."""
     artifact = model.status.artifact
     if artifact is None:
         return None
@@ -47,7 +47,7 @@ def read(store: Path, model: Model) -> Receipt | None:
 
 
 def components(receipt: Receipt) -> tuple[ComponentSize, ...]:
-    """Return the components of a model, the largest first."""
+    """Return the largest SHOWN_MAX components of a model, the largest first."""
     sizes: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     for path, file in receipt.files.items():

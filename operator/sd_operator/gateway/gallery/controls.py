@@ -42,7 +42,7 @@ class Field:
     def value(self, text: str) -> object:
         """Return the resource's value for a text: a boolean, an integer, or the text itself.
 
-        Text in a number field that is not a number stays text, so that the API server rejects it.
+        If the text of a number field is not an integer, it stays text: the API server rejects it.
         """
         if self.kind == "flag":
             return text == "true"

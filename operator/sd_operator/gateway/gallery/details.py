@@ -21,7 +21,7 @@ Facts = tuple[tuple[str, str], ...]
 """Titles and values."""
 
 _OF_THE_TYPE = frozenset({Reason.UNSUPPORTED_FORMAT, Reason.CONVERSION_FAILED})
-"""Reasons of failures that another model type may fix."""
+"""Reasons of failures that may disappear if the model is loaded as another type."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Detail:
     card: views.Card
     headline: words.Headline
     run: steps.Run | None
-    """The load that is under way."""
+    """The load that is under way; None if there is none."""
     about: cardview.CardView | None
     """What the source and the file say about the model."""
     painted: str
-    """How the preview was rendered; empty if that is not known."""
+    """Prompt, seed and steps of the preview; empty if they are not known."""
     snippet: str | None
     servers: tuple[snippets.InferenceServer, ...]
     claim_name: str
@@ -67,7 +67,7 @@ class Doomed:
 
 
 def doomed(model: Model) -> Doomed:
-    """Return a model as the page that asks whether to delete it shows it."""
+    """Return a model for the page that asks for confirmation of its deletion."""
     return Doomed(views.card(model), model.uid, model.retain)
 
 
@@ -75,7 +75,7 @@ def detail(model: Model, body: Json, now: datetime, receipt: Receipt | None = No
     """Return a model as its own page shows it.
 
     body: the JSON that the model was read from.
-    receipt: that of the published version, if the gateway can read the volume.
+    receipt: the receipt of the published version; None if the gateway cannot read it.
     """
     text, link = views.source(model)
     artifact = model.status.artifact
@@ -104,7 +104,7 @@ def detail(model: Model, body: Json, now: datetime, receipt: Receipt | None = No
 
 
 def _painted(model: Model) -> str:
-    """Return prompt and seed of the preview; empty if the spec has changed since."""
+    """Return prompt, seed and steps of the preview; empty if the published load is outdated."""
     artifact = model.status.artifact
     if artifact is None or model.spec is None or artifact.load_hash != model.wanted:
         return ""

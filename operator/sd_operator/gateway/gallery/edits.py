@@ -15,12 +15,12 @@ FIELDS = tuple(field for field in controls.FIELDS if field.path not in IMMUTABLE
 
 
 def texts(spec: Mapping[str, Any]) -> dict[str, str]:
-    """Return the text of each field of a spec. It is empty for a default, and has no secrets."""
+    """Return each field of a spec as text, without secrets. The text of a default is empty."""
     return {field.path: _text(_get(spec, field.path), field) for field in FIELDS}
 
 
 def edited(spec: Mapping[str, Any], submitted: Mapping[str, str]) -> dict[str, Any]:
-    """Return the spec with the fields whose text differs from the one that was shown.
+    """Return the spec with the submitted changes: fields whose text differs from the shown text.
 
     A url is shown without its secret parts, and keeps them unless its text is changed.
     """

@@ -70,7 +70,7 @@ def folds(
     errors: Mapping[str, list[str]],
     opened: str = "",
 ) -> tuple[Fold, ...]:
-    """Return the groups of these fields. One with a text or an error in it is open.
+    """Return the groups of these fields. A group with a text or an error in it is open.
 
     opened: the id of a group that is always open.
     """
@@ -83,7 +83,7 @@ def folds(
 
 
 def complaints(causes: Iterable[tuple[str, str]], default: str) -> Complaints:
-    """Sort the API server's causes by form field; `default` is the error if there are none."""
+    """Sort the API server's causes by form field; without causes, the only error is `default`."""
     at: defaultdict[str, list[str]] = defaultdict(list)
     others: list[str] = []
     for where, message in in_words(causes):
@@ -118,7 +118,7 @@ def label(path: str) -> str | None:
 
 
 def _field(path: str) -> str | None:
-    """Return the form field for a path of the resource, or for a path inside or around it."""
+    """Return the path of the form field at or above this path, else of the first field below it."""
     for field_path in _LABELS:
         if path == field_path or path.startswith(f"{field_path}."):
             return field_path

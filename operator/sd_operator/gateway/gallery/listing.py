@@ -46,7 +46,7 @@ class Filter:
 
     @classmethod
     def of(cls, query: Mapping[str, str]) -> Filter:
-        """Return the filter of a URL's query; unknown values of its choices are ignored."""
+        """Return the filter of a URL's query; invalid values of sort, view and show are ignored."""
         sort, view, show = (query.get(name, "") for name in ("sort", "view", "show"))
         return cls(
             text=query.get("q", "").strip()[:TEXT_MAX],
@@ -72,7 +72,7 @@ class Filter:
         return urlencode({name: value for name, value in fields.items() if value})
 
     def url(self, *, view: str | None = None, select: bool | None = None, show: int = PAGE) -> str:
-        """Return the query of this filter with some values changed. It has the question mark."""
+        """Return this filter as a URL query with some values changed: "?…", or empty."""
         changed = replace(
             self,
             view=self.view if view is None else view,
@@ -86,7 +86,7 @@ class Filter:
         return self.has_words(card) and self.fits(card)
 
     def fits(self, card: Card, besides: str = "") -> bool:
-        """Return whether a card has the type, base and phase. The one in `besides` is ignored."""
+        """Return whether a card has the type, base and phase. The field `besides` is ignored."""
         return all(
             getattr(self, facet) in ("", getattr(card, facet))
             for facet in _FACETS
@@ -94,7 +94,7 @@ class Filter:
         )
 
     def has_words(self, card: Card) -> bool:
-        """Return whether the text names the card's base, or the card has all of its words."""
+        """Return whether the text names the card's base, or the card has all words of the text."""
         words = f"{card.name} {card.model_id} {card.type_name} {card.base} {card.source}".lower()
         return (self._named_base != "" and self._named_base == card.base) or all(
             word in words for word in self.text.lower().split()
@@ -125,7 +125,7 @@ class Storage:
     published: int
     """Bytes of all published files, as if no files were shared."""
     shared: int
-    """Bytes of these that are not stored again, because models share equal files."""
+    """How many of these bytes are not stored twice, because models share equal files."""
 
     @property
     def text(self) -> str:
@@ -139,7 +139,7 @@ class Storage:
 
 
 def ordered(cards: Iterable[Card], sort: str) -> list[Card]:
-    """Return the cards in an order of SORTS; equal ones by name."""
+    """Return the cards in an order of SORTS; cards with the same date or size by name."""
     by_name = sorted(cards, key=attrgetter("name"))
     match sort:
         case "newest":

@@ -1,7 +1,7 @@
 """Server-sent events that update all open pages of a browser.
 
-A message has the name of a part of a page and its new HTML. Without HTML, it asks the pages with
-that part to fetch themselves again.
+A message has the name of a part of a page, and the part's new HTML. A message without HTML asks
+pages with this part to request their content again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sd_operator.resources.model import Model
 
 HEARTBEAT_SECONDS = 15.0
 REFRESH_SECONDS = 1.0
-"""How long a stream collects changes before it asks pages to fetch themselves again."""
+"""How long a stream collects changes before it asks pages to request their content again."""
 RECONNECT_SECONDS = 2
 
 LISTING, NEWS, PING, ENDED = "listing", "news", "ping", "ended"
@@ -34,7 +34,7 @@ Message = tuple[str, str]
 def digest(bodies: Iterable[Json]) -> str:
     """Return a digest of the models that a page shows.
 
-    The page sends it when it asks whether it missed a change.
+    A page sends its digest when it requests its content again. It gets a 204 if nothing changed.
     """
     versions = sorted(
         f"{body['metadata']['uid']}={body['metadata']['resourceVersion']}" for body in bodies
@@ -47,13 +47,13 @@ class Updates:
 
     def __init__(self, bodies: Iterable[Json]) -> None:
         self.stale: dict[str, None] = {}
-        """The names of the parts that pages must fetch again, in the order of the changes."""
+        """The names of the parts that pages must request again, in the order of the changes."""
         bodies = list(bodies)
         self._versions = {_uid(body): _version(body) for body in bodies}
         self._cards = {_uid(body): _card(body) for body in bodies}
 
     def messages(self, change: Change) -> Iterator[Message]:
-        """Yield the messages for a change; none if it is already known."""
+        """Yield the messages for a change, and extend `stale`; yield none for a known version."""
         uid, name = _uid(change.body), change.body["metadata"]["name"]
         if change.gone:
             self._versions.pop(uid, None)
@@ -89,17 +89,17 @@ def _stage(card: views.Card) -> str | None:
 
 
 def _shape(card: views.Card) -> tuple[object, ...]:
-    """Return the values of a card by which filters match, and which it shows outside its state."""
+    """Return the values of a card that filters match, or that it shows outside its state."""
     return card.phase, card.type, card.base, card.size
 
 
 async def stream(
     updates: Updates, changes: AsyncGenerator[Change, None], alive: Callable[[], bool]
 ) -> AsyncGenerator[bytes, None]:
-    """Yield server-sent events until the caller closes this or the session is no longer alive.
+    """Yield server-sent events until the caller closes the generator or the session has ended.
 
-    Without changes it yields heartbeats: they keep proxies from closing the connection, and show
-    the browser that the server is there.
+    If there are no changes, it yields heartbeats: they keep proxies from closing the connection,
+    and show the browser that the server is there. alive: whether the session is still valid.
     """
     clock = asyncio.get_running_loop().time
     refresh_at: float | None = None

@@ -21,11 +21,11 @@ from sd_operator.gateway.lookups import Pasted
 
 NAME = "metadata.name"
 _SAME_NAMES = 9
-"""How many models with a proposed name may exist before no free name is looked for."""
+"""How many names are tried to find a free one: the proposed name, then name-2 to name-9."""
 
 
 class Loading:
-    """The handler of the form."""
+    """The handler of the load form."""
 
     def __init__(self, context: Context) -> None:
         self._models = context.models
@@ -42,7 +42,7 @@ class Loading:
         asks = looked_up or (applied and not name)
         facts = await self._facts(texts, key, asks=asks) if posted else None
         if facts is not None and (not name or (looked_up and name == proposed)):
-            # Only a look-up adds a number: a form that is submitted twice makes one model.
+            # Only a look-up adds a number, so that a form that is submitted twice makes one model.
             free = await self._free_name(key.namespace, facts.name) if looked_up else facts.name
             name = proposed = free
         texts = {**texts, NAME: name}
@@ -80,7 +80,7 @@ class Loading:
     async def _facts(self, texts: Mapping[str, str], key: Key, *, asks: bool) -> Facts | None:
         """Return the facts about the link in the form. None if it is empty or cannot be read.
 
-        asks: whether to ask the source if no facts are kept.
+        asks: whether to ask the source if no facts are cached.
         """
         model_type = None
         with contextlib.suppress(ValueError):
@@ -89,7 +89,10 @@ class Loading:
         return await self._lookups.find(link, key) if asks else self._lookups.known(link)
 
     async def _free_name(self, namespace: str, name: str) -> str:
-        """Return the name, with a number if a model has this name already."""
+        """Return the name, with a number if a model has this name already.
+
+        If all numbers are taken, return the name itself.
+        """
         if not name:
             return ""
         for number in range(1, _SAME_NAMES + 1):

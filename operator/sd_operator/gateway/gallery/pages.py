@@ -31,7 +31,8 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
     " img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none';"
     " frame-ancestors 'none'",
-    # With no-referrer, browsers send `Origin: null` with forms, as any foreign page can make them.
+    # With no-referrer, browsers would send `Origin: null` with forms. A foreign page can make them
+    # send the same, so the gallery could not tell its own forms from others.
     "Referrer-Policy": "same-origin",
 }
 

@@ -45,5 +45,5 @@ def read(store: Path, path: str) -> bytes | None:
 
 
 def exists(store: Path, path: str) -> bool:
-    """Return whether `read` would find a file; the file's content is not checked."""
+    """Return whether the file exists; its size and content are not checked."""
     return volume.exists(store, path)

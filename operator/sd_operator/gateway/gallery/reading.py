@@ -29,7 +29,7 @@ EVENTS_MAX = 30
 
 
 class Reading:
-    """The handlers of these pages."""
+    """The handlers of the pages that only read."""
 
     def __init__(self, context: Context) -> None:
         self._clock = context.clock
@@ -37,7 +37,7 @@ class Reading:
         self._store = context.settings.store
 
     async def list(self, request: Request, key: Key) -> Response:
-        """Show the models that match the filter in the URL."""
+        """Show the models that match the filter in the URL; 204 if the URL's digest is current."""
         chosen = listing.Filter.of(request.query_params)
         bodies = await self._models.all(key.namespace)
         digest = live.digest(bodies)
@@ -68,7 +68,7 @@ class Reading:
         return response
 
     async def model(self, request: Request, key: Key) -> Response:
-        """Show one model."""
+        """Show one model; 204 if the URL's digest is current."""
         body = await self._models.get(key.namespace, request.path_params["name"])
         digest = live.digest([body])
         if request.query_params.get("digest") == digest:
@@ -107,7 +107,7 @@ class Reading:
         return Response(image, media_type=previews.MEDIA_TYPES[file], headers=headers)
 
     async def starter(self, _: Request, key: Key) -> Response:
-        """Show the starter catalog, and which of its models are there already."""
+        """Show the starter catalog, and which of its models exist already."""
         starters = catalog.offers([views.card(model) for model in await self._all(key)])
         return page("starter.html", namespace=key.namespace, starters=starters)
 
@@ -116,7 +116,7 @@ class Reading:
         return tuple(map(Model.from_body, await self._models.all(key.namespace)))
 
     async def _images(self, models: Iterable[Model]) -> dict[str, tuple[str, ...]]:
-        """Return the file names of the images on the volume, by the names of the models."""
+        """Return the file names of each model's images on the volume, by the model's name."""
         store = self._store
         if store is None:
             return {}

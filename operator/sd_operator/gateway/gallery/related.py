@@ -26,15 +26,15 @@ class Related:
 
     title: str
     cards: tuple[Card, ...]
-    """The first of them by name."""
+    """The first SHOWN_MAX of these models, by name."""
     more: int
-    """How many there are beside these."""
+    """How many further models there are."""
     query: str
-    """The query of the list that shows all of them."""
+    """The query of the list that shows all these models."""
 
 
 def related(card: Card, others: Iterable[Card]) -> tuple[Related, ...]:
-    """Return the published models that work together with this one.
+    """Return the published models that work together with this one, in groups.
 
     A pipeline takes adapters of its base; an adapter is for pipelines of its base.
     """

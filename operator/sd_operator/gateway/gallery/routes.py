@@ -144,9 +144,9 @@ class Gallery:
         return redirect
 
     def _is_insecure(self, request: Request) -> Literal["", "local", "remote"]:
-        """Return whether the browser may drop the session cookie, because it needs https.
+        """Return whether the browser may drop the session cookie, because it is set over http.
 
-        Some browsers keep such a cookie over http if the host is this machine.
+        "": no. "local": the host is this machine, so some browsers keep the cookie. "remote": yes.
         """
         plain = request.url.scheme == "http"
         proxied = request.headers.get("x-forwarded-proto", "").startswith("https")
@@ -163,7 +163,8 @@ class Gallery:
     # Updates
 
     async def _live(self, request: Request, key: Key) -> Response:
-        # The stream counts before anything is awaited: many requests at once would all pass.
+        # The stream is counted before the first `await`: otherwise, many requests at once would all
+        # be within the limit.
         if self._streams[key.id] >= STREAMS_PER_KEY:
             text = "This key has too many pages open in browsers; close one and try again"
             raise RefusedError(429, text, 60)
@@ -190,7 +191,7 @@ class Gallery:
 
 
 class _LiveResponse(StreamingResponse):
-    """Server-sent events; `end` is called when the stream ends, even before it has begun."""
+    """Server-sent events; `end` is called when the response ends, even if it sent nothing."""
 
     def __init__(self, events: AsyncGenerator[bytes, None], end: Callable[[], None]) -> None:
         headers = {"X-Accel-Buffering": "no"}
@@ -224,7 +225,7 @@ def _with_retry_after(response: Response, error: RefusedError) -> Response:
 
 
 def _to_login(request: Request) -> Response:
-    """Redirect to the login, which then leads back to the requested page."""
+    """Redirect to the login, which then leads to the requested page; after a POST, to the list."""
     target = request.url.path
     if request.method != "GET" or target == f"{ROOT}/live":
         target = f"{ROOT}/"

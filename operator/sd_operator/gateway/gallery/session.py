@@ -46,7 +46,8 @@ def is_same_origin(headers: Mapping[str, str], public_url: str | None) -> bool:
     """Return whether a browser sent this POST request from one of the gateway's own pages.
 
     Browsers send Sec-Fetch-Site over https and to localhost, and Origin with every POST. A page
-    can forge neither header. A request without both does not come from a browser.
+    can forge neither header. A request with neither header does not come from a browser: the
+    result is False.
     """
     site = headers.get("sec-fetch-site")
     if site is not None:

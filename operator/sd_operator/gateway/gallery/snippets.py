@@ -71,7 +71,7 @@ def manifest_yaml(body: Mapping[str, Any]) -> str:
 
 def to_yaml(body: Mapping[str, Any]) -> str:
     """Return the body as YAML in block style, with its own key order and without line folding."""
-    # PyYAML writes these line breaks unescaped but reads them back as spaces.
+    # PyYAML writes these line breaks unescaped but reads them back as spaces, so escape them.
     is_readable = not re.search("[\x85\u2028\u2029]", json.dumps(body, ensure_ascii=False))
     return str(yaml.safe_dump(body, sort_keys=False, allow_unicode=is_readable, width=10_000))
 
@@ -96,9 +96,10 @@ class InferenceServer:
 
 
 def servers(model: Model) -> tuple[InferenceServer, ...]:
-    """Return the inference servers that open a pipeline; none before it is published.
+    """Return the inference servers that can open a pipeline.
 
-    The shell resolves the link, because a reload moves it while the server still reads files.
+    Empty if nothing is published yet, or if its files are missing. In the commands, the shell
+    resolves the model's link, because a reload moves it while the server still reads files.
     """
     artifact = model.status.artifact
     if artifact is None or artifact.missing_time is not None:

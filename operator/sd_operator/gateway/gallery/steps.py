@@ -35,7 +35,7 @@ class Run:
 
     steps: tuple[Step, ...]
     since: str
-    """How long ago it started; empty if it has not started."""
+    """How long ago the load started; empty if it has not started."""
     attempt: int
     """1 for the first Job of the load."""
     failure: str

@@ -1,4 +1,4 @@
-"""A model as the list of models shows it, and what its types and families are called. Pure."""
+"""A model as the list of models shows it, and the display names of the types. Pure."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Card:
     tone: str
     """The CSS class of the phase: good, bad, wait or busy."""
     note: str
-    """The reason in words, if the phase does not imply it."""
+    """The reason in words; empty if the phase already implies it."""
     bar: Bar | None
     """None unless a load is running."""
     source: str
@@ -70,7 +70,7 @@ class Card:
     bytes: int
     """The bytes of the published files."""
     shared_bytes: int
-    """Those of them that were on the volume already, as files of other models."""
+    """How many of these bytes take no extra space, because other models have the same files."""
 
 
 def card(model: Model) -> Card:
@@ -103,9 +103,9 @@ def card(model: Model) -> Card:
 
 
 def source(model: Model) -> tuple[str, str | None]:
-    """Return a model's source without secrets, and the same as a link.
+    """Return the URL of a model's source without secrets, and the same URL if it works as a link.
 
-    The link is None if the source is not a link, or if it had secrets and cannot work without them.
+    The link is None if the source is not a link, if it contains secrets, or if the spec is invalid.
     """
     url = (model.status.source.url if model.status.source else None) or ""
     if model.spec is not None:

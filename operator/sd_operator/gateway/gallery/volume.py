@@ -11,7 +11,7 @@ _STEP = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def read(store: Path, path: str, max_bytes: int) -> bytes | None:
-    """Return the content of a regular file. None if the file does not exist or is too large."""
+    """Return the content of a regular file. None if it cannot be read or exceeds `max_bytes`."""
     try:
         with ExitStack() as opened:
             file = _open(opened, store, path)
@@ -35,7 +35,7 @@ def exists(store: Path, path: str) -> bool:
 
 
 def _open(opened: ExitStack, store: Path, path: str) -> int | None:
-    """Open a regular file below the store, folder by folder; return None if it is not one."""
+    """Open a file below the store, folder by folder; return None if it is not a regular file."""
     names = PurePosixPath(path).parts
     if not names or ".." in names or path.startswith("/"):
         return None

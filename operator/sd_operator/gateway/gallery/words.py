@@ -165,7 +165,10 @@ def ago(moment: object, now: datetime) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Return a text with a capital first letter, unless it begins with a name, a path or a link."""
+    """Return a text with a capital first letter if it begins with a, an, it, no or the.
+
+    Other texts may begin with a name, a path or a link, whose case must stay.
+    """
     return re.sub(r"^(?:a|an|it|no|the)\b", lambda word: word[0].capitalize(), text)
 
 

@@ -1,5 +1,5 @@
-// Copy buttons, the key for the search, and in the load form the proposed name and the state of the fields. The style
-// sheet shows the buttons only if this script runs.
+// Copy buttons, the shortcut for the search, and in the load form the proposed name and the errors
+// of the fields. The style sheet shows the copy buttons only if this script runs.
 "use strict";
 
 document.documentElement.classList.add("scripted");
@@ -39,7 +39,8 @@ document.addEventListener("htmx:afterSettle", ({ target }) => {
   name.dispatchEvent(new Event("input", { bubbles: true }));
 });
 
-// A response to the form replaces the errors of its fields, but not the fields: they keep their text.
+// A response to the form replaces only the errors, so that the fields keep their text. Mark the
+// fields that have an error.
 document.addEventListener("htmx:afterSettle", () => {
   for (const error of document.querySelectorAll("#load .complaint")) {
     const field = document.getElementById(error.id.replace(/-error$/, ""));

@@ -21,7 +21,7 @@
   function receive({ name, html }) {
     if (name === "lost") return lost();
     found();
-    // Changes may have been missed before the stream opened. An unchanged page costs a 204.
+    // Changes may have been missed before the stream opened. An unchanged page gets a 204.
     if (name === "open") return refresh("[data-refresh]");
     if (name === "ended") return notice("You are logged out. Reload the page to log in again.");
     const escaped = CSS.escape(name);
@@ -32,7 +32,7 @@
   function join() {
     if (leave || document.hidden) return;
     if (!window.SharedWorker) { leave = follow(receive); return; }
-    // Another namespace's key gets another worker: the name tells them apart.
+    // The worker's name is the namespace, so pages of two namespaces never share a worker.
     const worker = new SharedWorker(page.dataset.worker, page.dataset.namespace);
     worker.port.onmessage = ({ data }) => receive(data);
     worker.onerror = () => { leave = follow(receive); };

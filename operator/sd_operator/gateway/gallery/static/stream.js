@@ -6,8 +6,8 @@
 const SILENCE_MS = 45000; // The server sends something every 15 s.
 const RETRY_MS = 5000;
 
-// Pass each message of the stream to `receive`, and report "open" and "lost". Returns a function
-// that ends this.
+// Pass each message of the stream to `receive`, and also "open" and "lost". Return a function that
+// closes the stream.
 function follow(receive) {
   let source, timer;
   const open = () => {
@@ -49,7 +49,7 @@ if ("onconnect" in self) {
   };
   self.onconnect = ({ ports: [page] }) => {
     pages.add(page);
-    // A page says only one thing: that it leaves.
+    // The only message that a page sends is "leave".
     page.onmessage = () => {
       pages.delete(page);
       if (pages.size || !close) return;
