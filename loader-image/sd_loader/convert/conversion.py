@@ -54,11 +54,11 @@ class Conversion:
     """Whether spec.originalConfig names the YAML config that the checkpoint was trained with."""
 
     replaced: frozenset[str] = frozenset()
-    """Components that replace the model's own (spec.components, spec.vae). Without their downloads
-    nothing is converted."""
+    """Components that replace the model's own (spec.components, spec.vae). The conversion fails if
+    one of them is not downloaded."""
 
     has_skeleton: bool = False
-    """Whether spec.components.from names the repo of the components that the file lacks."""
+    """Whether spec.components.from names a repo that gives the components that the file lacks."""
 
     lora: LoraOptions = field(default_factory=LoraOptions)
     """How a LoRA is published. Other model types must not set it."""
@@ -73,7 +73,10 @@ class Conversion:
 
 
 def refuse_impossible(conversion: Conversion) -> None:
-    """Refuse contradictory options, and those that need missing libraries, before the download."""
+    """Refuse contradictory options, and options that need a library which the image lacks.
+
+    The load calls this before the download and again before the conversion.
+    """
     model_type = conversion.model_type
     if conversion.weights is Weights.EMA and model_type not in _CHECKPOINTS:
         raise LoaderError(Reason.INVALID_SPEC, NO_EMA)
@@ -117,7 +120,7 @@ def refuse_render_without_torch(conversion: Conversion) -> None:
 def refuse_contradiction(
     base_model: BaseModelName | None, families: Collection[str], what: str
 ) -> None:
-    """Refuse a spec.baseModel that is not among these. what: the source, in words."""
+    """Refuse a spec.baseModel that is not one of `families`. what: the source, in words."""
     if base_model is not None and base_model not in families:
         raise LoaderError(Reason.INVALID_SPEC, f"spec.baseModel is {base_model.value}, but {what}")
 
@@ -125,9 +128,10 @@ def refuse_contradiction(
 def refuse_without_effect(
     what: str, conversion: Conversion, *, takes_components: bool = False
 ) -> None:
-    """Refuse, by name, a field that has no effect on such a file.
+    """Refuse options that have no effect on the file. The message names the first one.
 
-    what: the file, in words. takes_components: whether the file lacks components of its pipeline.
+    what: the file, in words. takes_components: whether the file lacks components of its pipeline,
+    so that the options for components have an effect.
     """
     given = {
         "weights": conversion.weights is Weights.EMA,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Expanded:
-    """A file without LyCORIS layers."""
+    """The result of `expand_lycoris`: the file to convert, and warnings about its new layers."""
 
     file: TensorFile
     warnings: tuple[str, ...] = ()
@@ -43,9 +43,9 @@ class Expanded:
 def expand_lycoris(
     file: TensorFile, conversion: Conversion, folder: Path, opened: OpenFiles
 ) -> Expanded:
-    """Return the file with LoRA layers in place of its LyCORIS layers.
+    """Return the file with LoRA layers in place of its LyCORIS layers, if spec.lora asks for it.
 
-    folder: has room for the numbers of the LoRA layers while `opened` is open.
+    folder: where the LoRA layers are stored, in an unnamed file that `opened` closes.
     """
     if not conversion.lora.expand_lycoris:
         return Expanded(file)
@@ -67,14 +67,14 @@ def expand_lycoris(
 def _write(
     fd: int, expansions: Sequence[Expansion], shapes: Sequence[Shapes], findings: Findings
 ) -> dict[str, Tensor]:
-    """Write the LoRA layers to a file, and return their tensors."""
-    # Imported here: numpy takes a tenth of a second, and most models need none.
+    """Write the LoRA layers to the file `fd`, and return their tensors."""
+    # Imported here: this import takes a tenth of a second, and most models do not need numpy.
     import numpy as np
 
     from sd_loader.convert.write.products import append
 
     scales = [_scale(item, findings) for item in expansions]
-    # All layers share one alpha, because diffusers applies further ones only to some layers.
+    # All layers share one alpha, because diffusers applies other alphas only to some layers.
     alphas = [scale * item.rank for scale, item in zip(scales, expansions, strict=True)]
     alpha = Counter(alphas).most_common(1)[0][0]
     made = {}
@@ -100,7 +100,7 @@ def _scale(item: Expansion, findings: Findings) -> float:
 
 
 def _up(item: Expansion, findings: Findings) -> Iterator[Array]:
-    """The up matrix, some rows at a time."""
+    """Yield the up matrix, some rows at a time."""
     # Imported here, as in `_write`.
     from sd_loader.convert.write.products import column_products, kronecker_rows, read_single
 
@@ -109,7 +109,7 @@ def _up(item: Expansion, findings: Findings) -> Iterator[Array]:
 
 
 def _down(item: Expansion, findings: Findings) -> Iterator[Array]:
-    """The down matrix, some rows at a time."""
+    """Yield the down matrix, some rows at a time."""
     # Imported here, as in `_write`.
     import numpy as np
 

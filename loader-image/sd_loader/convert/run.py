@@ -50,7 +50,8 @@ def _convert_repo(
     out: Path,
     report: Report,
 ) -> Converted:
-    # Imported here: a load converts one kind of source, and starts faster without the others.
+    # Imported here: a load converts one kind of source, and starts faster without the modules for
+    # the other kinds.
     from sd_loader.convert.plan.component import plan_component
     from sd_loader.convert.plan.embedding import plan_embedding_of_repo
     from sd_loader.convert.plan.repo import plan_repo
@@ -86,7 +87,7 @@ def _convert_file(
     if fetched.skeleton is None:
         files = write_folder(out, plan.files, report, opened.files.values())
     else:
-        from sd_loader.convert.write.folder import write_or_link  # only these loads need it
+        from sd_loader.convert.write.folder import write_or_link  # only with a skeleton
 
         arrived = fetched.arrived_in(companions.folder)
         files = write_or_link(plan, opened.files, arrived, out, report)

@@ -28,7 +28,7 @@ INPAINTING = "inpainting"
 INSTRUCT_PIX2PIX = "instruct-pix2pix"
 
 _TASKS = {4: None, 9: INPAINTING, 8: INSTRUCT_PIX2PIX}
-"""Tasks by the number of the UNet's input channels: each adds other channels to the latents."""
+"""Tasks by the number of the UNet's input channels: each task adds channels to the four latents."""
 
 _OTHER_INPUTS = {7: "an upscaler", 5: "a depth-to-image model"}
 _PROJECTION = re.compile(
@@ -56,7 +56,8 @@ def family_of(
 ) -> BaseModelName:
     """Return the family of a checkpoint in the original layout. Refuse any other file.
 
-    base_model: the family that the user specifies. It decides if the file is ambiguous.
+    base_model: the family that the user specifies. It decides for a file that may be sd-1 or sd-2.
+    Any other file must be of this family.
     """
     foreign = other_pipeline(tensors)
     if foreign is not None:
@@ -88,7 +89,7 @@ def remedy_of(found: TransformerFile) -> str:
 
 
 def task_of(tensors: Mapping[str, Tensor]) -> str | None:
-    """The task of a checkpoint's UNet, if it does more than make an image from a text."""
+    """The task of a checkpoint's UNet. None for text-to-image. Refuses a task that is not known."""
     channels = input_channels(tensors)
     if channels not in _TASKS:
         what = _OTHER_INPUTS.get(channels, f"a checkpoint whose UNet takes {channels} channels")
@@ -134,7 +135,7 @@ def _family(tensors: Mapping[str, Tensor], base_model: BaseModelName | None) -> 
 
 
 def _description(tensors: Mapping[str, Tensor]) -> str:
-    """Describe a file that is not a checkpoint."""
+    """Describe a file that is not a checkpoint, for the message."""
     if not tensors:
         return "empty: it holds no tensors"
     return describe_kind(tensors) or (

@@ -21,7 +21,7 @@ FIRST_CONVOLUTION = f"{UNET_PREFIX}input_blocks.0.0.weight"
 """The tensor that identifies a checkpoint."""
 
 _OF_CHECKPOINTS = (UNET_PREFIX, "cond_stage_model.", "conditioner.")
-"""Prefixes of UNets and text encoders. A VAE that is found beside one is not the whole model."""
+"""Prefixes of UNets and text encoders. A file with such a name is a checkpoint, not a VAE."""
 _EXAMPLES = 3
 
 
@@ -125,20 +125,23 @@ _NAMES = {ModelType.CONTROLNET: "ControlNet", ModelType.VAE: "VAE"}
 
 
 def model_type_of(tensors: Mapping[str, Tensor]) -> ModelType | None:
-    """The model type that loads a file with these tensors. None if it is not recognised."""
+    """The model type that loads a file with these tensors.
+
+    None if the file is not recognised, or if no type loads it.
+    """
     kind = _kind(tensors)
     return kind.model_type if kind else None
 
 
 def found_type(tensors: Mapping[str, Tensor]) -> ModelType:
-    """The type of a file for a user who does not name one.
+    """The model type to use if the user does not name one.
 
-    A file that is not recognised counts as a checkpoint, which most users load. The plan then
-    reports why it cannot be loaded.
+    A file that is not recognised counts as a checkpoint, because most users load checkpoints. The
+    plan then reports why the file cannot be loaded.
     """
     if not LORA.fits(tensors):
         if CONTROLNET.fits(tensors):
-            return ModelType.CONTROLNET  # The first ones came with the checkpoint they were for.
+            return ModelType.CONTROLNET  # Some files hold its checkpoint, too.
         is_whole = any(name.startswith(_OF_CHECKPOINTS) for name in tensors)
         if is_whole or transformer_of(tensors) or other_pipeline(tensors):
             return ModelType.CUSTOM_CKPT
@@ -148,7 +151,7 @@ def found_type(tensors: Mapping[str, Tensor]) -> ModelType:
 def other_pipeline(tensors: Mapping[str, Tensor]) -> str | None:
     """Describe a pipeline whose single files this loader does not convert. None for other files."""
     if LORA.fits(tensors):
-        return None  # whichever model it is for
+        return None  # whatever model the LoRA is for
     if _PLAYGROUND_MARK in tensors:
         return "a Playground v2.5 checkpoint"
     is_labelled = f"{UNET_PREFIX}label_emb.weight" in tensors
@@ -158,7 +161,7 @@ def other_pipeline(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def transformer_file(tensors: Mapping[str, Tensor]) -> TransformerFile | None:
-    """The transformer that a file has. None for a LoRA or ControlNet with the same names."""
+    """The transformer in a file. None without one, and for a LoRA or ControlNet with such names."""
     is_other = LORA.fits(tensors) or _controlnet_of_transformer(tensors) is not None
     return None if is_other else transformer_of(tensors)
 
@@ -218,7 +221,7 @@ def wrong_type(tensors: Mapping[str, Tensor], wanted: ModelType, mark: str) -> L
 
 
 def unsupported(what: str) -> LoaderError:
-    """Return the error for a file of another kind."""
+    """Return the error for a file that is not supported. what: the file, in words."""
     return LoaderError(Reason.UNSUPPORTED_FORMAT, f"the file is {what}")
 
 
@@ -243,9 +246,9 @@ def _other_kind(tensors: Mapping[str, Tensor], excluded: ModelType | None = None
 
 
 def _controlnet_of_transformer(tensors: Mapping[str, Tensor]) -> Kind | None:
-    """The ControlNet of a model with a transformer. None for other files.
+    """Return the kind of a ControlNet that is for a model with a transformer. None for other files.
 
-    diffusers does not read it as a single file: no tensor shows how many heads it has.
+    diffusers does not read such a ControlNet as a single file: no tensor shows its number of heads.
     """
     if not any(_CONTROLNET_OF_TRANSFORMER.match(name) for name in tensors):
         return None

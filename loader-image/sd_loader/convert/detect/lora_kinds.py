@@ -1,4 +1,4 @@
-"""Refuses adapters that are not LoRAs of these families, or that diffusers reads only in part."""
+"""Refuses adapters that are not LoRAs of a supported family, or that diffusers reads in part."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def _peft(prefix: str, name: str) -> _Kind:
 _OFT_OF_SD_SCRIPTS = _Kind(r"oft_(unet|te\d?)_", "an OFT of sd-scripts")
 _OFT = _lycoris(r"oft_(blocks|diag)$", "OFT")
 _BOFT = "a LyCORIS of the kind BOFT"
-"""It has the same names as OFT, but its tensors have one more dimension."""
+"""BOFT has the same names as OFT, but tensors with one more dimension."""
 _BOFT_DIMENSIONS = 4
 
-# The first kind that matches any tensor of the file counts. So a kind whose tensors others
-# have, too, stands after them, and the names of other models come last.
+# The first kind that matches any tensor of the file counts. So a special kind stands before the
+# general kinds that match other tensors of the same file.
 _BY_PART = (
     _lycoris(r"hada_t[12]$", "LoHa with a Tucker decomposition (hada_t1)"),
     _lycoris(r"lokr_t2$", "LoKr with a Tucker decomposition (lokr_t2)"),
@@ -96,10 +96,10 @@ _BY_PART = (
     _Kind(r"(diff|diff_b|w_norm|b_norm)$", "a LyCORIS with full differences of weights"),
     _Kind(r"dora_scale$", "a DoRA in kohya's style, whose dora_scale diffusers leaves out"),
 )
-"""Kinds by what follows a dot in a name: the role of the tensor in its layer."""
+"""Kinds by the role of a tensor in its layer: the part of its name after the layer's name."""
 
 ROLES = "|".join(kind.pattern for kind in _BY_PART)
-"""Matches the roles that tensors of these kinds have, and that no other model has."""
+"""Matches the roles of tensors of these kinds. Tensors of other models do not have such roles."""
 
 _BY_BEGINNING = (
     _Kind(r"bundle_emb\.", "a LoRA with embeddings in it (bundle_emb)"),
@@ -140,9 +140,10 @@ _PARTS = 3
 
 
 def refuse_other_adapters(tensors: Mapping[str, Tensor], *, by_role: bool = False) -> None:
-    """Refuse an adapter of another kind by its name, whatever the order of its tensors.
+    """Refuse an adapter of another kind, and name the kind, whatever the order of its tensors.
 
-    by_role: only if the role of a tensor shows it, which no other model has.
+    by_role: skip the checks that may also match the tensors of other models: the checks by the
+    beginning of a name and by the model that a LoRA is for.
     """
     found = min(((number, name) for name in tensors for number in _kinds_of(name)), default=None)
     if found is not None and _KINDS[found[0]] not in _BY_BEGINNING:
@@ -163,7 +164,7 @@ def refuse_other_adapters(tensors: Mapping[str, Tensor], *, by_role: bool = Fals
 
 
 def unsupported_adapter(what: str, name: str, remedy: str = "") -> LoaderError:
-    """The refusal of an adapter that cannot be loaded. name: of a tensor that shows its kind."""
+    """The error for an adapter that cannot be loaded. name: of a tensor that shows its kind."""
     return LoaderError(
         Reason.UNSUPPORTED_FORMAT,
         f"the file is {what}; supported are LoRAs of {_SUPPORTED} with names that diffusers reads"
@@ -172,7 +173,7 @@ def unsupported_adapter(what: str, name: str, remedy: str = "") -> LoaderError:
 
 
 def _kinds_of(name: str) -> Iterator[int]:
-    """The indexes of the kinds that have a tensor of this name."""
+    """Yield the indexes of the kinds of adapters that may have a tensor of this name."""
     role = ".".join(name.rsplit(".", _PARTS)[1:])
     for match in (_BEGINNING.match(name), _PART.match(role)):
         if match is not None and match.lastgroup is not None:

@@ -1,4 +1,4 @@
-"""Names the model that a LoRA is for, in every style of names, if this loader does not know it.
+"""Names the model of a LoRA that this loader cannot load, whatever the style of its names.
 
 The styles differ in a prefix and in whether dots or underscores join the parts of a layer's name.
 """
@@ -38,9 +38,10 @@ _BY_NAME = {
 _NAMED = {model: re.compile(pattern) for model, pattern in _BY_NAME.items()}
 
 _HUNYUAN_VIDEO = re.compile(r"(.*\.)?double_blocks\.\d+\.(img|txt)_attn_(qkv|proj)\.")
-"""HunyuanVideo's names of attention layers. With underscores they are those of FLUX.1."""
+"""Matches HunyuanVideo's names of attention layers. With underscores instead of dots, FLUX.1 has
+the same names."""
 
-# Several models have these names. The width of what a layer reads tells them apart.
+# Several models have these names. The width of a layer's input tells the models apart.
 _SHARED = re.compile(f"{_SD3_OR_FLUX_OR_QWEN}|{_Z_OR_LUMINA}")
 _BY_WIDTH = {
     1536: "Stable Diffusion 3",
@@ -60,7 +61,7 @@ _OF_A_TRANSFORMER = re.compile(
 
 
 def model_of(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
-    """The model that a LoRA is for, and a tensor's name that shows it. None if nothing does."""
+    """The model that a LoRA is for, and the name of a tensor that shows it. None if none does."""
     hunyuan_video = next((name for name in tensors if _HUNYUAN_VIDEO.match(name)), None)
     if hunyuan_video is not None:
         return "HunyuanVideo", hunyuan_video
@@ -73,7 +74,7 @@ def model_of(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
 
 
 def name_of_a_transformer(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of a tensor that belongs to some transformer. None if there is none."""
+    """The name of a tensor that belongs to any transformer. None if no tensor does."""
     return next((name for name in tensors if _OF_A_TRANSFORMER.match(name)), None)
 
 
@@ -96,7 +97,10 @@ def _by_width(layers: Mapping[str, str], tensors: Mapping[str, Tensor]) -> tuple
 def _widths(
     layers: Mapping[str, str], tensors: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, int, int]]:
-    """Names of tensors that read a block's input, with their widths and their block's number."""
+    """Yield the name of each down matrix, the width of its input and its block's number or 0.
+
+    Only layers whose names several models share (`_SHARED`) count.
+    """
     for name, layer in layers.items():
         match = _SHARED.match(layer)
         shape = tensors[name].shape

@@ -1,7 +1,7 @@
-"""Refuses quantized weights by the name of their format.
+"""Refuses quantized weights, and names their format.
 
-Each format stores numbers beside a weight, and the weight's real values follow from both. A reader
-that ignores these numbers gets wrong values.
+Each format stores further numbers, such as scales, beside a weight. The real values follow from
+both: a reader that ignores the further numbers gets wrong values.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _BY_LAST_PART = {
     "weight_scale_inv": "scaled fp8, in blocks",
     "scale_weight": "scaled fp8",
 }
-"""Formats by the last part of a tensor's name. An earlier row is more exact than a later one."""
+"""Formats by the last part of a tensor's name. The first row that matches any tensor counts."""
 
 _SCALE = "scale"
-"""Last part of the name of a scale in some formats, but also of the weight of a norm."""
+"""Last part of a scale's name in some formats. The weight of a norm may have the same name."""
 _SCALES = ("weight_scale", "comfy_quant", "input_scale", "scale_input")
 """Last parts of names that many formats have. The type of the weight tells the formats apart."""
 _BY_WEIGHT = {
@@ -55,16 +55,16 @@ _BY_WEIGHT = {
     Dtype.I32: _INT4,
 }
 _BY_WEIGHT_OF_EXPONENTS = {Dtype.F8_E4M3: "mxfp8", Dtype.F8_E5M2: "mxfp8", Dtype.U8: "mxfp4"}
-"""Formats whose scales are exponents, which are stored as whole numbers of 8 bits."""
+"""Formats by the type of the weight, if its scales are exponents: these are 8-bit integers."""
 _WHOLE = (Dtype.I8, Dtype.U8)
 _ANY = "with scales"
 _CONFIG = "quantization_config"
 _SHOWN = 120
-"""Names of layers are long, and their ends show the format."""
+"""Maximum length of a name in a message. The ends of long names show the format."""
 
 
 def refuse_quantized(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse a file with quantized weights. fp8 without scales is not quantized."""
+    """Refuse a file with quantized weights. fp8 without scales does not count as quantized."""
     found = _format(tensors)
     if found is not None:
         refuse_format(*found)
@@ -85,7 +85,7 @@ def refuse_quantized_config(config: Mapping[str, Any]) -> None:
 
 
 def refuse_format(what: str, seen: str) -> NoReturn:
-    """Refuse weights of a format. seen: a name that shows the format."""
+    """Refuse weights of a quantized format. seen: a name that shows the format."""
     raise LoaderError(
         Reason.UNSUPPORTED_FORMAT,
         f"the weights are quantized ({what}), which is not supported: use a version of the model in"
@@ -117,7 +117,7 @@ def _format(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
 
 
 def _by_weight(scale: str, tensors: Mapping[str, Tensor]) -> str:
-    """The format of the weight that a scale or a description belongs to."""
+    """The format of a weight. scale: the name of the weight's scale or of its `comfy_quant`."""
     layer = scale.rpartition(".")[0]
     scales = tensors.get(f"{layer}.weight_scale")
     has_exponents = scales is not None and scales.dtype is Dtype.U8

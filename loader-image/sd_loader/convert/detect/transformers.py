@@ -25,13 +25,19 @@ class Family:
     """Its usual name."""
 
     mark: str
-    """Matches the beginning of a name that only this family has, in either layout."""
+    """Matches the beginning of a name that shows the family, in either layout.
+
+    Only earlier families may have such a name, too: see `_FAMILIES`.
+    """
 
     diffusers: str | None = None
-    """Matches a name in diffusers' layout. None if both layouts have the same names."""
+    """Matches the beginning of a name that only diffusers' layout has.
+
+    None if both layouts have the same names.
+    """
 
     table: str | None = None
-    """Name of its key table. None if it has none."""
+    """Name of its key table. None if this loader has no table for it."""
 
     encoders: str = _ONE
     """How messages name the text encoders of its pipeline: as one or as several."""
@@ -120,7 +126,7 @@ _FAMILIES = (
         r"transformer_blocks\.",
     ),
 )
-"""The first that matches counts: a name of a later family may also be in an earlier one."""
+"""The first family whose mark matches counts: an earlier one may also have a later one's names."""
 
 
 # One pattern for all families: a file may have very many names.
@@ -137,7 +143,7 @@ class TransformerFile:
     family: Family
 
     name: str
-    """The family's usual name, or that of its version."""
+    """The family's usual name, or its version's, such as Stable Diffusion 3.5."""
 
     prefix: str
     """Prefix of the transformer's names."""
@@ -156,7 +162,7 @@ class TransformerFile:
 
     @property
     def lacking(self) -> str:
-        """The missing components of the pipeline, in words for messages; empty if none is."""
+        """The missing components of the pipeline, for messages. Empty if none is missing."""
         lacking = [] if self.has_encoders else [self.family.encoders]
         lacking += [] if self.has_vae else ["VAE"]
         return " and ".join(lacking)
@@ -170,9 +176,9 @@ class TransformerFile:
 
 
 def transformer_of(tensors: Mapping[str, Tensor]) -> TransformerFile | None:
-    """The transformer that a file has. None if it has none of a known family.
+    """The transformer in a file. None if the file has no transformer of a known family.
 
-    A LoRA may have the same names: rule it out first.
+    A LoRA may have the same names: the caller rules it out.
     """
     matches = [match for name in tensors if (match := _PATTERN.match(name)) is not None]
     if not matches:

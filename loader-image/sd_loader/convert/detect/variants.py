@@ -19,8 +19,8 @@ _BY_CHANNELS = {4: "normal", 8: "edit", 9: "inpaint"}
 """The variant of a UNet, by its number of input channels."""
 
 _FILL_INPUTS = 6
-"""FLUX.1 Fill reads six values for each that it predicts: one of the latents, one of the image's
-latents, and four of the mask."""
+"""FLUX.1 Fill reads six values for each value that it predicts: one of the noisy latents, one of
+the image's latents, and four of the mask."""
 
 _FLUX2 = {6144: "dev", 4096: "klein_9b", 3072: "klein_4b"}
 _WAN_TASKS = {16: "t2v", 36: "i2v", 48: "ti2v"}
@@ -38,8 +38,8 @@ def variant_of(
 ) -> str | None:
     """Return the value of status.artifact.variant. None if the configs do not show it.
 
-    class_name: the pipeline's class. config: that of the UNet or the transformer. options: the
-    pipeline's own settings. components: the names of its components that are not null.
+    class_name: the pipeline's class. config: the config of the UNet or the transformer. options:
+    the pipeline's own settings. components: the names of its components that are not null.
     """
     is_distilled = options.get("is_distilled") is True
     match base_model:
@@ -74,7 +74,7 @@ def _flux(config: _Config) -> str | None:
     if has_guidance and inputs == _FILL_INPUTS * outputs:
         return "dev_fill"
     if not inputs or inputs != outputs:
-        return None  # FLUX.1 Depth and Canny have the same config.
+        return None  # FLUX.1 Depth and Canny: their configs are equal.
     return "dev" if has_guidance else "schnell"
 
 

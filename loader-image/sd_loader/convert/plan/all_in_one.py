@@ -46,15 +46,15 @@ _VAE = "vae"
 _VOCABULARIES = ("tokenizer.json", "spiece.model")
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _TOKENIZER_BYTES = 32 << 20
-"""T5's tokenizer.json has 2.4 MB."""
+"""Maximum size of T5's tokenizer.json or spiece.model. The usual tokenizer.json has 2.4 MB."""
 _PROJECTION = "text_projection.weight"
 _SAMPLE = 128
-"""Width of SD 3's latents for an image of 1024 pixels."""
+"""Maximum of SD 3's sample_size: the width of the latents of an image of 1024 pixels."""
 _PATCH = 2
-"""Latents for each position of SD 3, in each direction."""
+"""Width of SD 3's patches in latents: each position is a square of 2 x 2 latents."""
 _SCHEDULER = "scheduler/scheduler_config.json"
 _SCHNELL = {"shift": 1.0, "use_dynamic_shifting": False}
-"""The scheduler of FLUX.1 schnell differs in these from that of FLUX.1 dev."""
+"""The settings of FLUX.1 schnell's scheduler that differ from those of FLUX.1 dev's."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,10 @@ class _Layout:
     """True if the pipeline works without T5."""
 
     projected: str | None
-    """The CLIP encoder that has a projection, although the file has none: it changes nothing."""
+    """The CLIP encoder that is published with an identity as its projection.
+
+    Its class needs a projection, and the file has none. None if no encoder's class needs one.
+    """
 
     tokenizer_repo: Callable[[Iterable[str]], str]
     """Returns the Hub repo with T5's tokenizer. Takes the names of the file's tensors."""
@@ -110,7 +113,7 @@ _LAYOUTS = {
 
 
 def missing_of(found: TransformerFile, tensors: Mapping[str, Tensor]) -> tuple[str, ...] | None:
-    """The components that a file lacks of a pipeline that this module plans. None for others."""
+    """The components of its pipeline that a file lacks. None if this module cannot plan it."""
     layout = _LAYOUTS.get(found.family.table or "")
     if layout is None or found.is_in_diffusers_layout:
         return None
@@ -128,7 +131,7 @@ def missing_of(found: TransformerFile, tensors: Mapping[str, Tensor]) -> tuple[s
 
 
 def tokenizer_repo(found: TransformerFile, tensors: Mapping[str, Tensor]) -> str | None:
-    """The Hub repo with the tokenizer that the pipeline needs. None if it needs none of it."""
+    """The Hub repo with T5's tokenizer. None if the file has no T5."""
     layout = _LAYOUTS[found.family.table or ""]
     return layout.tokenizer_repo(tensors) if _has_t5(tensors) else None
 
@@ -143,9 +146,9 @@ def plan_all_in_one(
 ) -> FolderPlan:
     """Plan the folder of a file. Reads no weights and writes nothing.
 
-    missing: the components that the file lacks. A file that lacks any is refused.
-    configs: the folder with the tokenizer of T5. None leaves the tokenizer out, for a plan that is
-    only shown.
+    missing: the components that the file lacks. If there are any, the file is refused. configs: the
+    folder with the tokenizer of T5. If it is None, the plan lacks the tokenizer: such a plan is
+    shown, but not carried out.
     """
     if missing:
         refuse_incomplete(found, file.tensors)
@@ -193,7 +196,7 @@ def plan_all_in_one(
 
 
 def refuse_incomplete(found: TransformerFile, tensors: Mapping[str, Tensor]) -> NoReturn:
-    """Refuse a file that lacks components of its pipeline, with what a user can do."""
+    """Refuse a file that lacks components of its pipeline. The message names the remedy."""
     missing = missing_of(found, tensors)
     what = str(found)
     if missing and not found.is_alone:
@@ -206,7 +209,7 @@ def _has_t5(names: Iterable[str]) -> bool:
 
 
 def _canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The file under the names that the key tables use."""
+    """The file's tensors under the names that the key tables use."""
     named: dict[str, Tensor] = {}
     for old, tensor in tensors.items():
         name = old
@@ -242,7 +245,7 @@ def _components(
 
 
 def _identity(width: int, dtype: Dtype, opened: OpenFiles) -> Item:
-    """The projection of CLIP-L, which this encoder was trained without."""
+    """An identity as the projection of CLIP-L, which was trained without a projection."""
     return Item(_PROJECTION, opened.identity(width, dtype), dtype)
 
 
@@ -251,7 +254,10 @@ def _is_kept(item: Item) -> bool:
 
 
 def _kept(item: Item) -> Item:
-    """Keep a module of T5 in single precision, unless the file already has it in fp16."""
+    """Return the item, in fp32 if it would be narrowed to fp16 and T5 needs it in fp32.
+
+    An item that the file already has in fp16 stays in fp16.
+    """
     is_narrowed = item.dtype is Dtype.F16 and item.source.dtype in (Dtype.BF16, Dtype.F32)
     return replace(item, dtype=Dtype.F32) if is_narrowed and _is_kept(item) else item
 
@@ -263,7 +269,7 @@ def _learn(
     *,
     has_t5: bool,
 ) -> None:
-    """Add the dimensions that follow from others, and refuse components of different models."""
+    """Add numbers of layers and derived dimensions. Refuse components of different models."""
     table = load_transformer(found.family.table or "")
     dimensions.update(table.layers(tensors, found.prefix))
     if "positions" in dimensions:
@@ -290,7 +296,7 @@ def _agree(what: str, wanted: int, given: int, giver: str) -> None:
 def _contents(
     family: str, layout: _Layout, tensors: Mapping[str, Tensor], dimensions: Dimensions
 ) -> dict[str, Any]:
-    """The contents of the JSON files, without those of a component that the file does not have."""
+    """The contents of the JSON files, without those of T5 if the file does not have it."""
     templates = dict(load_templates(family))
     if not _has_t5(tensors):
         del templates[f"{layout.t5}/{CONFIG_NAME}"]
@@ -305,7 +311,7 @@ def _contents(
 
 
 def _refuse_other_sizes(family: str, config: Mapping[str, Any], dimensions: Dimensions) -> None:
-    """Refuse a transformer of other sizes than the family's config has."""
+    """Refuse a transformer whose sizes contradict the family's config."""
     head, patch = config["attention_head_dim"], config["patch_size"]
     if dimensions.get("head", head) != head:
         problem = (
@@ -336,7 +342,7 @@ def _tokenizer_folder(layout: _Layout) -> str:
 
 
 def _complete(configs: dict[str, Any], family: str, tensors: Mapping[str, Tensor]) -> None:
-    """Set what the presence of tensors shows."""
+    """Set the values in the configs that the presence of tensors decides."""
     config = configs[f"{TRANSFORMER}/{CONFIG_NAME}"]
     if family == "flux":
         config["guidance_embeds"] = any("guidance_in." in name for name in tensors)

@@ -36,7 +36,7 @@ _SD2_V = "768-v"
 def missing_components(
     tensors: Mapping[str, Tensor], base_model: BaseModelName | None = None
 ) -> tuple[str, ...]:
-    """The pipeline's components that the checkpoint does not hold, by their folders' names."""
+    """The names of the pipeline's components that the checkpoint does not hold."""
     known = load_architecture(family_of(tensors, base_model).value)
     named = canonical_names(tensors)
     return tuple(component.name for component in known.components if is_missing(component, named))

@@ -14,18 +14,21 @@ class Companions:
     """The files that a conversion reads in addition to the source."""
 
     folder: Path
-    """The source folder, in which everything lies."""
+    """The source folder, which holds the source and its companions."""
 
     original_config: str | None = None
-    """Name of the file of spec.originalConfig. None if the spec has none."""
+    """Name of the file of spec.originalConfig in `folder`. None if the spec has no such field."""
 
     extras: Sequence[ExtraComponent] = ()
     """Components of the pipeline that do not come from its source."""
 
     skeleton: str | None = None
-    """The folder of the repo that gives all missing components. None if the file has all."""
+    """The folder of the repo that gives the components which the file lacks, relative to `folder`.
+
+    None if no such repo was downloaded.
+    """
 
     @property
     def configs(self) -> Path:
-        """The folder with configs and tokenizers that the source does not have."""
+        """The folder for configs and tokenizers that the source does not have."""
         return self.folder / CONFIGS_FOLDER

@@ -36,7 +36,7 @@ def plan_component(
     """
     component, class_name = SINGLE[conversion.model_type]
     names = files_of(repo)
-    # Only this folder of a pipeline's repo was downloaded.
+    # If the repo is a whole pipeline's, only this folder of it was downloaded.
     inner = PurePosixPath("" if CONFIG_NAME in names else component)
     found = parse_component(read_small(repo / inner / CONFIG_NAME), conversion.model_type)
     _config, *chosen = choose_single(
@@ -75,7 +75,7 @@ def _checked(
     conversion: Conversion,
     pipeline: Pipeline,
 ) -> tuple[dict[str, Any], BaseModelName | None]:
-    """The config, completed by what the tensors show, and the family if they show one."""
+    """The config, completed from the tensors, and the family. None if the family is unknown."""
     if conversion.model_type is ModelType.CONTROLNET:
         wanted = conversion.upcast_attention
         upcast = {} if wanted is None else {"upcast_attention": wanted}

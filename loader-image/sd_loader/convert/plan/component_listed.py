@@ -29,7 +29,7 @@ def plan_listed_component(
 ) -> FolderPlan:
     """Plan the folder of a downloaded component. Reads no weights and writes nothing.
 
-    folder: where it lies in the repo. own: the chosen files in it.
+    folder: the component's folder in the repo. own: the chosen files in that folder.
     """
     name = component.name
     refuse_contradiction(
@@ -54,7 +54,7 @@ def plan_listed_component(
 def _check(component: SingleComponent, model: PlannedModel) -> None:
     """Refuse tensors that are missing or do not fit the config."""
     path = f"{component.name}/{CONFIG_NAME}"
-    # This is stricter than the list of classes, which has no limits for this class.
+    # This check limits the values more strictly than `plan_model` did.
     allowed_config(model.config, component.class_name, path)
     tensors = {name: tensor for file in model.weights for name, tensor in file.tensors.items()}
     check_opens(component.name, component.class_name, model.config, tensors)

@@ -39,16 +39,16 @@ _PARTNERS = (
     ),
     ("encoder_hid_dim_type", ("text_proj",), "encoder_hid_dim"),
 )
-"""Keys with the values that need another key."""
+"""A key, some of its values, and the key that must be set if the first has such a value."""
 
 _ONE_OF = ("use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas")
 _SHAPES = {**config_shapes.CLASSES, **controlnet_shapes.CLASSES}
 _TO_ZERO = ("dpmsolver++", "sde-dpmsolver++")
-"""The algorithms that can end without noise."""
+"""The values of algorithm_type that allow final_sigmas_type: zero."""
 
 
 def contradiction(component: str, key: str, value: object, expected: str) -> NoReturn:
-    """Refuse a key's value. The message names what it should be."""
+    """Refuse the value of a key in a config. The message states the expected value."""
     raise LoaderError(
         Reason.CONVERSION_FAILED,
         f"{component}/{CONFIG_NAME}: {key} is {json_snippet(value)}; it should be {expected}",
@@ -56,7 +56,7 @@ def contradiction(component: str, key: str, value: object, expected: str) -> NoR
 
 
 def check_heads(path: str, config: Mapping[str, Any]) -> None:
-    """Refuse widths that do not divide into attention heads and norm groups."""
+    """Refuse widths that are not multiples of the numbers of attention heads and norm groups."""
     widths = config.get("block_out_channels", [])
     groups = config.get("norm_num_groups", 1)
     heads = config.get("num_attention_heads") or config.get("attention_head_dim", 1)
@@ -75,7 +75,7 @@ def check_heads(path: str, config: Mapping[str, Any]) -> None:
 
 
 def check_levels(component: str, config: Mapping[str, Any]) -> None:
-    """Refuse a config whose lists do not have an item for each level."""
+    """Refuse a config whose lists for the levels have different lengths."""
     lists = {key: config[key] for key in _PER_LEVEL if isinstance(config.get(key), list)}
     for key, value in lists.items():
         levels = len(next(iter(lists.values())))
@@ -91,9 +91,10 @@ def is_checked(class_name: str) -> bool:
 def check_opens(
     component: str, class_name: str, config: Mapping[str, Any], tensors: Mapping[str, Source]
 ) -> None:
-    """Refuse a config that its class cannot be made from, or that needs tensors the file lacks.
+    """Refuse a config from which its class cannot be made, or which the tensors do not fit.
 
-    config: as it is published. Absent keys have their defaults.
+    Tensors are checked only for the classes of `is_checked`. config: as it is published; an absent
+    key has its default.
     """
     complete = {**defaults(class_name), **config}
     check_levels(component, complete)
@@ -142,7 +143,7 @@ def _check_tensor(component: str, name: str, shape: tuple[int, ...], tensor: Sou
 
 
 def check_scheduler(class_name: str, config: Mapping[str, Any], path: str) -> None:
-    """Refuse a scheduler's config that its class cannot be made from."""
+    """Refuse a config from which the scheduler's class cannot be made."""
     complete = {**defaults(class_name), **config}
     own = defaults(class_name).keys()
     used = [key for key in _ONE_OF if key in own and complete[key]]

@@ -1,8 +1,8 @@
 """Plans the folder of a ControlNet that came as a single file.
 
 ControlNets of SD 1 and SD 2 come in the original layout (alone, or with the whole checkpoint that
-they were trained on) or in diffusers' own. Those of SDXL come in diffusers' own only, and some lack
-transformer blocks.
+they were trained on) or in diffusers' layout. Those of SDXL come in diffusers' layout only, and
+some lack transformer blocks.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PROJECTIONS = (
     "input_blocks.1.1.proj_in.weight",
 )
 
-# Models that are called ControlNets or used like them, but that diffusers' class does not read.
+# Models that are named or used like ControlNets, but that diffusers' class does not read.
 _OTHERS = {
     r"difference$": "a ControlNet stored as its difference to Stable Diffusion 1.5: use the version"
     " that was not reduced to it",
@@ -100,8 +100,8 @@ def load_family(family: BaseModelName) -> Architecture:
 def existing(known: Architecture, names: Iterable[str]) -> tuple[Component, dict[str, Any]]:
     """Return table and template without the transformer blocks that this ControlNet lacks.
 
-    names: the names of its tensors, in diffusers' layout. A level may lack all of its transformer
-    blocks. A gap within a level is an error, which binding the rows reports.
+    names: the names of the ControlNet's tensors, in diffusers' layout. A level may lack all of its
+    transformer blocks. A gap within a level is an error, which `bind` reports.
     """
     (component,) = known.components
     template = dict(known.templates[CONFIG_NAME])
@@ -129,7 +129,7 @@ def existing(known: Architecture, names: Iterable[str]) -> tuple[Component, dict
             "the ControlNet's middle has other transformers than its last level",
         )
     if not blocks:
-        # Without cross attention its width does not matter, and no tensor shows it.
+        # Without cross attention, the width of its input has no effect, and no tensor shows it.
         template["cross_attention_dim"] = CONTEXT_WIDTHS[BaseModelName.SDXL]
     template |= {"transformer_layers_per_block": depths, "down_block_types": kinds}
     return replace(component, rows=rows), template

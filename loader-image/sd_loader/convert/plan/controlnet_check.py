@@ -40,10 +40,10 @@ _USUAL_MIDDLE = "UNetMidBlock2DCrossAttn"
 def checked_controlnet(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], BaseModelName | None]:
-    """Complete the config from the tensors. Return it and the family. Refuse a contradiction.
+    """Complete the config from the tensors. Return the config and the family.
 
-    The family is None for an unknown structure. In any case, each tensor that the config asks for
-    must be there.
+    Refuses a contradiction. For an unknown structure, the config is returned as it is, and the
+    family is None. In any case, each tensor that the config asks for must be there.
     """
     allowed_config(config, _CLASS, f"{_NAME}/{CONFIG_NAME}")
     check_levels(_NAME, config)
@@ -92,7 +92,7 @@ def _compare_structure(config: Mapping[str, Any], template: Mapping[str, Any]) -
     value = config.get(_DEPTHS, 1)
     configured = value if isinstance(value, list) else [value] * len(kinds)
     crossing = [kind.startswith("CrossAttn") for kind in kinds]
-    # The number of a level without transformers has no meaning.
+    # The depth of a level without transformer blocks has no effect.
     if len(configured) != len(kinds) or any(
         is_there and one != other
         for one, other, is_there in zip(configured, depths, crossing, strict=True)
@@ -101,6 +101,6 @@ def _compare_structure(config: Mapping[str, Any], template: Mapping[str, Any]) -
 
 
 def _is_shown(key: str, template: object) -> bool:
-    """Whether shapes determine the field's value. They do not determine the number of heads."""
+    """Whether shapes determine the field's value. Shapes do not determine the number of heads."""
     first = template[0] if isinstance(template, list) and template else template
     return key != "attention_head_dim" and isinstance(first, str) and first.startswith("$")

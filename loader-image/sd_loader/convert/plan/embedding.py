@@ -1,7 +1,7 @@
 """Plans the folder of a textual-inversion embedding, which `load_textual_inversion(folder)` reads.
 
     learned_embeds.safetensors     the vectors for the (first) text encoder, under their token
-    learned_embeds_2.safetensors   SDXL only: those for the second text encoder
+    learned_embeds_2.safetensors   SDXL only: the vectors for the second text encoder
     token_identifier.txt           the token, as prompts name it
 
 diffusers' training scripts and the Hub's concept library use these names. The second file is opened
@@ -36,7 +36,7 @@ SECOND_FILE = "learned_embeds_2.safetensors"
 TOKEN_FILE = "token_identifier.txt"  # noqa: S105 - a word for prompts, no secret
 
 MAX_VECTORS = 75
-"""A prompt has no room for more vectors."""
+"""Maximum number of vectors of an embedding: a prompt has no room for more."""
 MAX_TOKEN = 64
 
 _FIRST = "clip_l"
@@ -47,7 +47,7 @@ _NAME = "name"
 # Keys of files with one embedding. They are not the embedding's name.
 _NAMELESS = {"emb_params", _A1111_ONLY, "*", "string_to_param"}
 _OF_ENCODERS = {"text_encoders_0": _FIRST, "text_encoders_1": _SECOND}
-"""Names of pivotal tuning for SDXL's text encoders."""
+"""Pivotal tuning's names of SDXL's text encoders, with the names that other programs use."""
 _HALVES = {
     _FIRST: _SECOND,
     _SECOND: _FIRST,
@@ -171,7 +171,7 @@ def _find(file: TensorFile, base_model: BaseModelName | None) -> _Embedding:
 
 
 def _refuse_other_trainers(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse by name embeddings that diffusers' `load_textual_inversion` does not read."""
+    """Refuse embeddings that `load_textual_inversion` does not read, and name their kind."""
     for name in tensors:
         if name.endswith(_OUTPUT) and name.removesuffix(_OUTPUT) in _ENCODERS:
             raise unsupported(
@@ -233,9 +233,10 @@ def _base_model(found: _Embedding) -> BaseModelName:
 
 
 def _token(name: str | None, model_id: str) -> tuple[str, tuple[str, ...]]:
-    """The token for prompts, and a warning: the file's own name, or the model id in brackets.
+    """The token for prompts, and a warning if the file's own name cannot be used for it.
 
-    diffusers refuses a word that the tokenizer already has. A name with spaces would never match.
+    The token is then the model id in angle brackets, as for a file without a name. diffusers
+    refuses a word that the tokenizer already has. A name with spaces would never match.
     """
     substitute = f"<{model_id}>"
     if name is None:

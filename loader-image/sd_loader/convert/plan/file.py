@@ -21,7 +21,7 @@ from sd_loader.convert.write.files import FolderPlan
 from sd_loader.tensors import TensorFile
 
 _UNSCALED = (ModelType.LORA, ModelType.EMBEDDINGS)
-"""Types that are published as they are, so that their weights may not have scales."""
+"""Model types whose files are published without applying scales: scaled weights are refused."""
 
 
 def plan_file(
@@ -34,13 +34,13 @@ def plan_file(
 ) -> FolderPlan:
     """Plan the folder of an open file. Reads no weights and writes nothing.
 
-    opened: where further files are opened. extras, original, configs: for pipelines. The other
-    model types ignore them.
+    opened: keeps further files open. extras, original, configs: for pipelines. They have no effect
+    on other model types.
     """
     if conversion.model_type not in _UNSCALED:
         file = scaled(file)
     refuse_quantized(file.tensors)
-    # Imported here: a load plans one kind of model, and starts faster without the others.
+    # Imported here: a load plans one kind of model, and starts faster without the other modules.
     match conversion.model_type:
         case ModelType.CONTROLNET:
             from sd_loader.convert.plan.controlnet import plan_controlnet
@@ -69,13 +69,13 @@ def plan_file(
 def plan_download(
     file: TensorFile, conversion: Conversion, companions: Companions, opened: OpenFiles
 ) -> FolderPlan:
-    """Plan the folder of an open file and of what was downloaded beside it.
+    """Plan the folder of an open file and of its companions.
 
-    opened: where the files of extra components are opened.
+    opened: keeps the files of extra components open.
     """
     refuse_pickle(file, conversion)
     if companions.skeleton is not None:
-        from sd_loader.convert.plan.skeleton import plan_on_skeleton  # only these loads need it
+        from sd_loader.convert.plan.skeleton import plan_on_skeleton  # only with a skeleton
 
         file = scaled(file)
         found = transformer_file(file.tensors)
@@ -86,7 +86,7 @@ def plan_download(
         original = read_original(companions.folder / companions.original_config)
     if not companions.extras:
         return plan_file(file, conversion, opened, original=original, configs=companions.configs)
-    from sd_loader.convert.plan.extras import plan_extras  # for the same reason
+    from sd_loader.convert.plan.extras import plan_extras  # only with extras
 
     base_model = family_of(file.tensors, conversion.base_model)
     extras = plan_extras(companions, base_model, conversion, opened)

@@ -1,4 +1,4 @@
-"""Plans components of a listed pipeline whose weights are in single files, by their key tables.
+"""Plans components of a listed pipeline from single files, by their key tables.
 
 The pipeline's repo gives their configs. A file that contradicts its config is refused.
 """
@@ -42,9 +42,9 @@ def transformer_files(
     config: dict[str, Any],
     precision: Revision | None,
 ) -> PlannedModel:
-    """Plan the transformer of a file, which may be the second of its pipeline. Reads no weights.
+    """Plan the transformer of a file. Reads no weights.
 
-    name: its folder in the pipeline. config: the one that is published.
+    name: its folder in the pipeline, which may have two transformers. config: the published config.
     """
     family = found.family.table or ""
     original = load_transformer(family)
@@ -101,7 +101,7 @@ def vae_files(
     config: dict[str, Any],
     precision: Revision | None,
 ) -> PlannedModel:
-    """Plan the VAE of a file. Reads no weights. name, config: as for the transformer."""
+    """Plan the VAE of a file. Reads no weights. name, config: see `transformer_files`."""
     if component.class_name != CLASS:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,

@@ -1,7 +1,7 @@
 """Plans the folder of a LoRA: one file that diffusers' `load_lora_weights(folder)` reads.
 
 Tensors keep their values, including alphas: diffusers' own way to save a LoRA would lose kohya's
-scale. They keep their names, too, as far as every version of the libraries reads them.
+scale. Tensors also keep their names if every version of the libraries reads these names.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 def plan_lora(file: TensorFile, conversion: Conversion) -> FolderPlan:
     """Plan the files of a LoRA. Writes nothing, and reads no weights but the alphas for PEFT."""
-    # PEFT names an adapter's layers as the model's own.
+    # First: the layers of PEFT's other adapters have the names of the model's own, which the next
+    # check would report as a UNet without its pipeline.
     refuse_other_adapters(file.tensors, by_role=True)
     refuse_other_kinds(file.tensors, ModelType.LORA)
     # The numbers and strings in a pickle belong to the training program, not to the LoRA.
@@ -82,7 +83,7 @@ def _plan_transformer(
     lora: TransformerLora,
     families: Sequence[str],
 ) -> FolderPlan:
-    """Plan the files of a LoRA of a transformer. families: those whose layers it fits."""
+    """Plan the files of a LoRA of a transformer. families: the families that it may be for."""
     names = " and ".join(families)
     refuse_contradiction(conversion.base_model, families, f"the file is a LoRA of {names}")
     of_transformer = [layer.named(lora.style) for layer in lora.layers]
@@ -125,14 +126,14 @@ def _plan_transformer(
 
 
 def _rank(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> int | None:
-    """The greatest rank of the layers."""
+    """The greatest rank of the layers. None if there are no layers."""
     return max((tensors[layer.names[Half.DOWN]].shape[0] for layer in layers), default=None)
 
 
 def _changes(
     lora: TransformerLora, items: Mapping[str, Item], tensors: Mapping[str, Tensor]
 ) -> list[Change]:
-    """The changes of diffusers' modules. A layer may consist of several: each has some rows."""
+    """The changes of diffusers' modules. A layer may have the rows of several modules."""
     changes = []
     for layer in lora.layers:
         alpha = layer.names.get(Half.ALPHA, "")
@@ -153,7 +154,7 @@ def _items(
     published: Mapping[str, str],
     conversion: Conversion,
 ) -> dict[str, Item]:
-    """The published tensors by their names in the file. published: new names."""
+    """The published tensors by their names in the file. published: the new names of some."""
     items = {}
     for layer in layers:
         for half, name in layer.names.items():
@@ -204,7 +205,10 @@ def _peft(
 
 
 def _left_to_diffusers(layers: Sequence[Layer], name: str) -> tuple[str, ...]:
-    """The warning that the PEFT adapter has layers of one model only. name: that model's."""
+    """Warn that the PEFT adapter has the layers of one model only. name: the name of this model.
+
+    Empty if the LoRA has no other layers.
+    """
     others = sorted({layer.component for layer in layers} - {UNET, TRANSFORMER})
     if not others:
         return ()
@@ -218,8 +222,8 @@ def _left_to_diffusers(layers: Sequence[Layer], name: str) -> tuple[str, ...]:
 def _published_names(layers: Sequence[Layer]) -> dict[str, str]:
     """New names, in PEFT's style, for UNet layers that diffusers would skip.
 
-    diffusers skips a UNet whose layers are not named `unet.…`, with only a warning. If names have
-    two styles, as its own training programs write them, it reads one style only.
+    diffusers skips a UNet whose layers are not named `unet.…`, with only a warning. If the names
+    have two styles, as diffusers' own training programs write them, it reads one style only.
     """
     unet = [layer for layer in layers if layer.component == UNET]
     styles = {style for layer in unet for style in layer.styles}
@@ -274,11 +278,14 @@ def _check_halves(component: str, layers: Sequence[Layer]) -> None:
 
 
 def _is_readable_text_encoder(layers: Sequence[Layer]) -> bool:
-    """Whether diffusers recognises the style: it looks at a few names, output projections first."""
+    """Whether diffusers recognises the style of a text encoder's layers.
+
+    diffusers checks a few names only, output projections first.
+    """
     styles = {style for layer in layers for style in layer.styles}
     attention = [layer.name for layer in layers if "self_attn" in layer.name]
     if not attention:
-        # diffusers reads kohya's and its own names of the other layers without an attention.
+        # Without attention layers, diffusers reads the mlp layers, except by PEFT's names.
         return Style.PEFT not in styles and any("mlp" in layer.name for layer in layers)
     if styles in ({Style.PEFT}, {Style.DIFFUSERS}):
         return True

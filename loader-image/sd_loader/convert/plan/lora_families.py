@@ -121,7 +121,8 @@ def decide_family(
 ) -> BaseModelName | None:
     """Return the family. None if the layers fit several families equally.
 
-    base_model: the family that the user specifies.
+    Refuses layers that fit no family, or not the user's. base_model: the family that the user
+    specifies.
     """
     errors: dict[BaseModelName | None, LoaderError] = {}
     fitting = []
@@ -151,9 +152,9 @@ def fitting_family(
     metadata: Mapping[str, str],
     base_model: BaseModelName | None,
 ) -> BaseModelName | None:
-    """Return the family whose tensors fit it best. None if several fit equally.
+    """Return the family that the tensors fit, or the most similar one. None if several fit equally.
 
-    candidates: the tensors that the file has in each family.
+    candidates: the families, each with the tensors that the file would have in that family.
     """
     fitting = []
     layers: list[Layer] = []
@@ -168,7 +169,7 @@ def fitting_family(
 
 
 def _nearest(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> BaseModelName:
-    """Return the family with the most of these layers: its error is the most helpful one."""
+    """Return the family that has most of these layers: its error is the most helpful one."""
 
     def likeness(family: BaseModelName) -> tuple[int, bool]:
         table = modules(family)
@@ -202,7 +203,7 @@ def _names(layers: Sequence[Layer]) -> list[str]:
 
 
 def check(layers: Sequence[Layer], tensors: Mapping[str, Tensor], family: BaseModelName) -> None:
-    """Refuse layers that the family lacks, and shapes that contradict it or one another."""
+    """Refuse layers that the family lacks, and shapes that contradict the family or one another."""
     table = modules(family)
     dimensions: Dimensions = {}
     found: list[tuple[Layer, Module]] = []
@@ -247,7 +248,7 @@ def check_clip_l(layers: Sequence[Layer], tensors: Mapping[str, Tensor], name: s
 
 
 def _check_levels(dimensions: Dimensions, family: BaseModelName) -> None:
-    """Refuse levels whose widths are not 1 : 2 : 4, as they are in every family."""
+    """Refuse levels whose widths are not in the ratio 1 : 2 : 4, which all families have."""
     found = {level: dimensions[level] for level in _LEVELS if level in dimensions}
     if len({width / _LEVELS[level] for level, width in found.items()}) > 1:
         widths = ", ".join(str(width) for width in found.values())
@@ -306,7 +307,7 @@ def _check_shapes(
 
 
 def _fits(pattern: str, shape: tuple[int, ...], dimensions: Dimensions) -> bool:
-    """Like `matches`, but a sum with an unknown term may be any number that is always the same."""
+    """Like `matches`, but the first value of a sum with an unknown term is accepted and kept."""
     expected = pattern.split()
     if len(expected) != len(shape):
         return False
@@ -322,7 +323,7 @@ def _fits(pattern: str, shape: tuple[int, ...], dimensions: Dimensions) -> bool:
 def _by_widths(
     layers: Sequence[Layer], tensors: Mapping[str, Tensor], family: BaseModelName
 ) -> set[BaseModelName]:
-    """Return the families that have these layers' widths. Unpublished widths are ignored."""
+    """Return the families that have these layers' widths. Widths that none has are ignored."""
     table = modules(family)
     found = {*FAMILIES, BaseModelName.SDXL_REFINER}
     for layer in layers:

@@ -28,13 +28,13 @@ class Style(Enum):
 
     KOHYA = "kohya"
     OLD = "old diffusers"
-    """diffusers' names from the time of attention processors."""
+    """diffusers' former names (`to_q_lora`), from the time of attention processors."""
     DIFFUSERS = "diffusers"
     PEFT = "PEFT"
 
 
 class Half(Enum):
-    """The role of a tensor in its layer. The value is PEFT's name of the role."""
+    """The role of a tensor in its layer. The value is PEFT's name of the role, except for ALPHA."""
 
     DOWN = "lora_A.weight"
     UP = "lora_B.weight"
@@ -55,7 +55,7 @@ class Key:
     style: Style
 
     bare: bool = False
-    """Whether the component's name is left out, as in files that hold only a UNet's layers."""
+    """Whether the tensor's name lacks the component, as in files that hold only a UNet's layers."""
 
 
 @dataclass
@@ -66,11 +66,11 @@ class Layer:
     name: str
     keys: dict[Half, Key] = field(default_factory=dict)
     names: dict[Half, str] = field(default_factory=dict)
-    """Names in the file."""
+    """The tensors' names in the file."""
 
     @property
     def styles(self) -> set[Style]:
-        """The styles of its names. More than one if its halves are named differently."""
+        """The styles of its tensors' names: more than one if the names do not agree."""
         return {key.style for key in self.keys.values()}
 
 
@@ -104,7 +104,10 @@ _PEFT = re.compile(
 
 
 def canonical_name(name: str) -> str:
-    """The tensor's name with `text_model` in it, which every version of transformers can read."""
+    """Return a text encoder's name with `text_model`, which every version of transformers reads.
+
+    Other names are returned unchanged.
+    """
     encoder = _TEXT_ENCODER.match(name)
     if encoder is None:
         return name
@@ -113,7 +116,7 @@ def canonical_name(name: str) -> str:
 
 
 def parse(name: str) -> Key | None:
-    """Parse a tensor's canonical name. None if a LoRA has no tensor of such a name."""
+    """Parse a tensor's canonical name. None if the name has none of the styles."""
     kohya = _KOHYA.fullmatch(name)
     if kohya:
         component, layer, half = kohya.groups()
@@ -146,7 +149,7 @@ def _projection(component: str, letter: str) -> str:
 
 
 def layers_of(tensors: Mapping[str, Tensor]) -> list[Layer]:
-    """The layers that the file changes. Refuses by name a file with other tensors."""
+    """The layers that the LoRA changes. Refuses a file with other tensors or incomplete layers."""
     keys: dict[str, Key] = {}
     for name in tensors:
         key = parse(canonical_name(name))
@@ -188,7 +191,7 @@ def _check_whole(layer: Layer) -> None:
 
 
 def _check_styles(keys: Mapping[str, Key]) -> None:
-    """Refuse a mix with kohya's names: diffusers reads them only if all names are kohya's."""
+    """Refuse kohya's names beside others: diffusers reads kohya's only if all names are kohya's."""
     kohya = [name for name, key in keys.items() if key.style is Style.KOHYA]
     others = [name for name, key in keys.items() if key.style is not Style.KOHYA]
     if kohya and others:

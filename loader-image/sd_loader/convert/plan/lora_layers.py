@@ -1,4 +1,4 @@
-"""The layers of transformers that a LoRA may change, from their key tables."""
+"""The layers that a LoRA of a transformer may change, from the key tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EMBEDDINGS = frozenset({"time_text_embed.addition_t_embedding.weight"})
 """Tables of vectors. diffusers does not read a LoRA of them."""
 
 _HEAD = "head"
-"""The shape of a norm of queries or keys."""
+"""The pattern of the shape of a norm of queries or keys."""
 _XLABS = {
     "double_blocks.{}.processor.qkv_lora1": "double_blocks.{}.img_attn.qkv",
     "double_blocks.{}.processor.qkv_lora2": "double_blocks.{}.txt_attn.qkv",
@@ -60,19 +60,22 @@ _SIZES: Mapping[str, Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class LayerKind:
-    """A layer by its name with `{}` for the number of its block."""
+    """A layer that a LoRA may change, in each block of its stack or outside of blocks."""
 
     stack: str
     """The original name of its blocks. Empty outside of blocks."""
 
     variants: tuple[tuple[Row, ...], ...]
-    """The modules of diffusers that it consists of, by version of the model."""
+    """For each version of the model, the modules of diffusers that the layer consists of."""
 
     is_optional: bool
     """True if some published versions of the model do not have this layer."""
 
     def fits(self, layer: Tensor, dimensions: Dimensions) -> tuple[Row, ...] | None:
-        """The modules that a layer of this shape consists of. None if it fits no version."""
+        """The modules that a layer of this shape consists of. None if it fits no version.
+
+        Adds the dimensions that the shape shows to `dimensions`.
+        """
         for rows in self.variants:
             known = dict(dimensions)
             parts = [take(layer, row.op) for row in rows]
@@ -101,7 +104,7 @@ def layer_kinds(family: str, layout: Layout) -> Mapping[str, LayerKind]:
 
 
 def norm_names(family: str) -> Mapping[str, str]:
-    """The norms of queries and keys by their original names, with their stacks of blocks."""
+    """The original names of the norms of queries and keys, each with its stack of blocks."""
     return {
         kind.row.source: kind.stack.removesuffix(".")
         for kind in load_transformer(family).kinds
@@ -122,7 +125,7 @@ def _layer_kind(by_version: Mapping[str, list[Kind]], layout: Layout) -> LayerKi
 
 
 def _of_xlabs(original: Mapping[str, LayerKind]) -> Mapping[str, LayerKind]:
-    """The layers that XLabs' names mean. In single blocks, one has the queries, keys and values."""
+    """The layers by XLabs' names. A single block has one for its queries, keys and values."""
     [linear] = original["single_blocks.{}.linear1"].variants
     attention = sorted((row for row in linear if ".attn." in row.target), key=lambda row: row.op)
     cut = tuple(
@@ -136,6 +139,6 @@ def _of_xlabs(original: Mapping[str, LayerKind]) -> Mapping[str, LayerKind]:
 
 
 def module_of(row: Row, number: int | None) -> str:
-    """The name of a module in diffusers. number: that of its block."""
+    """The name of a row's module in diffusers. number: of its block. None outside of blocks."""
     module = row.target.removesuffix(_WEIGHT)
     return module if number is None else module.replace("{}", str(number), 1)

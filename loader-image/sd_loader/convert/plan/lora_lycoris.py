@@ -1,4 +1,4 @@
-"""Plans how LyCORIS layers (LoHa, LoKr) become LoRA layers of higher rank with the same change.
+"""Plans how LyCORIS layers (LoHa, LoKr) become LoRA layers with the same change to the model.
 
 The change of a LoHa layer is the element-wise product (A1 @ B1) * (A2 @ B2), each with rank r. It
 equals the product of two matrices that have all r * r products of columns of A1 and A2, and of rows
@@ -25,7 +25,7 @@ _LOKR = ("lokr_w1", "lokr_w2_a", "lokr_w2_b")
 _LOKR_OF_TWO = ("lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b")
 _ALPHA = "alpha"
 _LIMIT = 8 << 30
-"""The most bytes that an expanded LoRA may take. A LoRA of SDXL with rank 256 takes 3 GB."""
+"""Maximum bytes of all expanded layers of a LoRA. A LoRA of SDXL with rank 256 takes 3 GB."""
 
 REMEDY = "merge it into a checkpoint with the program that trained it, or train a LoRA"
 
@@ -35,7 +35,7 @@ class Expansion:
     """A LyCORIS layer and the LoRA layer that it becomes."""
 
     layer: str
-    """The beginning of its names."""
+    """The name of the layer, with which its tensors' names begin."""
 
     is_kronecker: bool
     """LoKr if true, otherwise LoHa."""
@@ -44,12 +44,14 @@ class Expansion:
     """The factors of the up matrix."""
 
     down: tuple[Tensor | None, Tensor]
-    """The factors of the down matrix. None is the identity."""
+    """The factors of the down matrix. None stands for the identity matrix."""
 
     alpha: Tensor | None
-    """Its scale is alpha divided by `own_rank`. None if its scale is 1."""
+    """The layer's alpha. Its scale is alpha / `own_rank`, or 1 without an alpha."""
 
     own_rank: int
+    """The rank of the LyCORIS layer's factors."""
+
     rank: int
     """The rank of the LoRA layer."""
 
@@ -59,7 +61,7 @@ class Expansion:
 
 
 def expansions_of(tensors: Mapping[str, Tensor]) -> tuple[Expansion, ...]:
-    """The LyCORIS layers of a file that are expanded. Refuses by name those that have no LoRA."""
+    """The LyCORIS layers of a file. Refuses layers that no LoRA equals, and too large results."""
     roles: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         layer, _, role = name.rpartition(".")
@@ -162,7 +164,7 @@ def _contradiction(name: str, tensor: Tensor) -> LoaderError:
 
 @dataclass(frozen=True)
 class Shapes:
-    """The shapes of the LoRA layer that a layer becomes. Convolutions have four dimensions."""
+    """The shapes of an expanded layer's matrices. Convolutions have four dimensions."""
 
     down: tuple[int, ...]
     up: tuple[int, ...]
@@ -176,8 +178,8 @@ def shapes_of(
 ) -> list[Shapes]:
     """The shapes in the family that the layers fit, or in the likeliest one if they fit none.
 
-    others: the file's tensors that are not expanded. base_model: the family that the user
-    specifies.
+    Refuses layers that fit several families with different shapes. others: the file's tensors that
+    are not expanded. base_model: the family that the user specifies.
     """
     candidates = {
         family: [_shapes(item, _kernel(item.layer, family)) for item in expansions]
@@ -200,7 +202,7 @@ def shapes_of(
 
 
 def others_of(tensors: Mapping[str, Tensor], expansions: Sequence[Expansion]) -> dict[str, Tensor]:
-    """The tensors that are not expanded."""
+    """The tensors of the file that are not expanded."""
     expanded = {item.layer for item in expansions}
     return {
         name: tensor
@@ -211,7 +213,7 @@ def others_of(tensors: Mapping[str, Tensor], expansions: Sequence[Expansion]) ->
 
 
 def _kernel(layer: str, family: BaseModelName) -> tuple[int, ...]:
-    """The size of the layer's kernel. Empty for a matrix."""
+    """The size of the layer's kernel in the family. Empty for a matrix and for an unknown layer."""
     key = parse(canonical_name(f"{layer}.lora_down.weight"))
     module = modules(family).get((key.component, key.layer)) if key is not None else None
     return () if module is None else tuple(int(size) for size in module.shape.split()[2:])
@@ -232,7 +234,7 @@ def lora_names(item: Expansion) -> tuple[str, str, str]:
 def _tensors(
     expansions: Sequence[Expansion], shapes: Sequence[Shapes], others: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The LoRA's tensors without their numbers."""
+    """The tensors of the expanded LoRA, of which the new ones have no content yet."""
     made = dict(others)
     for item, shape in zip(expansions, shapes, strict=True):
         down, up, _ = lora_names(item)

@@ -1,4 +1,4 @@
-"""Checks the metadata that a LoRA publishes: the entries that the reader kept."""
+"""Checks the metadata that is published with a LoRA, mainly its PEFT config."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def passed_on(
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return the metadata to publish, and warnings about the rest.
 
-    left_out: names of entries that are too long. missing: the component's name, if names lack it,
-    in the tensors and so in the metadata, too.
+    left_out: names of entries that are too long. missing: the component's name, if the names of the
+    tensors and of the metadata's settings lack it. Otherwise empty.
     """
     if ADAPTER in left_out:
         raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{ADAPTER} is too long")
@@ -71,7 +71,7 @@ def passed_on(
 
 
 def component_config(metadata: Mapping[str, str], component: str) -> dict[str, Any]:
-    """Return the PEFT config of a component from published metadata. Empty if they have none."""
+    """Return the PEFT config of a component from published metadata. Empty if there is none."""
     return _own(json.loads(metadata.get(ADAPTER, "{}")), component)
 
 

@@ -1,6 +1,6 @@
 """Plans the PEFT adapter of a LoRA: `adapter_config.json` and `adapter_model.safetensors`.
 
-It has the same numbers as the LoRA. PEFT keeps scales in the config, where the LoRA has alphas.
+The adapter has the same weights as the LoRA. Its config has the scales, instead of alpha tensors.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Change:
     """The module's name in diffusers."""
 
     tensors: Mapping[Half, Item]
-    """Its tensors, without the alpha. The names of the items are those of the LoRA."""
+    """Its tensors without the alpha. The items have the names of the published LoRA."""
 
     alpha: Tensor | None = None
 
@@ -58,8 +58,8 @@ def peft_files(
 ) -> tuple[PlannedFile, ...]:
     """Plan the adapter's files.
 
-    config: what the LoRA's metadata states of PEFT's config. modules: the names of all modules of
-    the model that a LoRA may change.
+    config: the part of PEFT's config that the LoRA's metadata has. modules: the names of all
+    modules of the model that a LoRA may change.
     """
     items = [
         Item(f"{_PREFIX}{change.module}.{half.value}", item.source, item.dtype)
@@ -77,7 +77,7 @@ def _config(
 ) -> dict[str, Any]:
     ranks = {change.module: change.rank for change in changes}
     rank = Counter(ranks.values()).most_common(1)[0][0]
-    # PEFT takes a name for the end of longer ones, too.
+    # PEFT also applies a name to modules whose longer names end with it.
     ambiguous = {name for name in ranks if any(other.endswith(f".{name}") for other in modules)}
     targets: list[str] | str = sorted(ranks)
     if ambiguous:
@@ -103,7 +103,7 @@ def _config(
 
 
 _STATED = ("r", "rank_pattern", "lora_alpha", "alpha_pattern", "use_rslora")
-"""The keys of the metadata that set the scale. The tensors give all other values."""
+"""The keys of the metadata that set rank and scale. All other values follow from the tensors."""
 
 
 def _pattern(
@@ -117,7 +117,7 @@ def _pattern(
 
 
 def _alpha(change: Change) -> float:
-    """The alpha of a change. Without one, its scale is 1."""
+    """The alpha of a change. A change without alpha has scale 1: its alpha is its rank."""
     if change.alpha is None:
         return change.rank
     value = _number(change.alpha)
@@ -130,7 +130,7 @@ def _alpha(change: Change) -> float:
 
 
 def _number(tensor: Tensor) -> float | None:
-    """Read a tensor of one number. None if its type is not one that alphas have."""
+    """Read a tensor of one number. None if alphas do not have its type."""
     content = read_at(tensor.fd, tensor.offset, tensor.dtype.itemsize)
     if tensor.dtype is Dtype.BF16:
         content, code = bytes(2) + content, "<f"

@@ -31,7 +31,7 @@ _XLABS = {"down.weight": Half.DOWN, "up.weight": Half.UP}
 
 
 class Layout(Enum):
-    """Whose names the layers have."""
+    """The model or program that a style takes the names of layers from."""
 
     ORIGINAL = "original"
     DIFFUSERS = "diffusers"
@@ -54,7 +54,7 @@ class LoraStyle:
     """How the tensors of a LoRA are named: a prefix, the layer's name, and the tensor's role."""
 
     who: str
-    """Whose style it is, for messages."""
+    """The program or company of the style, in the possessive, for messages."""
 
     prefix: str
     layout: Layout
@@ -64,19 +64,23 @@ class LoraStyle:
 
     alphas: Alphas = Alphas.OPTIONAL
     only: str = ""
-    """Matches the beginning of the layers that diffusers reads, with dots. It leaves others out."""
+    """Matches the beginning of the dotted names of the layers that diffusers reads.
+
+    diffusers ignores other layers, so a file with such layers is refused.
+    """
 
     whole_blocks: bool = False
-    """True if diffusers needs all layers of each block that the LoRA changes."""
+    """True if diffusers needs a LoRA of the model's first blocks, with all layers of each block."""
 
     whole_model: bool = False
-    """True if diffusers needs all layers of the model, and new norms of queries and keys."""
+    """True if diffusers needs all layers of the model, and replacements of all norms of queries and
+    keys."""
 
     published_prefix: str | None = None
-    """The prefix that diffusers needs, if it is another one."""
+    """The prefix of the published names. None keeps the names of the file."""
 
     clip: tuple[str, ...] = ()
-    """Prefixes of the layers of CLIP-L, if the LoRA may have such."""
+    """Prefixes of CLIP-L's layers. Empty if a LoRA in this style cannot have layers of CLIP-L."""
 
     def read(self, name: str) -> tuple[str, Half] | None:
         """The layer's name and the role of a tensor. None if it is not named in this style."""
@@ -94,7 +98,7 @@ class LoraStyle:
         return bool(self.clip) and name.startswith(self.clip)
 
     def is_norm(self, name: str) -> bool:
-        """Whether a tensor is a new norm of queries or keys, instead of a change of a layer."""
+        """Whether a tensor replaces a norm of queries or keys. Other tensors change a layer."""
         return self.whole_model and name.endswith(_NORMS)
 
     def matches(self, template: str) -> bool:
@@ -102,7 +106,7 @@ class LoraStyle:
         return re.match(self.only, template) is not None
 
     def published(self, name: str) -> str:
-        """The name that diffusers reads."""
+        """The published name of a tensor, which diffusers reads."""
         if self.is_of_clip(name):
             return canonical_name(name)
         if self.published_prefix is None:
@@ -227,9 +231,9 @@ _NUMBERS = {
 
 
 def template_of(layer: str, separator: str) -> tuple[str, int | None]:
-    """A layer's name with `{}` in place of its block's number, and the number."""
+    """A layer's name with `{}` in place of its block's number, and the number. None without one."""
     found = _NUMBERS[separator].search(layer)
-    # A number with more digits belongs to no model, and Python would refuse to read it.
+    # No model has a number with more than 4 digits, and Python refuses very long numbers.
     if found is None or len(found[1]) > 4:
         return layer, None
     return f"{layer[: found.start(1)]}{{}}{layer[found.end(1) :]}", int(found[1])

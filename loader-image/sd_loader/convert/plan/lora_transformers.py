@@ -62,7 +62,7 @@ _BLOCK = re.compile(
 """Matches the beginning of a name that belongs to a block of a transformer."""
 
 _SAMPLE = 1000
-"""How many names show the family and the style. A file may have very many."""
+"""Maximum number of names that are used to find the family and the style. A file may have more."""
 
 
 @dataclass
@@ -81,17 +81,17 @@ class TransformerLayer:
     """Names of its tensors in the file."""
 
     rows: tuple[Row, ...] = ()
-    """The modules of diffusers that it consists of, once its shape is known."""
+    """The modules of diffusers that the layer consists of. Empty until its shape is checked."""
 
     def named(self, style: LoraStyle) -> Layer:
-        """The layer as those of other LoRAs."""
+        """Return the layer as a `Layer` of `lora_keys`, like the layers of other LoRAs."""
         how = Style.PEFT if "lora_A.weight" in style.halves else Style.KOHYA
         keys = {half: Key(TRANSFORMER, self.name, half, how) for half in self.names}
         return Layer(TRANSFORMER, self.name, keys, self.names)
 
     @property
     def modules(self) -> Iterator[tuple[str, Row]]:
-        """The names of these modules, with their rows in the table."""
+        """The names of the layer's modules in diffusers, with their rows in the table."""
         for row in self.rows:
             yield module_of(row, self.number), row
 
@@ -118,9 +118,10 @@ def transformer_lora(
     metadata: Mapping[str, str],
     base_model: BaseModelName | None = None,
 ) -> tuple[TransformerLora, tuple[str, ...]] | None:
-    """Return the LoRA and the families that it fits. None if it has no layer of a transformer.
+    """Return the LoRA and the families that it may be for. None if it is not for a transformer.
 
-    base_model: the family that the user specifies. If the LoRA fits several, it decides which.
+    base_model: the family that the user specifies. If the LoRA fits several families, base_model or
+    else the metadata decides.
     """
     names = [*islice(filter(_BLOCK.match, tensors), _SAMPLE)]
     readings: list[TransformerLora] = []
@@ -157,7 +158,7 @@ def _known(names: Sequence[str], family: str, style: LoraStyle) -> int:
 
 
 def _kinds_by_name(family: str, style: LoraStyle) -> Mapping[str, tuple[str, LayerKind]]:
-    """The family's layers by their names in the style, with the names in dots."""
+    """The family's layers by their names in the style, each with its name in dots."""
     return {
         name.replace(".", style.separator): (name, kind)
         for name, kind in layer_kinds(family, style.layout).items()
@@ -176,7 +177,10 @@ def _find(
 def _read(
     tensors: Mapping[str, Tensor], family: str, style: LoraStyle, *, is_stated: bool
 ) -> TransformerLora:
-    """Read a LoRA. is_stated: whether the user names the family, which may then have any width."""
+    """Read a LoRA of this family and style. Refuse one that does not fit.
+
+    is_stated: whether the user names the family. The model may then have any width.
+    """
     of_clip = {name: tensor for name, tensor in tensors.items() if style.is_of_clip(name)}
     norms = {name: tensor for name, tensor in tensors.items() if style.is_norm(name)}
     others = of_clip.keys() | norms.keys()
@@ -296,7 +300,7 @@ def _check_shapes(
 
 
 def _check_numbers(layers: Sequence[TransformerLayer], width: int | None, family: str) -> None:
-    """Refuse the number of a block that no published model of this width has."""
+    """Refuse a block whose number is too high for every published model of this width."""
     published = BLOCKS[family]
     counts = [published[width]] if width is not None else list(published.values())
     for layer in layers:
@@ -310,7 +314,10 @@ def _check_numbers(layers: Sequence[TransformerLayer], width: int | None, family
 
 
 def _check_blocks(layers: Sequence[TransformerLayer], family: str, style: LoraStyle) -> None:
-    """Refuse blocks with a part of their layers."""
+    """Refuse a file unless its blocks are the first ones and have all of their layers.
+
+    Only the stacks that the LoRA changes count.
+    """
     own: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
     for layer in layers:
         if layer.number is not None:
@@ -338,7 +345,7 @@ def _check_model(
     family: str,
     style: LoraStyle,
 ) -> None:
-    """Refuse a file that lacks a layer or a norm, or has norms of another shape."""
+    """Refuse a file that lacks a layer or norm of the model, or has other norms."""
     has_optional = any(layer.kind.is_optional for layer in layers)
     norms_of_family = norm_names(family)
     needed = dict(norms_of_family)

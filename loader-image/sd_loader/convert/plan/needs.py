@@ -29,31 +29,33 @@ class Needs:
     components: tuple[str, ...] = ()
     """Components of the pipeline that the file lacks, by the names of their folders.
 
-    A VAE that the user replaces is not among them.
+    Components that the user replaces are not among them.
     """
 
     family: str | None = None
-    """Family of the file's transformer. None if the file has none of a known family."""
+    """Family of the file's transformer. None if the file has no transformer of a known family."""
 
     transformer: TransformerFile | None = None
     """The file's transformer, if a diffusers repo must give the other components."""
 
     config_repo: str | None = None
-    """Hub repo with configs and tokenizers that the pipeline needs. None if it needs none."""
+    """Hub repo with configs and tokenizers that the pipeline needs. None if it needs no repo."""
 
     whole_file: bool = False
-    """True if the whole file must be there first: the plan needs values of tensors, or the folder
-    has files that are linked."""
+    """True if the file must be downloaded completely before its folder is planned.
+
+    The plan then needs values of tensors, or the folder has files that are linked.
+    """
 
 
 def needs(file: TensorFile, conversion: Conversion) -> Needs:
     """Find out what the file lacks, from its header alone.
 
-    Raises LoaderError for quantized weights. Any other file that cannot be converted needs nothing:
-    planning its folder says why.
+    Raises LoaderError for quantized weights. For any other file that cannot be converted, the
+    result is empty, and the plan of its folder raises the error.
     """
     if not conversion.is_pipeline:
-        # A PEFT adapter has a LoRA's alphas in its config, and an expanded LoRA has new numbers.
+        # The plan then needs values of tensors: the alphas for PEFT's config, or LyCORIS layers.
         return Needs(whole_file=conversion.lora != LoraOptions())
     whole_file = has_scales(file.tensors)
     tensors = without_scales(file.tensors) if whole_file else file.tensors

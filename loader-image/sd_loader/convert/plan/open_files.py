@@ -44,7 +44,7 @@ class OpenFiles:
         return file
 
     def identity(self, width: int, dtype: Dtype) -> Tensor:
-        """Return an identity matrix. Its bytes are in memory, since no file has them."""
+        """Return an identity matrix. No file has one, so its bytes are in memory."""
         size = width * width * dtype.itemsize
         fd = os.memfd_create("identity", os.MFD_CLOEXEC)
         self.stack.callback(os.close, fd)

@@ -17,7 +17,7 @@ from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
 
 ORIGINAL_MAX_BYTES = 64 << 10
-"""Published configs have 2 to 4 KB."""
+"""Maximum size of an original config. Published configs have 2 to 4 KB."""
 
 _LDM_PREDICTIONS = {"eps": PredictionType.EPSILON, "v": PredictionType.V_PREDICTION}
 _SGM_PREDICTIONS = {
@@ -29,7 +29,7 @@ _SGM_PREDICTIONS = {
 
 @dataclass(frozen=True)
 class OriginalConfig:
-    """The known keys of such a config. None stands for an absent key."""
+    """The values that are read from an original config. None stands for an absent key."""
 
     prediction_type: PredictionType | None = None
 
@@ -133,7 +133,7 @@ def _mapping(value: object) -> Mapping[str, object]:
 
 
 def _whole(values: Mapping[str, object], key: str, most: float = limits.MOST) -> int | None:
-    """A positive whole number. None if it is absent, or -1, which means the same here."""
+    """Read a positive whole number. None if it is absent or -1, which also stands for absent."""
     value = values.get(key, "-1")
     if value == "-1":
         return None
@@ -145,7 +145,7 @@ def _whole(values: Mapping[str, object], key: str, most: float = limits.MOST) ->
 
 
 def _number(values: Mapping[str, object], key: str) -> float | None:
-    """A number between 0 and 1, like those of the noise schedule."""
+    """Read a number between 0 and 1, as the noise schedule has them. None if it is absent."""
     value = values.get(key)
     if value is None:
         return None

@@ -24,10 +24,10 @@ class PlannedExtras:
     """The extra components of a pipeline."""
 
     components: Mapping[str, PlannedComponent] = field(default_factory=dict)
-    """Components by the names of their folders. Each replaces one of the source, or is added."""
+    """Components by the names of their folders. Each replaces one of the source's, or is added."""
 
     warnings: tuple[str, ...] = ()
-    """Warnings for the user about them."""
+    """Warnings for the user about the extra components."""
 
 
 NO_EXTRAS = PlannedExtras()

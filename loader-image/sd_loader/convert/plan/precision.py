@@ -1,4 +1,4 @@
-"""Chooses the type of published weights, and names it in a config."""
+"""Chooses the type of published weights, and makes the config entry for this type."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _WIDENED = {Dtype.F64: Dtype.F32, Dtype.F8_E5M2: Dtype.F16, Dtype.F8_E4M3: Dtype
 
 
 def published_dtype(source: Dtype, precision: Revision | None) -> Dtype:
-    """The type in which a tensor is published: the one asked for, or its own.
+    """The type in which a tensor is published: the requested one, or else its own.
 
-    No pipeline computes in 8-bit types: unless a precision is asked for, they become the next type
-    that holds all their values. Double precision becomes single. Integers stay.
+    No pipeline computes in 8-bit types or in double precision. Without a requested precision, 8-bit
+    types become fp16, which holds all their values, and double precision becomes single. Integers
+    stay.
     """
     if not source.is_float:
         return source
@@ -30,10 +31,10 @@ def published_dtype(source: Dtype, precision: Revision | None) -> Dtype:
 
 
 def dtype_in(class_name: str, name: str, own: Dtype, precision: Revision | None) -> Dtype:
-    """The type in which a tensor is published whose class is in the generated list.
+    """The published type of a tensor, for a component whose class is in the generated list.
 
-    A tensor keeps its own type unless another precision is requested. diffusers and transformers
-    keep some modules in fp32 when they narrow a model.
+    A tensor keeps its own type unless another precision is requested. Some modules stay in fp32
+    when a model is narrowed, as in diffusers and transformers.
     """
     if precision is None:
         return own

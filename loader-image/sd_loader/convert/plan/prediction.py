@@ -25,7 +25,7 @@ _ARCHITECTURES = {
 }
 _STEP = "global_step"
 _STEP_OF_SD2_BASE = "875000"
-"""Training steps of 512-base-ema.ckpt. diffusers recognised it by them, too."""
+"""Training steps of Stable Diffusion 2 base (512-base-ema.ckpt). diffusers used this mark, too."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Prediction:
     """Whether the noise schedule ends without any signal."""
 
     warning: str | None = None
-    """How the type was decided, if neither the user nor the file names it."""
+    """How the type was decided, if neither the user nor the file names the type."""
 
 
 def decide_prediction(
@@ -52,7 +52,8 @@ def decide_prediction(
 ) -> Prediction:
     """Decide what the UNet predicts. The order is: spec, original config, file, usual value.
 
-    names: the names of the file's tensors. Only Stable Diffusion 2 was published with both types.
+    names: the names of the file's tensors. text_to_image: false for other tasks. Only text-to-image
+    models of Stable Diffusion 2 were published with both types.
     """
     names = set(names)
     asked = conversion.prediction_type
@@ -86,7 +87,7 @@ def decide_prediction(
 
 
 def _stated(names: set[str], metadata: Mapping[str, str]) -> PredictionType | None:
-    """The type that the file itself states."""
+    """The type that the file itself states. None if it states none."""
     if _V_PREDICTION_MARK in names:
         return PredictionType.V_PREDICTION
     prediction = _PREDICTIONS.get(metadata.get(_METADATA_PREDICTION, ""))

@@ -1,4 +1,4 @@
-"""Components of a repo that are quantized. They are published unchanged, or refused."""
+"""Finds out how the components of a repo are quantized. They are published unchanged or refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SETTINGS = frozenset(
         "quant_method",
     }
 )
-"""The keys that both libraries write for bitsandbytes."""
+"""The keys that diffusers and transformers write for bitsandbytes."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Quantization:
 
 
 def precision_of(formats: Iterable[str]) -> str:
-    """The precision of a folder with components in these formats, as the status states it."""
+    """The precision, as the status states it, of a folder with components in these formats."""
     return "-".join(sorted(formats))
 
 
@@ -59,10 +59,10 @@ def is_quantized(precision: str | None) -> bool:
 def quantization(
     component: str, config: Mapping[str, Any], precision: Revision | None
 ) -> Quantization | None:
-    """How a component is quantized. None if it is not.
+    """How a component is quantized. None if it is not quantized.
 
-    Refuse a format that a server needs more than bitsandbytes for, and any if a precision is asked
-    for: its weights cannot be cast.
+    Refuses every format but those of bitsandbytes. Refuses these as well if a precision is
+    requested, because quantized weights cannot be cast.
     """
     settings: Any = config.get("quantization_config")
     name = _name(settings)
@@ -82,7 +82,7 @@ def quantization(
 
 
 def _name(settings: Any) -> str | None:  # noqa: ANN401 - untrusted JSON
-    """The format, if the settings are those of bitsandbytes."""
+    """The format of the weights. None if it is not a known format of bitsandbytes."""
     if not isinstance(settings, dict) or settings.get("quant_method") != _METHOD:
         return None
     if settings.get("load_in_8bit") is True:

@@ -48,8 +48,8 @@ _WIDTHS = frozenset(
         "z_dim",
     }
 )
-"""Keys whose values must be the same in the config of a component and in that of the component that
-it replaces."""
+"""Keys whose values must be equal in the config of a component and in the config of the component
+that it replaces, if both configs have the key."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Given:
     """The downloaded source of a component: either a file or a folder."""
 
     file: TensorFile | None = None
-    """An open file, which may have further components."""
+    """An open file, which may also hold other components."""
 
     repo: Path | None = None
     """The folder of a repo."""
 
     is_main: bool = False
-    """Whether it is the model's own source, not one of spec.components."""
+    """Whether this is the model's own source (spec.url), not one of spec.components."""
 
 
 def given_by_spec(companions: Companions, opened: OpenFiles) -> dict[str, Given]:
@@ -85,7 +85,10 @@ def replaced_model(
     conversion: Conversion,
     opened: OpenFiles,
 ) -> PlannedModel:
-    """Plan a component. Refuse one of another class, or with other sizes than the pipeline's."""
+    """Plan a component from its given source. Refuse a class or sizes that the pipeline cannot use.
+
+    pipeline_repo: the repo that the component would otherwise come from.
+    """
     path = f"{name}/{CONFIG_NAME}"
     raw = read_json(pipeline_repo / path)
     with nullcontext() if given.is_main else prefixing(f"{name} from elsewhere"):

@@ -1,7 +1,7 @@
 """Plans the canonical folder of a diffusers repo, whichever program saved the repo.
 
-Weights become safetensors under their canonical names, in the precision that is asked for. Configs
-are parsed and written again.
+Weights become safetensors under their canonical names, in the requested precision. Configs are
+parsed and written again.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """The tokens that were added to a tokenizer, in each form in which transformers has written them.
 
-    added_tokens.json                              ids by word; written until 4.57, alone until 4.33
+    added_tokens.json                              ids by word; until 4.57
     tokenizer_config.json, added_tokens_decoder    tokens by id; from 4.34 to 4.57
-    tokenizer.json, added_tokens                   a list of tokens with ids; the only form since 5
+    tokenizer.json, added_tokens                   a list of tokens with ids
     bos_token, eos_token, …                        a word, or a token without an id
-    additional_special_tokens                      a list of these; extra_special_tokens since 5
+    additional_special_tokens                      a list of such words or tokens
+    extra_special_tokens                           the same list, since 5
 
-The last two forms stand in tokenizer_config.json or special_tokens_map.json.
+The numbers are versions of transformers. Since 5, tokenizer.json is the only file with ids. The
+last three forms are in tokenizer_config.json or special_tokens_map.json.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ _MOST_DIGITS = 20
 
 @dataclass(frozen=True)
 class TokenizerConfigs:
-    """The parsed JSON files of a tokenizer. Empty if the repo does not have the file."""
+    """The parsed JSON files of a tokenizer. A file that the repo does not have is empty."""
 
     config: Mapping[str, Any]
     """tokenizer_config.json"""
@@ -58,7 +60,7 @@ class TokenizerConfigs:
 
 @dataclass(frozen=True)
 class AddedTokens:
-    """The tokens of a tokenizer that it does not split into letters."""
+    """The tokens that were added to a tokenizer, which never splits them."""
 
     ids: Mapping[str, int]
     """The id of each of these tokens."""
@@ -67,7 +69,7 @@ class AddedTokens:
     """The tokens in the form of `added_tokens_decoder`."""
 
     named: Mapping[str, str]
-    """The special tokens by their names."""
+    """The special tokens that have a name, such as `eos_token`, by this name."""
 
     additional: tuple[str, ...]
     """The special tokens without names."""
@@ -85,8 +87,8 @@ def added_tokens(
 ) -> AddedTokens:
     """Find the tokens that were added, and their ids. Refuse forms that contradict each other.
 
-    usual: names and values of the special tokens that the repo does not name. A token without an id
-    gets the id of its word in the vocabulary, or else the number of tokens before it.
+    usual: the bundled values of special tokens, for those that the repo does not name. A token
+    without an id gets the id of its word in the vocabulary, or else the next number.
     """
     named = {
         name: _token(value, name, is_special=True) for name, value in _named(configs, usual).items()
@@ -139,7 +141,10 @@ def check_word(word: object) -> str:
 
 
 def _named(configs: TokenizerConfigs, usual: Mapping[str, Any]) -> dict[str, Any]:
-    """The special tokens by name. The config precedes special_tokens_map.json since 4.34."""
+    """The special tokens by name. transformers since 4.34 prefers tokenizer_config.json.
+
+    Older versions, whose config has no added_tokens_decoder, prefer special_tokens_map.json.
+    """
     order = (configs.config, configs.special)
     first, second = order if DECODER in configs.config else order[::-1]
     values = {name: first.get(name) or second.get(name) or usual.get(name) for name in NAMED}
@@ -150,7 +155,7 @@ def _additional(configs: TokenizerConfigs) -> Iterator[_Token]:
     for content in (configs.config, configs.special):
         for key in _LISTS:
             values = content.get(key) or []
-            if isinstance(values, dict):  # A name for each token, since 5.
+            if isinstance(values, dict):  # Since 5, each token has a name.
                 values = list(values.values())
             if not isinstance(values, list):
                 refuse(f"{key} is not a list of tokens")
@@ -189,7 +194,7 @@ def _id(value: object, where: str) -> int:
 def _token(
     value: object, where: str, number: int | None = None, *, is_special: bool = False
 ) -> _Token:
-    """Read a word, or a token with its flags. is_special: whether it is, if no flag says it."""
+    """Read a word, or a token with its flags. is_special: the default of the flag `special`."""
     entry = {"content": value} if isinstance(value, str) else value
     if not isinstance(entry, dict) or "content" not in entry:
         refuse(f"{where} has a value that is not a token: {json_snippet(value, 20)}")
@@ -202,5 +207,5 @@ def _token(
 
 
 def refuse(problem: str) -> NoReturn:
-    """Refuse a tokenizer that transformers does not read, or reads in several ways."""
+    """Refuse a tokenizer that transformers does not read, or that its versions read differently."""
     raise LoaderError(Reason.CONVERSION_FAILED, problem)

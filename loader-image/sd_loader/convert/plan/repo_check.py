@@ -1,7 +1,8 @@
 """Checks that the tensors of a repo's component fit its config, so that diffusers can open it.
 
-If the structure is a known family's, the shape of every tensor is compared with the others, and the
-config is completed. In any case, each tensor that the config asks for must be there.
+If the structure is a known family's, the shape of every tensor is compared with the shapes of the
+others, and the config is completed. In any case, each tensor that the config asks for must be
+there.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _STRUCTURE = {
     "use_quant_conv": True,
 }
 _CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
-"""The components that have one class in all pipelines."""
+"""The components whose class is the same in all pipelines."""
 _CHANNELS = {"in_channels", "out_channels", "latent_channels"}
 
 
@@ -49,7 +50,7 @@ def checked_config(
     """Complete the config from the tensors. Refuse a contradiction.
 
     Adds the dimensions that the shapes show to `dimensions`, which the components of a pipeline
-    share. Text encoders come first.
+    share. Call it for the text encoders first: the shapes of the UNet depend on theirs.
     """
     class_name = _CLASSES.get(component) or pipeline.components[component]
     allowed_config(config, class_name, f"{component}/{CONFIG_NAME}")
@@ -70,7 +71,10 @@ def _shown(
     tensors: Mapping[str, Tensor],
     dimensions: Dimensions,
 ) -> dict[str, Any]:
-    """The fields of the config that the tensors determine. Empty if the structure is unknown."""
+    """The fields of the config that the tensors determine. Empty if the structure is unknown.
+
+    Refuses tensors that are missing or do not fit the structure.
+    """
     rows: Iterable[Row]
     if component.startswith("text_encoder"):
         rows, template = _text_encoder(component, pipeline, tensors, dimensions)
@@ -108,7 +112,7 @@ def _known_structure(
 def _text_encoder(
     component: str, pipeline: Pipeline, tensors: Mapping[str, Tensor], dimensions: Dimensions
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Rows and template of a CLIP text encoder. Families differ in the number of layers only."""
+    """Rows and template of a CLIP text encoder. Only sizes differ between families."""
     known = load_architecture("sdxl")
     table = known.component("text_encoder_2")
     template = dict(known.templates[f"text_encoder_2/{CONFIG_NAME}"])
@@ -171,14 +175,17 @@ def _check_tensors(
 
 
 def _is_optional(name: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a tensor is a shortcut that its resnet does not need, because its width is kept."""
+    """Whether a tensor is a shortcut of a resnet that does not need one.
+
+    A resnet whose input and output have the same width does not.
+    """
     resnet, found, _ = name.partition(".conv_shortcut.")
     before, after = (tensors.get(f"{resnet}.{norm}.weight") for norm in ("norm1", "norm2"))
     return bool(found) and before is not None and after is not None and before.shape == after.shape
 
 
 def _is_shown(key: str, template: object) -> bool:
-    """Whether shapes determine the field's value. They do not determine the number of heads."""
+    """Whether shapes determine the field's value. Shapes do not determine the number of heads."""
     first = template[0] if isinstance(template, list) and template else template
     return key in _CHANNELS or (
         isinstance(first, str) and first.startswith("$") and "//" not in first

@@ -36,7 +36,7 @@ def files_of(repo: Path) -> dict[str, RepoFile]:
 def component_tensors(
     component: str, class_name: str, files: Iterable[TensorFile]
 ) -> dict[str, Tensor]:
-    """All tensors of a component under their canonical names."""
+    """The tensors of a component to publish, by their canonical names. Refuses quantized ones."""
     found: dict[str, Tensor] = {}
     for file in files:
         with prefixing(component):
@@ -82,7 +82,7 @@ def model_files(
     tensors: Mapping[str, Tensor],
     precision: Revision | None,
 ) -> list[PlannedFile]:
-    """The folder of a component that has weights."""
+    """Plan the files of a component with weights: the weights and config.json."""
     items = published_items(tensors, precision)
     published = {key: value for key, value in config.items() if key != "torch_dtype"}
     if component.startswith("text_encoder"):
@@ -101,5 +101,5 @@ def _canonical(name: str, component: str) -> str | None:
 
 
 def _is_unused_projection(name: str, class_name: str) -> bool:
-    """Whether the tensor is a projection that was saved although its class does not have it."""
+    """Whether the tensor is a projection in the file of a class that has no projection."""
     return name == "text_projection.weight" and class_name == "CLIPTextModel"

@@ -35,9 +35,9 @@ _VERSION = re.compile(r"\d{1,4}(\.\d{1,4}){0,3}(\.?(a|b|rc|dev|post)\d{1,4})?", 
 
 
 def bundled_templates(pipeline: Pipeline) -> Mapping[str, Any]:
-    """The bundled JSON files of a pipeline, by path. A repo's own files are completed by them.
+    """The bundled JSON files of a pipeline, by path. They complete a repo's own files.
 
-    Templates with open dimensions are not filled in.
+    Their `$expressions` are not filled in.
     """
     known = load_architecture("sdxl" if pipeline.is_sdxl else "sd-1")
     for name, variant in known.variants.items():
@@ -47,7 +47,7 @@ def bundled_templates(pipeline: Pipeline) -> Mapping[str, Any]:
 
 
 def read_small(path: Path) -> bytes:
-    """The bytes of a small file."""
+    """Read a file of at most MAX_JSON_BYTES. Refuse a larger one."""
     with path.open("rb") as file:
         content = file.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:
@@ -62,14 +62,15 @@ def read_json(path: Path, *, infinite: bool = False, rewritten: bool = False) ->
 
 
 def settings_file(file: Path, path: str) -> SmallFile:
-    """A file of a tokenizer, a processor or text generation, with its known settings.
+    """Plan a file of a tokenizer, a processor or text generation, with its known settings only.
 
-    It keeps its bytes if all its settings are known. path: its path in the published folder.
+    If all settings are known and the file is plain UTF-8, its bytes stay the same. path: its path
+    in the published folder.
     """
     content = read_small(file)
     settings = parse_json(content, path)
     kept = known_settings(file.name, settings, path)
-    # transformers does not read JSON in UTF-16 or with a byte order mark, as `json` does.
+    # Unlike `json`, transformers does not read UTF-16 or a byte order mark.
     is_plain_utf8 = content.lstrip().startswith(b"{") and b"\0" not in content
     return SmallFile(path, content) if kept == settings and is_plain_utf8 else json_file(path, kept)
 
@@ -93,7 +94,7 @@ def component_config(
 def scheduler_config(
     config: Mapping[str, Any], pipeline: Pipeline, conversion: Conversion
 ) -> dict[str, Any]:
-    """The scheduler's config, with the prediction type that the user asks for."""
+    """The scheduler's config, with the spec's prediction type if the spec has one."""
     class_name = pipeline.components["scheduler"]
     kept = allowed_scheduler(config, class_name, SCHEDULER_CONFIG)
     check_scheduler(class_name, kept, SCHEDULER_CONFIG)
@@ -134,7 +135,10 @@ def pipeline_index(pipeline: Pipeline, templates: Mapping[str, Any]) -> dict[str
 
 
 def version_entry(config: Mapping[str, Any]) -> dict[str, str]:
-    """The entry with the version that wrote the config: diffusers adapts configs of old ones."""
+    """The entry with the version of diffusers that wrote the config. Empty if it is not valid.
+
+    diffusers adapts configs that old versions wrote.
+    """
     version = config.get("_diffusers_version")
     if isinstance(version, str) and _VERSION.fullmatch(version):
         return {"_diffusers_version": version}

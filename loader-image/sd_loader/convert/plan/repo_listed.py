@@ -1,7 +1,8 @@
-"""Plans the folder of a pipeline that has no key tables here: FLUX, for example.
+"""Plans the folder of a listed pipeline's repo, such as FLUX's. No key table is used.
 
-Weights are published under their own names, each file as it is unless `revision` narrows it.
-Vocabularies are published as they are. Configs are parsed, and lose all keys that no class reads.
+Each file of weights keeps the names of its tensors, and their types unless spec.revision names
+another. Vocabularies are published as they are. Configs are parsed, and lose all keys that no class
+reads.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from sd_loader.diffusers_repo.listed_files import CONFIGS, STEMS, choose_pipelin
 from sd_loader.errors import prefixing
 
 CHECKED_NAMES = "names"
-"""status.artifact.checked of a folder whose tensors were not compared with an architecture."""
+"""Value of status.artifact.checked if the tensors were not compared with an architecture."""
 
 
 def plan_listed_repo(
@@ -46,7 +47,7 @@ def plan_listed_repo(
 ) -> FolderPlan:
     """Plan the folder of a downloaded pipeline. Reads no weights and writes nothing.
 
-    given: the components that come from elsewhere, by name.
+    given: the components that do not come from the repo, by name.
     """
     given = given or {}
     chosen = choose_pipeline_files(
@@ -106,7 +107,7 @@ def _settings(repo: Path, name: str, component: Component) -> SmallFile:
 
 
 def _parsed_files(repo: Path, own: list[RepoFile]) -> list[PlannedFile]:
-    """The files of a tokenizer or processor that could name code, with their known settings."""
+    """Plan the files of a tokenizer or processor that could name code: known settings only."""
     return [settings_file(repo / it.path, it.path) for it in own if not it.is_copied]
 
 

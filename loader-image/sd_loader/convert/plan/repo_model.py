@@ -37,13 +37,13 @@ class PlannedModel:
     """The config.json that is published."""
 
     weights: Sequence[TensorFile]
-    """The files of the repo with its weights."""
+    """The files of the repo that hold the component's weights."""
 
     formats: frozenset[str]
-    """The format of its weights, if they are quantized."""
+    """The format of the weights if they are quantized, otherwise empty."""
 
     warnings: tuple[str, ...] = ()
-    """Warnings for the user about it."""
+    """Warnings for the user about the component."""
 
 
 def plan_model(
@@ -57,7 +57,7 @@ def plan_model(
 ) -> PlannedModel:
     """Plan a component with weights.
 
-    folder: where it lies in the repo. name: its published folder. own: the chosen files of it.
+    folder: the component's folder in the repo. name: its published folder. own: its chosen files.
     """
     path = f"{name}/{CONFIG_NAME}"
     raw = read_json(repo / folder / CONFIG_NAME)
@@ -102,7 +102,10 @@ def model_config(
 
 
 def _torch_dtype(config: dict[str, Any], precision: Revision | None) -> dict[str, str]:
-    """The precision in which transformers opens a model: the requested or the stated one."""
+    """The entry for the precision in which transformers opens a model.
+
+    It is the requested precision, or else that of the repo's config. Empty without both.
+    """
     if precision is not None:
         return {"torch_dtype": TORCH_NAMES[published_dtype(Dtype.F32, precision)]}
     stated = {key: config[key] for key in _DTYPE_KEYS if config.get(key) in TORCH_NAMES.values()}

@@ -1,4 +1,4 @@
-"""The files of a component's weights, each published as the repo has it."""
+"""Plans the weights of a repo's component: one published file for each file of the repo."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sd_loader.tensors import TensorFile
 
 _TEXT = "CLIPTextModel"
 _VISION = ("CLIPVisionModel", "Siglip2VisionModel", "SiglipVisionModel")
-"""The classes whose tensors transformers saves without their prefix since 5.6."""
+"""The classes whose tensors transformers saves without `_VISION_PREFIX` since 5.6."""
 
 _VISION_PREFIX = "vision_model."
 
@@ -39,9 +39,9 @@ def shard_files(
     index: Mapping[str, Any] | None,
     precision: Revision | None,
 ) -> list[PlannedFile]:
-    """Return one published file for each file of the weights, and their index if there are several.
+    """Return one published file for each file of the weights, and an index if there are several.
 
-    index: the repo's own, which is compared with the files. None if the repo has none.
+    index: the repo's own index, which is compared with the files. None if the repo has none.
     """
     _check_index(name, files, index)
     stem = STEMS[component.role]
@@ -100,7 +100,7 @@ def _published(
     if is_same and all(
         item.dtype is item.source.dtype and item.name in file.tensors for item in items
     ):
-        # With the file's own header and order, the planned file equals it and can be linked.
+        # With the same header and order, the planned file equals the repo's, which can be linked.
         offsets = {name: tensor.offset for name, tensor in file.tensors.items()}
         ordered = sorted(items, key=lambda item: (offsets[item.name], item.nbytes))
         return WeightsFile(path, _header(file), tuple(ordered))
@@ -117,5 +117,5 @@ def _name(class_name: str, name: str) -> str:
 
 
 def _header(file: TensorFile) -> bytes:
-    """The bytes before the tensors' own."""
+    """The bytes of the file before its first tensor."""
     return read_at(file.fd, 0, min(tensor.offset for tensor in file.tensors.values()))

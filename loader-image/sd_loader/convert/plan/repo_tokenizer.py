@@ -1,4 +1,4 @@
-"""The CLIP tokenizer of a repo, written so that old and new transformers read it alike."""
+"""The CLIP tokenizer of a repo, written so that all versions of transformers read the same."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _FLAGS = ("add_prefix_space", "clean_up_tokenization_spaces", "do_lower_case")
 _ERRORS = ("ignore", "replace", "strict")
 """What to do with bytes that are not text: names of Python's error handlers."""
 _LEAST_LENGTH = 3
-"""The start token, a word and the end token."""
+"""Minimum of model_max_length: the start token, a word and the end token."""
 _VERSION = "#version"
 _MOST_MERGES = 49152 - 256 - 2
-"""Older versions of transformers ignore all further merges."""
+"""Maximum number of merges. Older versions of transformers ignore all further ones."""
 
 
 def tokenizer_files(
@@ -75,11 +75,11 @@ def _files(
 ) -> list[SmallFile]:
     """The files, in the tokenizer's folder.
 
-    The vocabulary contains the tokens that were added, so that their ids are certain: transformers
-    since 5 numbers the tokens that are not in it.
+    The published vocabulary contains the tokens that were added, so that they keep their ids:
+    transformers since 5 gives new ids to tokens that are not in the vocabulary.
 
-    words: the vocabulary, and pairs of words to merge. rows, positions: numbers of tokens that the
-    text encoder knows, and that it reads at a time.
+    words: the vocabulary, and pairs of words to merge. rows: how many tokens the text encoder
+    knows. positions: how many tokens it reads at a time.
     """
     vocabulary = _vocabulary(words[0])
     merges = _merges(words[1], vocabulary)
@@ -103,11 +103,11 @@ def _files(
 
 
 def _settings(config: Mapping[str, Any], positions: int) -> dict[str, Any]:
-    """The valid settings of the repo. None of them changes a prompt's tokens."""
+    """The valid settings of the repo. No such setting changes the tokens of a prompt."""
     kept: dict[str, Any] = {key: config[key] for key in _FLAGS if type(config.get(key)) is bool}
     if config.get("errors") in _ERRORS:
         kept["errors"] = config["errors"]
-    # transformers writes 10**30 for "unknown", with which a long prompt overflows.
+    # transformers writes 10**30 for "unknown". With that, a long prompt would not be cut.
     length = config.get("model_max_length")
     is_fitting = type(length) is int and _LEAST_LENGTH <= length <= positions
     return {**kept, "model_max_length": length if is_fitting else positions}
@@ -134,7 +134,7 @@ def _from_one_file(tokenizer: Mapping[str, Any]) -> tuple[object, Iterable[objec
             "it has neither vocab.json and merges.txt nor a tokenizer.json of type BPE",
         )
     merges = model.get("merges")
-    # A pair is a list or, in older files, a line.
+    # A pair is a list or, in older files, a text of two words.
     return model.get("vocab"), [
         pair.split(" ") if isinstance(pair, str) else pair
         for pair in (merges if isinstance(merges, list) else [None])

@@ -1,8 +1,8 @@
-"""Gives the fp8 weights of a file their scales, which files keep in tensors of their own.
+"""Reads the scales of a file's fp8 weights. Each scale is a separate tensor of the file.
 
 A weight is `fp8 * scale`, rounded once. Older files of ComfyUI have `scale_weight` beside a weight,
-and a tensor `scaled_fp8`. Newer ones have `weight_scale`, and describe it in a tensor `comfy_quant`
-or in the header. `detect.quantized` refuses all other formats.
+and a tensor `scaled_fp8`. Newer ones have `weight_scale`, and describe the format in a tensor
+`comfy_quant` or in the header. `detect.quantized` refuses all other formats.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from sd_loader.tensors import Dtype, Tensor, TensorFile
 _SCALES = ("scale_weight", "weight_scale")
 _DESCRIPTION = "comfy_quant"
 _UNUSED = ("scale_input", "input_scale", "scaled_fp8")
-"""Scales of what a layer reads, which pipelines do not use, and the mark of older files."""
+"""Last parts of names: the scales of a layer's input, which pipelines do not use, and the mark of
+older files."""
 
 _IN_HEADER = "_quantization_metadata"
 _FORMATS = {"float8_e4m3fn": Dtype.F8_E4M3, "float8_e5m2": Dtype.F8_E5M2}
 _MOST_BYTES = 4096
-"""A description has some 30 bytes."""
+"""Maximum size of a description. A usual one has about 30 bytes."""
 
 
 def has_scales(names: Iterable[str]) -> bool:
@@ -38,7 +39,7 @@ def has_scales(names: Iterable[str]) -> bool:
 
 
 def without_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without the scales of fp8 weights and without what describes them."""
+    """The tensors without the scales of fp8 weights, and without the scales' descriptions."""
     scales = _scales_by_weight(tensors)
     known = {name for name, _ in scales.values()}
     layers = {weight.removesuffix(".weight") for weight in scales}
@@ -50,7 +51,7 @@ def without_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def scaled(file: TensorFile) -> TensorFile:
-    """The file with each fp8 weight's scale in its `Tensor`. Reads the scales."""
+    """Return the file with each fp8 weight's scale in the weight's `Tensor`. Reads the scales."""
     if not has_scales(file.tensors):
         return file
     _check_formats(file)
@@ -62,7 +63,10 @@ def scaled(file: TensorFile) -> TensorFile:
 
 
 def _scales_by_weight(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
-    """Name and tensor of the scale of each fp8 weight. Refuses a scale without its weight."""
+    """Name and tensor of each fp8 weight's scale, by the weight's name.
+
+    Refuses a scale without its weight, and a second scale of a weight.
+    """
     found: dict[str, tuple[str, Tensor]] = {}
     for name, tensor in tensors.items():
         layer, _, part = name.rpartition(".")
@@ -82,7 +86,10 @@ def _scales_by_weight(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, Ten
 
 
 def _describes(name: str, layers: set[str]) -> bool:
-    """Whether a tensor says something of an fp8 weight that is not needed."""
+    """Whether a tensor is an unused scale, a description or the mark of a file with scales.
+
+    layers: the layers with scaled weights.
+    """
     layer, _, part = name.rpartition(".")
     if part == "scaled_fp8":
         return True
@@ -90,7 +97,7 @@ def _describes(name: str, layers: set[str]) -> bool:
 
 
 def _check_formats(file: TensorFile) -> None:
-    """Refuse descriptions of other formats, by their names."""
+    """Refuse a description of another format than fp8, or than its weight has."""
     for name, form in (*_described(file), *_described_in_header(file)):
         if form not in _FORMATS:
             refuse_format(snippet(form, 40), name)
@@ -143,7 +150,7 @@ def _parsed(content: bytes, name: str) -> dict[str, object]:
 
 
 def _number(name: str, tensor: Tensor) -> float:
-    """Read a scale."""
+    """Read a scale. Refuse one that is not a single finite number."""
     if tensor.count != 1:
         refuse_format("scaled fp8, with a scale for each row or block", name)
     content = os.pread(tensor.fd, tensor.nbytes, tensor.offset)

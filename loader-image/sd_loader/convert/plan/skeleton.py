@@ -37,10 +37,10 @@ from sd_loader.tensors import TensorFile
 def check_skeleton(
     pipeline: AnyPipeline, found: TransformerFile, conversion: Conversion
 ) -> ListedPipeline:
-    """Return the pipeline of a repo, with the components that the file or the spec gives.
+    """Return the repo's pipeline, without the weights that the file or the spec gives.
 
-    Refuses a repo that is not of the file's family or lacks such a component, and options that have
-    no effect on the file.
+    Refuses a repo that is not of the file's family or does not have a component that is given, and
+    options that have no effect on the file.
     """
     family = found.family.table or ""
     refuse_contradiction(conversion.base_model, [family], f"the file is {found}")
@@ -77,7 +77,7 @@ def check_sizes(
 ) -> None:
     """Refuse a repo whose configs contradict the file. Only the repo's small files are needed.
 
-    file: its header is enough. pipeline: with the components that the file or the spec gives.
+    file: its header is enough. pipeline: the result of `check_skeleton`.
     """
     header = replace(file, tensors=without_scales(file.tensors))
     with ExitStack() as stack:
@@ -94,7 +94,7 @@ def plan_on_skeleton(
     conversion: Conversion,
     opened: OpenFiles,
 ) -> FolderPlan:
-    """Plan the folder of a file and of the skeleton beside it. Reads no weights."""
+    """Plan the folder of a file and its skeleton. Reads no weights and writes nothing."""
     repo = companions.folder / (companions.skeleton or "")
     pipeline = check_skeleton(read_pipeline(read_small(repo / INDEX_NAME)), found, conversion)
     by_file = {name: Given(file=file, is_main=True) for name in _given_by(found, pipeline)}

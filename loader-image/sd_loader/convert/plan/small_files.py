@@ -49,8 +49,8 @@ def small_files(
 ) -> list[SmallFile]:
     """All files except the weights.
 
-    dtypes: types of the tensors of each component. Extra components are missing in it, because they
-    have their own configs.
+    dtypes: types of the tensors of each component. It lacks extra components, because they have
+    their own configs.
     """
     elsewhere = {f"{component.name}/{CONFIG_NAME}" for component in architecture.components} - {
         f"{name}/{CONFIG_NAME}" for name in dtypes
@@ -77,7 +77,7 @@ def small_files(
 
 
 def vocabulary_files(folder: str) -> list[SmallFile]:
-    """CLIP's vocabulary, in the folder of a tokenizer."""
+    """The files of CLIP's vocabulary, in the given folder of a tokenizer."""
     return [SmallFile(f"{folder}/{file}", vocabulary_file(file)) for file in VOCABULARY_FILES]
 
 

@@ -57,14 +57,14 @@ _STATED = {
     "stable-diffusion-v3": BaseModelName.SD3,
     "flux-1": BaseModelName.FLUX,
 }
-"""Families by the beginning of this metadata entry."""
+"""Families by the beginning of the metadata entry `_METADATA`."""
 
 _FLUX2_CHANNELS = 32
 _ASSUMED = {
     SD_LATENT_CHANNELS: BaseModelName.SD1,
     LATENT_CHANNELS[BaseModelName.FLUX]: BaseModelName.FLUX,
 }
-"""The family of a VAE that does not show it, by the number of latent channels."""
+"""The family that is assumed if the file shows none, by the number of latent channels."""
 
 _INSTEAD = "use its repo in diffusers' layout, with spec.modelType: vae"
 _OF_OTHERS = (
@@ -84,11 +84,11 @@ class VaeFiles:
 
     files: tuple[PlannedFile, ...]
     warnings: tuple[str, ...]
-    """Warnings for the user about them."""
+    """Warnings for the user about the VAE."""
 
 
 def plan_vae(file: TensorFile, conversion: Conversion) -> FolderPlan:
-    """Plan the folder of a VAE. Reads no weights and writes nothing."""
+    """Plan the folder of a VAE that is published alone. Reads no weights and writes nothing."""
     channels = _latent_channels(file.tensors)
     refuse_contradiction(
         conversion.base_model,
@@ -145,7 +145,7 @@ def vae_files(
 
 
 def vae_template(base_model: BaseModelName) -> dict[str, Any]:
-    """The config of the base model's VAE, with its widths still open."""
+    """The config of the base model's VAE, with `$expressions` instead of widths."""
     return dict(load_templates(base_model.value)[f"{VAE}/{CONFIG_NAME}"])
 
 
@@ -163,12 +163,12 @@ def _described(channels: int) -> str:
 
 
 def _latent_channels(tensors: Mapping[str, Tensor]) -> int:
-    """The number of latent channels. Refuse a VAE with a number that no family here has."""
+    """The number of latent channels. Refuse a VAE of an unsupported family."""
     refuse_patterns(tensors, _OTHERS)
     first = tensors.get(vae_prefix(tensors) + _LATENTS)
     if first is not None and len(first.shape) == 5:
         raise unsupported(_OF_OTHERS)
-    # Binding the rows refuses a shape that is not that of a convolution.
+    # Without a 2D convolution any number will do: `bind` then refuses the file.
     is_2d = first is not None and len(first.shape) == 4
     channels = first.shape[1] if first is not None and is_2d else SD_LATENT_CHANNELS
     if channels not in _ASSUMED:
@@ -199,14 +199,14 @@ def vae_prefix(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _placed(component: Component, prefix: str, tensors: Mapping[str, Tensor]) -> Component:
-    """The component with the names of this file."""
+    """The component with the names and the layout of this file."""
     if any(name.startswith(prefix + _DIFFUSERS) for name in tensors):
         return component.in_diffusers_layout(prefix)
     return component.under(prefix)
 
 
 def _family(file: TensorFile, channels: int) -> BaseModelName | None:
-    """The base model, if the file shows one. A VAE's own tensors are alike in several families."""
+    """The base model, or None if the file shows none: several families' VAEs have equal tensors."""
     stated = file.metadata.get(_METADATA, "")
     for beginning, family in _STATED.items():
         if stated.startswith(beginning) and LATENT_CHANNELS[family] == channels:

@@ -25,7 +25,7 @@ _LAYER = re.compile(r"\bencoder\.layers\.(\d+)\.")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The source of one tensor of a component."""
+    """A row of a key table: a tensor of a component, and its source in the file."""
 
     source: str
     """Name in the file."""
@@ -34,14 +34,14 @@ class Row:
     """Name in the published folder."""
 
     op: str
-    """How the target is taken from the source (`take`)."""
+    """How the target is taken from the source (see `take`)."""
 
     shape: str
     """Pattern of the target's shape, in the language of `dimensions`."""
 
     @property
     def layer(self) -> int | None:
-        """Number of the text encoder's layer that the tensor belongs to."""
+        """Number of the text encoder's layer that has the tensor. None for any other tensor."""
         found = _LAYER.search(self.target)
         return int(found[1]) if found else None
 
@@ -54,22 +54,22 @@ class Component:
     """Name of its folder in the pipeline."""
 
     prefix: str
-    """Prefix of its names in the file."""
+    """Prefix of its tensors' names in the file."""
 
     rows: tuple[Row, ...]
     """Its tensors, in the order of the model's state_dict."""
 
     unused: frozenset[str]
-    """Known names in the file that the model does not use."""
+    """Names of tensors that a file may have although the model does not use them."""
 
     @property
     def stem(self) -> str:
-        """Name of its weights file up to the suffix."""
+        """Name of its weights file, without the suffix."""
         is_text = self.name.startswith("text_encoder")
         return TRANSFORMERS_WEIGHTS if is_text else DIFFUSERS_WEIGHTS
 
     def under(self, prefix: str) -> Component:
-        """The same component in a file whose names begin with another prefix."""
+        """The same component in a file where its names begin with another prefix."""
 
         def moved(name: str) -> str:
             return prefix + name.removeprefix(self.prefix)
@@ -89,13 +89,13 @@ class Component:
 
 @dataclass(frozen=True)
 class Variant:
-    """The differences of some models of a family."""
+    """How some models of a family differ from the usual ones."""
 
     patches: dict[str, dict[str, Any]]
     """By the path of a template: values that replace its own. A null removes the key."""
 
     unet: Component | None
-    """The UNet, if its blocks differ."""
+    """The UNet, if its blocks differ from those of the usual one."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Architecture:
     name: str
     components: tuple[Component, ...]
     templates: dict[str, Any]
-    """JSON files of the published folder by their paths. `$expressions` are filled in."""
+    """JSON files of the published folder by their paths. `fill_in` evaluates `$expressions`."""
 
     variants: dict[str, Variant]
     """Models of the family that differ in part, by name."""
@@ -120,7 +120,7 @@ class Architecture:
         return next(component for component in self.components if component.name == name)
 
     def varied(self, *names: str) -> Architecture:
-        """The architecture with the changes of these variants."""
+        """The architecture with the changes of the named variants."""
         varied = self
         for name in names:
             varied = _vary(varied, self.variants[name])
@@ -189,14 +189,15 @@ def _vary(base: Architecture, variant: Variant) -> Architecture:
 
 
 def take(tensor: Tensor, op: str, columns: int | None = None) -> Source | None:
-    """Take from a source tensor what a row's op names. Return None if the shape does not allow it.
+    """Apply a row's op to a source tensor. Return None if the tensor's shape does not allow it.
 
-    Ops: "" takes the whole; `rows 0-1 of 3` takes the first third of the rows, and `third 0` means
-    the same; `queries` takes as many rows as there are columns, `keys` the first half of the other
-    rows, and `values` the second; `swap` exchanges the halves of the rows; `fold 6` makes six rows
-    of a vector; `transpose` transposes; `matrix` takes a 1x1 convolution as a matrix.
+    Ops: "" takes the whole tensor; `rows 0-1 of 3` takes the first third of the rows, and `third 0`
+    means the same; `queries` takes as many rows as there are columns, `keys` the first half of the
+    other rows, and `values` the second; `swap` exchanges the halves of the rows; `fold 6` makes six
+    rows of a vector; `transpose` transposes; `matrix` takes a 1x1 convolution as a matrix.
 
-    columns: of the layer. Needed for the upper half of a LoRA, which has only the layer's rows.
+    columns: the number of columns of the layer. It is needed for the up matrix of a LoRA, which has
+    only the rows of the layer.
     """
     shape = tensor.shape
     match op.split():
@@ -225,7 +226,10 @@ def take(tensor: Tensor, op: str, columns: int | None = None) -> Source | None:
 
 
 def _rows(tensor: Tensor, start: int, stop: int, parts: int) -> Tensor | None:
-    """The rows from one part to another, if they are cut into equal parts."""
+    """Cut the rows into equal parts, and return the parts from `start` up to `stop`.
+
+    None if the rows cannot be cut into equal parts.
+    """
     if not tensor.shape or tensor.shape[0] % parts:
         return None
     height = tensor.shape[0] // parts
@@ -233,7 +237,10 @@ def _rows(tensor: Tensor, start: int, stop: int, parts: int) -> Tensor | None:
 
 
 def _attention_rows(tensor: Tensor, part: str, queries: int) -> Tensor | None:
-    """The rows of a part of an attention whose keys and values may have fewer heads."""
+    """The rows of the queries, keys or values of an attention. None if the shape does not fit.
+
+    queries: the number of rows of the queries. Keys and values may have fewer rows.
+    """
     height = tensor.shape[0]
     keys, odd = divmod(height - queries, 2)
     if keys <= 0 or odd:

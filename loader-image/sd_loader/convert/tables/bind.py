@@ -29,7 +29,7 @@ _EMA = "model_ema."
 
 
 def canonical_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The checkpoint under the names that the key tables use."""
+    """The checkpoint's tensors under the names that the key tables use."""
     found: dict[str, Tensor] = {}
     for old, tensor in tensors.items():
         name = _canonical(old)
@@ -50,7 +50,7 @@ def _canonical(name: str) -> str:
 
 
 def averaged(tensors: Mapping[str, Tensor], unet: Component) -> dict[str, Tensor]:
-    """The checkpoint with the UNet's weights replaced by their moving averages (EMA)."""
+    """The checkpoint's tensors, with the UNet's replaced by their moving averages (EMA)."""
     names = {row.source: _EMA + "".join(row.source.split(".")[1:]) for row in unet.rows}
     if not any(name in tensors for name in names.values()):
         raise LoaderError(
@@ -87,18 +87,19 @@ def bind(
 ) -> dict[str, Source]:
     """The component's tensors by their published names, in the order of its state_dict.
 
-    Adds the dimensions that the shapes show to `dimensions`. Refuses a missing tensor, and a shape
-    that contradicts a dimension that is known already.
+    Adds the dimensions that the shapes show to `dimensions`. Refuses a missing tensor, a tensor of
+    integers, and a shape that contradicts a known dimension. A text encoder may lack its last
+    layers.
     """
     rows = _existing_layers(component, tensors, dimensions)
     return {row.target: _bound(row, tensors, dimensions) for row in rows}
 
 
 def left_over(component: Component, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names under the component's prefix that it does not use, such as a VAE's loss.
+    """Return the names of tensors that the component does not use, such as a VAE's loss.
 
-    Refuse a tensor of the structure itself, such as that of an additional layer: without it, the
-    model would work differently.
+    Only names under the component's prefix count. Refuse a tensor of the structure itself, such as
+    one of an additional layer: without this tensor, the model would work differently.
     """
     prefix = component.prefix
     known = {row.source for row in component.rows} | component.unused
@@ -115,7 +116,7 @@ def left_over(component: Component, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def left_out(names: Sequence[str], why: str = "have no place in the pipeline") -> tuple[str, ...]:
-    """Return a warning that these tensors are not published. Empty if there are none."""
+    """Return a warning that these tensors are not published. Empty if no names are given."""
     if not names:
         return ()
     return (f"{len(names)} tensors {why} and were left out, first {snippet(names[0])}",)
@@ -134,7 +135,7 @@ def _first_part(name: str, prefix: str) -> str:
 def _existing_layers(
     component: Component, tensors: Mapping[str, Tensor], dimensions: Dimensions
 ) -> list[Row]:
-    """Return the rows without those of layers that the text encoder lacks."""
+    """Return the rows without those of missing layers. Add the number of layers to `dimensions`."""
     layers = {row.layer for row in component.rows if row.source in tensors} - {None}
     if any(row.layer is not None for row in component.rows):
         dimensions[f"{component.name}_layers"] = len(layers)

@@ -16,10 +16,10 @@ def with_prefix(name: str, separator: str = ".") -> str:
     """A tensor's name with the prefix `text_model.`, if it belongs to the transformer.
 
     Early fine-tunes were saved by a version of transformers that left the prefix out, and
-    transformers since 5.6 leaves it out again. A version that expects the prefix would load random
-    weights without it.
+    transformers since 5.6 leaves it out again. If the prefix is missing, a version that expects it
+    uses random weights.
 
-    separator: what joins the parts of the name; kohya's LoRAs have underscores.
+    separator: the text between the parts of the name: an underscore in kohya's LoRAs.
     """
     if name.startswith(tuple(f"{part}{separator}" for part in _UNPREFIXED)):
         return f"{_PREFIX}{separator}{name}"
@@ -27,5 +27,5 @@ def with_prefix(name: str, separator: str = ".") -> str:
 
 
 def vocabulary_file(name: str) -> bytes:
-    """vocab.json or merges.txt, byte for byte as the repos of models have it."""
+    """Return vocab.json or merges.txt, byte for byte as in the repos of models."""
     return gzip.decompress((DATA / "clip" / f"{name}.gz").read_bytes())

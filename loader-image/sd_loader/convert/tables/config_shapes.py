@@ -1,8 +1,8 @@
 """The tensors that diffusers makes from a config: their names and shapes.
 
 A model that lacks one of them does not open, or opens with random numbers. The functions cover the
-block types and embeddings that `config_limits` allows. They yield tensors one by one, so that a
-config of very many layers costs nothing once a tensor is missing.
+block types and embeddings that `config_limits` allows. They yield tensors one by one, so that the
+check of a config with very many layers can stop at the first missing tensor.
 """
 
 from __future__ import annotations
@@ -133,11 +133,14 @@ CLASSES: Mapping[str, Callable[[Config], Tensors]] = {
     "ControlNetModel": controlnet,
     "UNet2DConditionModel": unet,
 }
-"""The functions by the names of diffusers' classes."""
+"""The functions of this module, by the names of diffusers' classes."""
 
 
 def _conditions(config: Config, time: int) -> Tensors:
-    """The embeddings of UNet and ControlNet besides the one of the time step."""
+    """The embeddings of a UNet or ControlNet, without that of the time step.
+
+    time: the width of the time embedding.
+    """
     widths = config["block_out_channels"]
     if config["encoder_hid_dim"] is not None:
         context = config["cross_attention_dim"]
@@ -157,7 +160,10 @@ def _conditions(config: Config, time: int) -> Tensors:
 
 
 def _down_blocks(config: Config, time: int) -> Tensors:
-    """The way down and the middle of UNet and ControlNet."""
+    """The down blocks and the middle block of a UNet or ControlNet.
+
+    time: the width of the time embedding, for all blocks.
+    """
     widths, blocks = config["block_out_channels"], _Blocks(config, time)
     layers = _per_level(config, "layers_per_block")
     key = "transformer_layers_per_block"
@@ -190,7 +196,10 @@ def _down_blocks(config: Config, time: int) -> Tensors:
 
 
 class _Blocks:
-    """The blocks of a model whose config and width of time embeddings are given."""
+    """Yields the tensors of the blocks of a model.
+
+    time: the width of the time embedding. None for a VAE, which has none.
+    """
 
     def __init__(self, config: Config, time: int | None) -> None:
         self._time = time
@@ -250,7 +259,7 @@ def _per_level(config: Config, key: str) -> list[Any]:
 
 
 def _layer(depth: int | list[int], layer: int, key: str) -> int:
-    """Number of transformer blocks of a layer, from a value of the key."""
+    """Number of transformer blocks of a layer. depth: of its level, in the config's list `key`."""
     if not isinstance(depth, list):
         return depth
     if layer >= len(depth):

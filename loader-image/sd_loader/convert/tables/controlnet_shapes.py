@@ -86,11 +86,11 @@ CLASSES: Mapping[str, Callable[[Config], Tensors]] = {
     "FluxControlNetModel": flux,
     "SD3ControlNetModel": sd3,
 }
-"""The functions by the names of diffusers' classes."""
+"""The functions of this module, by the names of diffusers' classes."""
 
 
 def _joint_block(block: str, width: int, head: int | None, *, is_dual: bool = False) -> Tensors:
-    """A block for image and prompt. head: the width of an attention head with norms, or None."""
+    """A block for image and prompt. head: the width of a head's norms. None without norms."""
     yield from linear_layer(f"{block}.norm1.linear", (9 if is_dual else 6) * width, width)
     yield from linear_layer(f"{block}.norm1_context.linear", 6 * width, width)
     image = ("to_q", "to_k", "to_v", "to_out.0")
@@ -123,7 +123,7 @@ def _feed_forward(name: str, width: int) -> Tensors:
 
 
 def _hint(channels: int) -> Tensors:
-    """The convolutions over the picture that controls the image."""
+    """The convolutions over the control image. channels: of their output."""
     yield from conv_layer("input_hint_block.conv_in", _HINT_WIDTH, _COLOURS, 3)
     for number in range(_HINT_LAYERS):
         yield from conv_layer(f"input_hint_block.blocks.{number}", _HINT_WIDTH, _HINT_WIDTH, 3)

@@ -1,8 +1,8 @@
 """Dimensions of a model by name: learned from the shapes of tensors, filled into configs.
 
 An expression is a sum of terms, each a number, a name, or a number times a name:
-`4*unet_0`, `unet_2+unet_1`, `text_encoder_2_projection+1536`. In configs it may be divided, rounded
-down to at least 1: `unet_0//64`.
+`4*unet_0`, `unet_2+unet_1`, `text_encoder_2_projection+1536`. In configs a sum may be divided:
+`unet_0//64`. The result is rounded down, and is at least 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def evaluate(expression: str, dimensions: Mapping[str, int]) -> int:
 
 
 def matches(pattern: str, shape: tuple[int, ...], dimensions: Dimensions) -> bool:
-    """Whether a shape fits the pattern. Sets the value of an unknown name."""
+    """Whether a shape fits the pattern. Adds the values of unknown names to `dimensions`."""
     expected = pattern.split()
     return len(expected) == len(shape) and all(
         _agrees(expression, size, dimensions)

@@ -30,26 +30,26 @@ _T5_OUTER = (
     ("encoder.final_layer_norm.weight", "t5"),
 )
 _T5_COPY = "encoder.embed_tokens.weight"
-"""Some files have the embedding twice."""
+"""A second name of the embedding: some files have the tensor under both names."""
 
 KEPT_IN_FP32 = "wo"
 """The module of T5 whose results are too large for fp16. transformers keeps it in fp32."""
 
 
 def clip_l(name: str) -> Component:
-    """CLIP-L, which SDXL has, too."""
+    """CLIP-L. Its key table is that of SDXL's first text encoder, which is the same model."""
     sdxl = load_architecture("sdxl").component("text_encoder")
     return replace(sdxl.in_diffusers_layout(CLIP_L), name=name)
 
 
 def clip_g(name: str) -> Component:
-    """CLIP-G, which SDXL has in another layout."""
+    """CLIP-G. Checkpoints of SDXL have the same model in another layout."""
     sdxl = load_architecture("sdxl").component("text_encoder_2")
     return replace(sdxl.in_diffusers_layout(CLIP_G), name=name)
 
 
 def t5(name: str, names: Iterable[str]) -> Component:
-    """T5's encoder with the layers that a file has."""
+    """T5's encoder, with the layers that the named tensors show."""
     layers = t5_layers(names)
     rows = [
         (f"{_T5_BLOCK}{layer}.layer.{part}", shape)
@@ -65,7 +65,7 @@ def t5(name: str, names: Iterable[str]) -> Component:
 
 
 def t5_layers(names: Iterable[str]) -> int:
-    """The number of layers of T5 that a file has, counted from the first without a gap."""
+    """The number of T5's layers in a file, up to the first gap in their numbers."""
     blocks = T5 + _T5_BLOCK
     found = {
         name.removeprefix(blocks).partition(".")[0] for name in names if name.startswith(blocks)
@@ -77,9 +77,10 @@ def t5_layers(names: Iterable[str]) -> int:
 
 
 def vae(prefix: str, *, quantizing: bool = False) -> Component:
-    """The VAE, which has more channels than SDXL's.
+    """The VAE: SDXL's with another number of latent channels.
 
-    quantizing: whether it has the convolutions before and after the latents that SDXL's has.
+    quantizing: whether it has the convolutions before and after the latents (quant_conv and
+    post_quant_conv), as SDXL's VAE does.
     """
     sdxl = load_architecture("sdxl").component("vae").under(prefix)
     channels = {"8": "2*latents", "4": "latents"}

@@ -64,7 +64,7 @@ PUBLISHED_SIZES: Mapping[BaseModelName, Mapping[str, int]] = {
         "text_encoder_2_vocabulary": _VOCABULARY,
     },
 }
-"""Dimensions of the published models, by the names that the key tables give them."""
+"""Dimensions of each family's published models, by the dimensions' names in the key tables."""
 
 
 def families_by_text_width(width: int) -> frozenset[BaseModelName]:
@@ -80,5 +80,5 @@ def families_by_latent_channels(channels: int) -> list[BaseModelName]:
 
 
 def family_of_width(width: object) -> BaseModelName | None:
-    """The family of a UNet's cross_attention_dim. None if no published model has this width."""
+    """The family whose UNet has this cross_attention_dim. None if no published model has it."""
     return FAMILY_BY_CONTEXT_WIDTH.get(width) if isinstance(width, int) else None

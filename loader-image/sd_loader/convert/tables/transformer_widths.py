@@ -1,6 +1,7 @@
 """Compares the config of a transformer with the tensors of a single file.
 
-A single file has no config: a diffusers repo gives it. Both must describe the same model.
+A single file has no config, so a diffusers repo gives one. The config and the file must describe
+the same model.
 """
 
 from __future__ import annotations
@@ -149,17 +150,18 @@ _EXPRESSIONS: Mapping[str, Mapping[str, str]] = {
 }
 """For each family: how a size follows from the keys of the config.
 
-A size has the name that the key table gives it. The number of layers has the beginning of the
-layers' published names. In an expression, `a|b` is b if a is null, `a.0` is the first item of a
-list, and `a<256` is at most 256. Other sizes that diffusers computes are left out.
+A size has the name that the key table gives it. A number of layers is named by the beginning of the
+layers' published names. In an expression, `a|b` is b if a is null or missing, `a.0` is the first
+item of the list a, and `a<256` is a or 256, whichever is less. Other sizes that diffusers computes
+are left out.
 """
 
 
 _LIMIT_OR_DEFAULT = re.compile(r"\|\w+|<\d+")
-"""The ends of expressions that messages leave out."""
+"""Matches the parts of expressions that messages leave out."""
 
 _LARGEST = 1e9
-"""No model has a size as large as this. Such a number in a config counts as missing."""
+"""Limit of a number in a config. A number that is not smaller counts as missing."""
 
 
 @dataclass(frozen=True)
@@ -169,14 +171,14 @@ class _Switch:
     key: str
 
     mark: re.Pattern[str]
-    """Matches the published name of a tensor that it adds, up to the number of its layer if the key
-    lists layers."""
+    """Matches the beginning of the published name of a tensor that the key adds. If the key lists
+    layers, the pattern has a group, which is the number of the layer."""
 
     default: bool = False
     """The value that diffusers uses if the config does not have the key."""
 
     def found(self, names: Iterable[str]) -> bool | list[int]:
-        """Return whether a name matches, or the numbers of the layers whose names match."""
+        """Return whether a name matches, or the numbers of the layers with matching names."""
         matches = [match for name in names if (match := self.mark.match(name)) is not None]
         if self.mark.groups:
             return sorted({int(match[1]) for match in matches})
@@ -236,8 +238,8 @@ _KNOWN_VALUES: Mapping[str, Mapping[str, tuple[object, ...]]] = {
         "siglip_feat_dim": (None,),
     },
 }
-"""By family: keys that add tensors or rename them, with the one value that all published models
-have. The key tables are made for this value."""
+"""By family: keys that change which tensors there are or how they are named, with the values that
+published models have. The key tables cover only these values."""
 
 
 @dataclass(frozen=True)
@@ -248,14 +250,14 @@ class Difference:
     """The key or keys of the config."""
 
     config: str
-    """The value in the config, or that it is missing."""
+    """The value in the config, or "missing"."""
 
     file: str
     """The value that the file shows."""
 
 
 def unknown_value(family: str, config: Mapping[str, Any]) -> str | None:
-    """The first key of a config with a value that the family's key table does not know."""
+    """The first key in a config with a value that the key table does not cover, or None."""
     return next(
         (
             key
@@ -292,7 +294,7 @@ def _shown(value: bool | list[int]) -> str:
 
 
 def _value(expression: str, config: Mapping[str, Any]) -> int | None:
-    """The value of an expression. None if the config lacks a number that it needs."""
+    """The value of an expression. None if the config lacks a number that the expression needs."""
     expression, _, limit = expression.partition("<")
     product: float = 1
     for operator, term in re.findall(r"([*/]?)([^*/]+)", expression):
@@ -300,7 +302,7 @@ def _value(expression: str, config: Mapping[str, Any]) -> int | None:
         if value is None or (operator == "/" and value < 1):
             return None
         product = product // value if operator == "/" else product * value
-    # As in diffusers, a size is rounded down.
+    # diffusers rounds a size down, too.
     return min(int(product), int(limit)) if limit else int(product)
 
 

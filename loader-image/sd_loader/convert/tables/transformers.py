@@ -15,25 +15,26 @@ TRANSFORMER = "transformer"
 
 TABLES = DATA / "transformers"
 _NUMBER = "{}"
-"""Stands for the number of a layer in the names of a table."""
+"""The placeholder for a layer's number in the names of a table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A row of a table: a tensor, or one in each of several layers."""
+    """A row of a table. It stands for one tensor, or for one tensor in each of several layers."""
 
     row: Row
     """The row. Names of tensors in layers have `{}` instead of the layer's number."""
 
     where: str
-    """The layers that have it: "" for all, `last`, `but last`, `with NAME` or `without NAME`.
+    """The layers with the tensor: "" for all, `last`, `but last`, `with NAME` or `without NAME`.
 
-    NAME is the first of the tensors that only such layers have, in the file's names.
+    NAME stands for a group of tensors that only some layers have: it is the name in the file of the
+    group's first tensor.
     """
 
     @property
     def stack(self) -> str:
-        """The beginning of the file's names of the layers. Empty outside of layers."""
+        """The beginning of the layers' names in the file. Empty for a tensor outside of layers."""
         before, number, _ = self.row.source.partition(_NUMBER)
         return before if number else ""
 
@@ -47,10 +48,10 @@ class TransformerTable:
 
     kinds: tuple[Kind, ...]
     unused: frozenset[str] = field(default=frozenset())
-    """Known names in a file that the model does not use."""
+    """Names of tensors that a file may have although the model does not use them."""
 
     def component(self, names: Iterable[str], prefix: str = "") -> Component:
-        """The transformer with the layers that a file has. prefix: of its names in the file."""
+        """The transformer with the layers that a file has. prefix: of its tensors' names."""
         own = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
         return Component(
             TRANSFORMER,
@@ -79,7 +80,7 @@ class TransformerTable:
         )
 
     def layers(self, names: Iterable[str], prefix: str = "") -> Mapping[str, int]:
-        """How many layers a file has, by the beginning of their names, such as `joint_blocks`."""
+        """How many layers a file has, by the beginning of the layers' names (`joint_blocks`)."""
         own = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
         counts = layer_counts(self.kinds, own)
         return {stack.removesuffix("."): count for stack, count in counts.items()}
@@ -97,7 +98,7 @@ def load_transformer(family: str) -> TransformerTable:
 
 
 def layer_counts(kinds: Iterable[Kind], names: Iterable[str]) -> Mapping[str, int]:
-    """How many layers a file has in each stack, counted from the first without a gap."""
+    """How many layers a file has in each stack, up to the first gap in their numbers."""
     stacks = {kind.stack for kind in kinds} - {""}
     numbers: dict[str, set[str]] = {stack: set() for stack in stacks}
     for name in names:
@@ -115,7 +116,7 @@ def _first_missing(numbers: set[str]) -> int:
 
 
 class _Rows:
-    """The rows of a file, stack by stack and layer by layer, as in the model's state_dict."""
+    """The rows for the layers of a file, in the order of the model's state_dict."""
 
     def __init__(self, kinds: Sequence[Kind], names: set[str], prefix: str) -> None:
         self._kinds = kinds
@@ -147,7 +148,7 @@ class _Rows:
             )
 
     def _is_in(self, kind: Kind, layer: int | None) -> bool:
-        """Whether a layer has the tensor. layer: None outside of layers."""
+        """Whether a layer has the tensor. layer: its number. None outside of layers."""
         match kind.where.split():
             case []:
                 return True
@@ -156,7 +157,7 @@ class _Rows:
             case ["but", "last"]:
                 return layer != self._counts[kind.stack] - 1
             case ["with" | "without" as word, name]:
-                # If any tensor of a group is there, those that are not there are missing.
+                # A layer with any tensor of a group needs all of them. `bind` reports missing ones.
                 has_group = any(
                     _numbered(source, layer) in self._names for source in self._groups[name]
                 )
@@ -166,7 +167,7 @@ class _Rows:
 
 
 def _groups(kinds: Iterable[Kind]) -> Mapping[str, set[str]]:
-    """By the first name of each group: the tensors that only the layers with the group have."""
+    """For each group, by its first name: the tensors that only layers with the group have."""
     groups: dict[str, set[str]] = defaultdict(set)
     elsewhere = {kind.row.source for kind in kinds if not kind.where.startswith("with ")}
     for kind in kinds:

@@ -1,7 +1,7 @@
 """Detects which blocks of its family's UNet a model has: distilled models lack some.
 
 A family's key table lists every block that a UNet of the family may have. The tensors of a model,
-or its config, show which of them it has.
+or its config, show which of these blocks the model has.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class UNetBlocks:
     """diffusers' class of the middle block. None if the UNet has no middle block."""
 
     def rows(self, rows: Iterable[Row]) -> tuple[Row, ...]:
-        """The rows of these blocks."""
+        """Return the rows without those of the blocks that the model does not have."""
         return tuple(row for row in rows if self._has(row))
 
     def _has(self, row: Row) -> bool:
@@ -52,7 +52,10 @@ class UNetBlocks:
 
 
 def fitting(family: Architecture, tensors: Mapping[str, Tensor]) -> Architecture:
-    """Return the family with the UNet that has the file's input blocks, or with the usual one."""
+    """Return the family with the UNet that has as many input blocks as the file.
+
+    Return the family unchanged if it has no such UNet.
+    """
     count = len(_input_blocks(tensors, family.unet.prefix))
     for known in family.unets():
         if len(_input_blocks((row.source for row in known.unet.rows), known.unet.prefix)) == count:
@@ -71,7 +74,7 @@ def _input_blocks(names: Iterable[str], prefix: str) -> set[str]:
 def unet_blocks(unet: Component, names: Iterable[str]) -> UNetBlocks:
     """The UNet's blocks that a checkpoint with these tensor names has.
 
-    A block counts if any tensor of it is there; the missing ones are then reported when the rows
+    A block counts if any of its tensors is there; its missing tensors are reported when the rows
     are bound. The first block of an attention always counts, and so does every block before the
     last one.
     """
@@ -91,9 +94,9 @@ def unet_blocks(unet: Component, names: Iterable[str]) -> UNetBlocks:
 
 
 def configured_blocks(unet: Component, config: Mapping[str, Any]) -> UNetBlocks | None:
-    """The UNet's blocks that a config asks for. None if it asks for more than the family has.
+    """The UNet's blocks that a config asks for. None if no UNet of the family has such blocks.
 
-    The types of the config's fields have been checked before (`config_keys`).
+    The caller has checked the types of the config's fields (`config_keys`).
     """
     middle = config.get("mid_block_type", WHOLE)
     if middle not in (WHOLE, FIRST_RESNET, None):
@@ -110,7 +113,7 @@ def configured_blocks(unet: Component, config: Mapping[str, Any]) -> UNetBlocks 
 
 
 def _configured_depth(attention: str, down: list[Any], up: list[Any] | int) -> int:
-    """Number of transformer blocks of an attention. _TOO_MANY if the config is inconsistent."""
+    """Number of transformer blocks of an attention. _TOO_MANY if the config has none."""
     found = _ATTENTION.fullmatch(attention)
     side: list[Any] | int = up if found and found[1] == "up_blocks" else down
     level, position = (int(found[2]), int(found[3])) if found else (-1, 0)
@@ -158,7 +161,10 @@ def with_blocks(config: Mapping[str, Any], unet: Component, blocks: UNetBlocks) 
 
 
 def _as_the_middle(middle: int, last: Layers | None) -> Layers:
-    """Return the last level's depth. diffusers uses it for the middle block, so they must agree."""
+    """Return the last level's depth, or the middle block's if the last level has no attention.
+
+    diffusers uses the last level's depth for the middle block. Refuse depths that differ.
+    """
     if last is None:
         return middle
     if (last[0] if isinstance(last, list) else last) != middle:
@@ -171,7 +177,7 @@ def _as_the_middle(middle: int, last: Layers | None) -> Layers:
 
 
 def _layers(depths: Mapping[str, int], side: str, level: int) -> Layers | None:
-    """Depth of a level: one number if its attentions agree, None if it has no attention."""
+    """Depth of a level: a number if its attentions agree, else a list. None without attention."""
     found = {
         int(match[3]): depth
         for name, depth in depths.items()

@@ -15,13 +15,13 @@ _NEW = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"
 
 
 def current_name(name: str) -> str:
-    """The name that diffusers writes today."""
+    """The tensor's name as current versions of diffusers write it."""
     old = _OLD.fullmatch(name)
     return f"{old[1]}.{_NEW[old[2]]}.{old[3]}" if old else name
 
 
 def current_names(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return a file's tensors. Those under the prefix get the names that diffusers writes today."""
+    """Return a file's tensors. Names under the prefix become those of current diffusers."""
     found: dict[str, Tensor] = {}
     for old, tensor in tensors.items():
         name = current_name(old) if old.startswith(prefix) else old

@@ -13,9 +13,9 @@ _NO_RESERVATION = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 def reserve(fd: int, size: int) -> None:
-    """Allocate the file's blocks if the file system can, so that a full disk shows at once.
+    """Allocate the file's blocks if the file system can, so that a full disk is an error at once.
 
-    Makes the system call itself: on a file system that cannot reserve (NFS before 4.2), the C
+    This makes the system call itself: on a file system that cannot reserve (NFS before 4.2), the C
     library's posix_fallocate would write into every block.
     """
     fallocate = ctypes.CDLL(None, use_errno=True).fallocate

@@ -1,7 +1,7 @@
-"""Planned files: paths, headers and the order of tensors, before any of them is written.
+"""Planned files: paths, headers and the order of tensors, before any file is written.
 
-They equal what the safetensors library and diffusers' `save_pretrained` write, so that the same
-weights give the same files.
+The files equal those that the safetensors library and diffusers' `save_pretrained` write, so that
+the same weights give the same files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sd_loader.handover import Converted, FileDigest
 from sd_loader.tensors import Dtype, Source
 
 SHARD_BYTES = 10 * 10**9
-"""diffusers' max_shard_size, "10GB"."""
+"""Maximum bytes of the tensors in a shard: diffusers' max_shard_size, "10GB"."""
 
 _METADATA = {"format": "pt"}
 """transformers refuses a file without this entry."""
@@ -57,7 +57,7 @@ class Item:
     """Where its elements come from."""
 
     dtype: Dtype
-    """Their type in the output."""
+    """Type of the elements in the output."""
 
     @property
     def nbytes(self) -> int:
@@ -139,7 +139,7 @@ def component_files(folder: str, stem: str, items: Sequence[Item]) -> list[Plann
     """The weights of one component: one file, or shards and their index if it is too large.
 
     folder: empty for a component that is published alone. items: in the order of the model's
-    state_dict, which decides what goes into which shard.
+    state_dict, which decides in which shard a tensor is.
     """
     shards = _shards(items)
     start = f"{folder}/" if folder else ""
@@ -183,7 +183,7 @@ def _shards(items: Sequence[Item]) -> list[list[Item]]:
 
 @dataclass(frozen=True)
 class FolderPlan:
-    """A diffusers folder before it is written. Fields that `Converted` has too mean the same."""
+    """A diffusers folder before it is written. See `Converted` for the fields that both have."""
 
     files: tuple[PlannedFile, ...]
     copied: tuple[CopiedFile, ...] = ()
@@ -199,7 +199,7 @@ class FolderPlan:
     word: str | None = None
     warnings: tuple[str, ...] = ()
     scan: bool = False
-    """Whether all weights are checked before publishing, even if the user does not ask for it."""
+    """Whether weights are checked for NaN and infinity, even if the spec does not ask for it."""
 
     @property
     def weights(self) -> tuple[WeightsFile, ...]:
@@ -224,7 +224,7 @@ class FolderPlan:
         return _PRECISIONS.get(found.pop(), MIXED) if len(found) == 1 else MIXED
 
     def converted(self, files: Mapping[str, FileDigest]) -> Converted:
-        """The result, once the planned files are written. files: their digests."""
+        """The result of the conversion. files: the digests of the written files, by path."""
         return Converted(
             files=files,
             base_model=self.base_model,

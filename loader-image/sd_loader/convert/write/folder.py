@@ -66,7 +66,7 @@ def _link(
     try:
         os.link(sources[fd].path, path)
     except OSError:
-        return None  # no hard links on this volume: the file is copied
+        return None  # no hard links on this volume: the file is written
     return digest
 
 

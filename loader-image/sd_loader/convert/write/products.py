@@ -1,4 +1,4 @@
-"""Products of small matrices in single precision, and a file that takes them.
+"""Products of small matrices in single precision, and a function that appends them to a file.
 
 The product of two numbers in half precision is exact in single precision.
 """
@@ -16,7 +16,7 @@ from sd_loader.convert.write.strided_read import read_view
 from sd_loader.tensors import Dtype, Tensor
 
 _PIECE = 64 << 10
-"""Bytes of a write: the kernel copies larger pieces more slowly."""
+"""Maximum bytes of a write. The kernel would copy larger pieces more slowly."""
 
 
 def read_single(tensor: Tensor, findings: Findings) -> Array:
@@ -36,13 +36,13 @@ def kronecker_rows(left: Array, right: Array) -> Iterator[Array]:
 
 
 def column_products(left: Array, right: Array) -> Iterator[Array]:
-    """All products of a column of one matrix and a column of the other, one row at a time."""
+    """Products of each column of one matrix and each column of the other, one row at a time."""
     for one, other in zip(left, right, strict=True):
         yield np.outer(one, other)
 
 
 def row_products(left: Array, right: Array) -> Iterator[Array]:
-    """All products of a row of one matrix and a row of the other, some rows at a time."""
+    """Products of each row of one matrix and each row of the other, some rows at a time."""
     for row in left:
         yield row * right
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sd_loader.convert.write.cast import Array
 
 STEP_BYTES = 2**20
-"""Size of a window of the output: fits the processor's cache, and needs few steps in Python."""
+"""Size of a window of the output: it fits the processor's cache, and needs few steps in Python."""
 
 COPIED_FROM = 2**16
 """The kernel copies a block only if its steps have at least this many bytes on average.
@@ -30,11 +30,11 @@ Smaller steps are read into memory and written together, which takes fewer calls
 """
 
 OVERFLOW_LIMIT = 0
-"""How many finite weights may become infinite. A single one spoils every image."""
+"""Maximum number of finite weights that become infinite. A single one spoils every image."""
 
 
 class Findings:
-    """Problems that are found while weights are written. Threads share it.
+    """Problems that are found while weights are written. Threads may share the object.
 
     sources: the open files that the weights come from.
     """
@@ -56,7 +56,7 @@ class Findings:
             self._checksums[fd].add(offset, content)
 
     def refuse(self, *, read_missing: bool = True) -> None:
-        """Raise if anything is wrong. read_missing: see Checksums.compare."""
+        """Raise LoaderError if there is a problem. read_missing: see Checksums.compare."""
         for checksums in self._checksums.values():
             checksums.compare(read_missing=read_missing)
         total = self._overflows.total()
@@ -77,7 +77,7 @@ class Buffers:
         self._free: SimpleQueue[bytearray] = SimpleQueue()
 
     def take(self, count: int) -> memoryview:
-        """Take a buffer of `count` bytes, which is at most the size of one."""
+        """Take a buffer of `count` bytes, at most the size that all buffers have."""
         try:
             buffer = self._free.get_nowait()
         except Empty:
@@ -123,7 +123,7 @@ class Step:
             read_into(source.fd, content, source.offset)
             findings.read(source.fd, source.offset, content)
             return
-        # Imported here: numpy takes a tenth of a second, and a model that is copied needs none.
+        # Imported here: this import takes a tenth of a second, and a copied model does not need it.
         from sd_loader.convert.write.strided_read import read_view
 
         values = read_view(source)
@@ -154,7 +154,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive steps that are written at once. They usually fill one window of the file."""
+    """Consecutive steps that are written together. They usually fill one window of the file."""
 
     steps: tuple[Step, ...]
 
@@ -185,7 +185,7 @@ class Block:
     def read_back(self, fd: int, content: memoryview, findings: Findings) -> None:
         """Read the block from the output into memory, after the kernel copied it there.
 
-        It is not read from the source, which may have changed since it was copied.
+        The source may have changed since the copy, so the block is not read from there.
         """
         read_into(fd, content, self.position)
         for step in self.steps:

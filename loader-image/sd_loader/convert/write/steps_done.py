@@ -1,4 +1,4 @@
-"""Digests a file in order, while its steps are done in any order."""
+"""Digests a file from its beginning, while its steps are done in any order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BUFFER_BYTES = 2**18
 
 
 class StepsDone:
-    """The steps of a file that are done. The digest waits for them in order."""
+    """Which steps of a file are done. The digest waits for each step in the order of the file."""
 
     def __init__(self, count: int) -> None:
         self._flags = bytearray(count)
@@ -44,7 +44,7 @@ class StepsDone:
 
 
 def digest_as_done(fd: int, file: WeightsFile, done: StepsDone) -> FileDigest:
-    """Digest a file's steps in the order of the file. Wait for each one."""
+    """Digest a file's steps in the order of the file, each as soon as it is done."""
     digest = Blake3(file.header)
     buffer = memoryview(bytearray(_BUFFER_BYTES))
     for number, step in enumerate(steps_of(file)):

@@ -1,8 +1,8 @@
 """Writes planned files while their source is downloaded, without a copy of the source.
 
 The source's bytes arrive in the source's order, so the files are written in any order. One thread
-for each file digests its beginning as soon as it is complete. The progress is recorded, and from
-time to time the bytes are made durable, so that a later process can resume.
+for each file digests it from its beginning, as far as it is complete. The progress is recorded,
+and from time to time the bytes are made durable, so that a later process can resume.
 """
 
 from __future__ import annotations
@@ -30,18 +30,21 @@ from sd_loader.storage_errors import storage_errors
 from sd_loader.tensors import TensorFile
 
 AT_A_TIME = 6
-"""Steps in memory: the one that arrives, and those that are being written."""
+"""Maximum number of steps in memory: the one that arrives, and those that are being written."""
 RECORD_SECONDS = 0.25
 SYNC_SECONDS = 10.0
 WIDEST = 8
-"""Most source bytes per byte of the output: a 64-bit number may become an 8-bit one."""
+"""Maximum source bytes per byte of the output: a 64-bit number may become an 8-bit one."""
 
 
 class DoneRecord(Protocol):
     """A record of how many wants are done."""
 
     def done(self) -> int:
-        """How many wants an earlier process wrote. Wants that a crash has undone do not count."""
+        """How many wants an earlier process wrote.
+
+        Wants that a crash of the machine may have undone do not count.
+        """
         ...
 
     def set_done(self, written: int, durable: int) -> None:
@@ -118,16 +121,16 @@ class StreamedFolder:
                     self._sync()
 
     def feed(self, position: int, content: memoryview) -> None:
-        """Take bytes of the source, in the order of the wants. Drop those outside the wants.
+        """Take bytes of the source, in the order of the wants. Drop bytes outside the wants.
 
-        Raises an error that writing earlier bytes caused.
+        Raises the error of an earlier write that failed.
         """
         end = position + content.nbytes
         while self._next < len(self._placed):
             want = self._wants.ordered[self._next]
             start = max(position, want.start)
             if start >= min(end, want.end):
-                return  # the want's bytes come later
+                return  # the want's next bytes come later
             piece = content[start - position : want.end - position]
             if want.slot is None:
                 self._keep_bytes(start, piece)
@@ -174,7 +177,7 @@ class StreamedFolder:
         self._record.set_done(written, written)
 
     def _written(self) -> int:
-        """How many wants, counted from the first without a gap, are written."""
+        """How many wants are written, up to the first that is not written."""
         with self._lock:
             while self._whole < len(self._placed) and self._placed[self._whole]:
                 self._whole += 1
@@ -253,7 +256,7 @@ def _write_small(out: Path, file: SmallFile) -> FileDigest:
 
 @contextmanager
 def _opened(out: Path, file: WeightsFile) -> Iterator[int]:
-    """The open file, with its header and what an earlier process wrote into it."""
+    """The open file, with its header and the bytes that an earlier process wrote into it."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     with storage_errors(file.path):
         fd = os.open(out / file.path, flags, 0o644)

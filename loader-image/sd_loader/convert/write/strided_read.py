@@ -10,7 +10,7 @@ from sd_loader.tensors import PIECE, Tensor, strides_of, view
 
 
 def read_view(tensor: Tensor) -> Array:
-    """The elements of a (small) view, contiguous and flat."""
+    """Read the elements of a (small) view into a contiguous, flat array."""
     out = np.empty(tensor.shape, storage_dtype(tensor.dtype))
     _read_into(out, tensor)
     return out.reshape(-1)
@@ -28,7 +28,7 @@ def _read_into(out: Array, tensor: Tensor) -> None:
         steps = tuple(stride * out.itemsize for stride in strides)
         out[...] = np.lib.stride_tricks.as_strided(stored, tensor.shape, steps)
     else:
-        # Too far apart to be read at once: halve the dimension that spreads them most.
+        # The elements are too far apart for one read: halve the dimension with the widest spread.
         axis = reach.index(max(reach))
         half = tensor.shape[axis] // 2
         for start, stop in ((0, half), (half, tensor.shape[axis])):

@@ -11,12 +11,13 @@ from sd_loader.formats.outline import Range
 from sd_loader.tensors import Tensor, strides_of
 
 GAP_BYTES = 4 << 20
-"""A smaller gap is downloaded as well, because another request would take longer."""
+"""Maximum gap between two ranges of one request. The gap is downloaded as well, because another
+request would take longer."""
 
 HELD_UP_BYTES = 64 << 20
-"""Least size of the bytes that wait for an early want. For a large file, a quarter of it counts."""
+"""A want is early if at least this many bytes, and a quarter of its file or more, wait for it."""
 MOST_EARLY_BYTES = 64 << 20
-"""If all early wants together are larger, none is requested early."""
+"""If all early wants together have more bytes, no want is requested early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,12 @@ class Want:
 
 @dataclass(frozen=True)
 class Wants:
-    """All bytes that are needed of a source."""
+    """All bytes of a source that are needed."""
 
     ordered: tuple[Want, ...]
     """Disjoint ranges in the order of their requests.
 
-    Those that hold up a digest come first, then the others by position.
+    Ranges that hold up a digest come first, then the others. Both are ordered by position.
     """
 
     later: tuple[Slot, ...]
@@ -73,7 +74,7 @@ class Wants:
         return _others([*self.ranges(), *at_hand], size)
 
     def ranges_of_all(self, at_hand: Sequence[Range], size: int) -> list[Range]:
-        """The ranges to request so that every byte of the source comes."""
+        """The ranges to request so that every byte of the source is at hand in the end."""
         first = _joined((want.start, want.end) for want in self.ordered[: self.early])
         rest = [(want.start, want.end) for want in self.ordered[self.early :]]
         others = _others([*first, *rest, *at_hand], size)
@@ -81,7 +82,10 @@ class Wants:
 
 
 def wants_of(files: Sequence[PlannedFile], fd: int, kept: Iterable[Range] = ()) -> Wants:
-    """Return what the files need of the source with the descriptor `fd`. kept: further ranges."""
+    """Return the bytes that the files need of the source with the descriptor `fd`.
+
+    kept: further ranges, which the source's sparse file stores.
+    """
     wanted = [Want(start, end, None) for start, end in kept]
     later: list[Slot] = []
     for slot in _slots(files):
@@ -129,10 +133,10 @@ def _others(ranges: Iterable[Range], size: int) -> list[Range]:
 
 
 def _early(ordered: Sequence[Want]) -> set[Want]:
-    """Return the wants late in the source for which much of their file's digest would wait.
+    """Return the wants that come so late in the source that much of a file's digest waits for them.
 
-    An example is the UNet's time embedding: it is the last of its source and in the first third of
-    its file.
+    An example is the UNet's time embedding: it is at the end of the source, and in the first third
+    of its file.
     """
     early: set[Want] = set()
     for file in {want.slot.file for want in ordered if want.slot}:
@@ -147,7 +151,7 @@ def _early(ordered: Sequence[Want]) -> set[Want]:
 
 
 def _after(wants: Sequence[Want]) -> dict[Want, int]:
-    """For each want, the bytes of all wants after it."""
+    """For each want, the number of bytes of all wants after it."""
     after: dict[Want, int] = {}
     total = 0
     for want in reversed(wants):

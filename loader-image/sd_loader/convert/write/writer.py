@@ -1,8 +1,8 @@
 """Writes planned files: headers first, then piece after piece, with their digests.
 
 Positions are known in advance, so several pieces are written at once. One thread for each file
-digests them in order: from the memory that they were written from, or from the output if the kernel
-copied them. The memory does not grow with the size of the model.
+digests its pieces in order: from the memory that they were written from, or from the output if the
+kernel copied them. The memory does not grow with the size of the model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sd_loader.tensors import TensorFile
 FILES_AT_A_TIME = 2
 WRITERS = max(2, min(4, os.cpu_count() or 1))
 AHEAD = 8
-"""How many blocks the writers may be ahead of a file's digest. They stay in memory."""
+"""How many blocks the writers may be ahead of a file's digest. These blocks stay in memory."""
 REPORT_SECONDS = 0.5
 
 
@@ -60,10 +60,10 @@ class _Output:
 
     turn: threading.Lock = field(default_factory=threading.Lock)
     """Held while bytes are written. The kernel lets one thread at a time write to a file, and the
-    others spin: SDXL took 5.5 s of the kernel's time instead of 3.6 s."""
+    others spin: without this lock, SDXL took 5.5 s of kernel time instead of 3.6 s."""
 
     kernel_copies: bool = True
-    """False after the kernel could not copy a block: then the rest is read and written."""
+    """False once the kernel could not copy a block. The other blocks are then read and written."""
 
 
 def write_folder(
@@ -91,7 +91,7 @@ def write_folder(
 
 
 def prepare_folder(out: Path, files: Sequence[PlannedFile]) -> None:
-    """Make the folders of the files. Refuse a volume that has too little space for them."""
+    """Make the folders of the files. Refuse a volume that has too little space for the files."""
     total = sum(file.size for file in files)
     free = shutil.disk_usage(out).free
     if free + sum(_allocated(out / file.path) for file in files) < total:
