@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Return its exit code."""
     _replace_closed_output()
     args = arguments.parser().parse_args(argv)
-    # To find plugins, pydantic would read the metadata of every installed package. None is used.
+    # The loader uses no plugins. To find some, pydantic would read every package's metadata.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # Imported here: `--help` and `--version` end in the line above and do not wait for it.
     from sd_loader.running import run

@@ -108,9 +108,9 @@ def acquire(
     if found.facts is not None:
         card = card_of_civitai(found.facts, client.settings.civitai_endpoint).over(card)
         supplies.fetch_picture(found.facts)
-    # A component may have been fetched for several versions of the file.
+    # A file that changed meanwhile was read again, which may have added the same warnings again.
     warnings = dict.fromkeys((*fetched.warnings, *supplies.warnings))
-    # A server may quote a token that it received, and what is returned is stored on the volume.
+    # A server may quote a token that it received, and the returned record is stored on the volume.
     secrets = client.secrets(request.model_dump())
     file = fetched.source.file
     return fetched.model_copy(
@@ -150,7 +150,7 @@ def _may_stream(ref: SourceRef) -> bool:
 
 def _stream(link: OpenLink, supplies: Supplies, out: Path) -> Fetched | None:
     """Convert the link's file while it is downloaded. None if it must be downloaded first."""
-    from sd_loader.streaming import forget  # for the same reason
+    from sd_loader.streaming import forget  # imported here, as in acquire
 
     if link.is_begun(supplies.into):
         return None  # An earlier attempt began a plain download, which is resumed.
@@ -165,8 +165,8 @@ def _stream(link: OpenLink, supplies: Supplies, out: Path) -> Fetched | None:
 
 
 def _stream_version(link: OpenLink, supplies: Supplies, out: Path) -> Fetched | None:
-    """Convert the version of the file that the server has now. None if it must be downloaded."""
-    from sd_loader.streaming import open_incoming  # for the same reason
+    """Convert the version that the server has now. None if the file must be downloaded first."""
+    from sd_loader.streaming import open_incoming  # imported here, as in acquire
 
     remote = link.open_ranges()
     if remote is None:

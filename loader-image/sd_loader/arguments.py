@@ -22,11 +22,11 @@ from sd_api.taxonomy import canonical, listed
 OF_JOBS = frozenset({"fetch", "convert", "remove", "check"})
 """The commands that the operator's Jobs run. People run the others."""
 _OLDER_THAN_HOURS = 24.0
-"""Longer than a loader Job may run (6 h), so that an older file cannot belong to a running Pod even
-on a file system without locks."""
+"""Default of --older-than. A loader Job may run for 6 h, so an older file cannot belong to a
+running Pod, even on a file system without locks."""
 _WIDTH = 78
 _NAME_LENGTH = 40
-"""How much of a wrong name a message shows."""
+"""Maximum number of characters of a wrong name in a message."""
 _URL = "https://civitai.com/api/download/models/94640"
 
 
@@ -262,7 +262,7 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
 
 
 def _component(text: str) -> tuple[str, str]:
-    """Read NAME=URL."""
+    """Parse NAME=URL. Return the name and the url."""
     name, equals_sign, url = text.partition("=")
     names = [component.value for component in ComponentName]
     if not equals_sign or name not in names:

@@ -1,7 +1,7 @@
 """Makes a model card from the metadata of a file.
 
 People write the entries `modelspec.*` into the file. The entries of a training program (kohya's
-`ss_*`) count only for fields that the former leave empty.
+`ss_*`) count only for fields that the entries `modelspec.*` leave empty.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from sd_api.card import Card
 from sd_api.sites.clean import entries, parsed, resolution, text, words
 
 _MOST_EQUAL = 4
-"""If more tags than these are equally frequent, they are captions, not trigger words."""
+"""Maximum number of tags that share the highest count. If more share it, they are captions, not
+trigger words."""
 
 _TRADE_NAMES = {
     "pony": "Pony",
@@ -60,9 +61,9 @@ def _recorded(metadata: Mapping[str, str]) -> Card:
 
 
 def _frequent(frequency: str | None) -> Iterator[str]:
-    """Yield the tags that are the most frequent ones of a folder of training images.
+    """Yield the most frequent tags of each folder of training images, unless they are too many.
 
-    A trigger word is in the caption of each image of its folder.
+    A trigger word is in the caption of every image in its folder.
     """
     for _, tags in entries(parsed(frequency)):
         counts = {tag: count for tag, count in entries(tags) if type(count) is int}
@@ -76,7 +77,7 @@ def _base(metadata: Mapping[str, str]) -> str | None:
     """Return the base model's trade name, or else its file name or version."""
     # Textual inversion records the name of its checkpoint as sd_checkpoint_name.
     path = metadata.get("ss_sd_model_name") or metadata.get("sd_checkpoint_name") or ""
-    # The folders of the machine that trained the model are private.
+    # The folders of the machine that trained the model are private, so they are left out.
     name = path.replace("\\", "/").rsplit("/", 1)[-1]
     for part, trade_name in _TRADE_NAMES.items():
         if part in name.lower():

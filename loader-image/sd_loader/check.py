@@ -21,8 +21,10 @@ _WIDTH = 200
 def check(request: CheckRequest, store: Path, report: Callable[[str], None]) -> CheckResult:
     """Find the versions that are not complete, by the sizes of their files.
 
-    A version that cannot be compared is not missing: it may be complete. report: gets a line for
-    each version that is not complete, for the log.
+    A version that cannot be compared counts as unreadable, not as missing: it may be complete. A
+    volume without a store folder has the outcome `empty`.
+
+    report: takes the lines for the log, one for each version that is missing or unreadable.
     """
     missing, unreadable = [], []
     with Volume.open(store) as volume:
@@ -44,9 +46,10 @@ def check(request: CheckRequest, store: Path, report: Callable[[str], None]) -> 
 
 
 def _lacks(volume: Volume, version: CheckedVersion, path: str) -> str | None:
-    """Return the first thing that a version lacks. None if it is complete.
+    """Return what a version lacks: link, folder, receipt or file. None if it is complete.
 
-    Raise OSError or ValueError if the version cannot be compared.
+    A file of another size counts as missing. Raise OSError or ValueError if the version cannot be
+    compared.
     """
     if volume.root.link_target(version.model_id) != path:
         return f"the link {version.model_id}"
@@ -67,7 +70,7 @@ def _lacks(volume: Volume, version: CheckedVersion, path: str) -> str | None:
 def _receipt(folder: Folder) -> Receipt | None:
     """Return the receipt. None if it is missing or cut off.
 
-    Raise ValueError if it is whole, but of another form: a newer loader may have written it.
+    Raise ValueError if it is valid JSON in another form: a newer loader may have written it.
     """
     try:
         content = folder.read(RECEIPT_FILE, Receipt.max_bytes)

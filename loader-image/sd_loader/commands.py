@@ -30,7 +30,7 @@ from sd_loader.storage_errors import storage_error
 
 AnyRequest = TypeVar("AnyRequest", bound=Request)
 Command = Callable[[argparse.Namespace, Settings], Message | ExitCode]
-"""A command returns the result of a load, a removal or a check, or else the exit code."""
+"""Runs a command. Returns the result of a load, a removal or a check; otherwise the exit code."""
 
 
 class OutputError(Exception):

@@ -1,4 +1,4 @@
-"""BLAKE3, the digest of everything that is published. No other module imports the package."""
+"""BLAKE3, the digest of all published files. No other module imports the package blake3."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from blake3 import blake3
 
 Blake3 = blake3
-"""Computes a digest of bytes that come in pieces, as the classes of hashlib do."""
+"""A class with `update` and `hexdigest`, like the classes of hashlib."""
 
 _BUFFER_BYTES = 1 << 18
 
@@ -42,9 +42,9 @@ def _read(fd: int, *updates: Callable[[memoryview], object]) -> None:
 
 
 def folder_digest(files: Mapping[str, str]) -> str:
-    """Return the digest of a folder: of one line `<blake3>  <path>` per file, sorted by path.
+    """Return `blake3:` and the BLAKE3 of a list with a line `<blake3>  <path>` for each file.
 
-    These are the lines that b3sum prints.
+    The lines are sorted by path, and are the lines that b3sum prints. files: the BLAKE3 by path.
     """
     lines = (f"{digest}  {path}\n" for path, digest in sorted(files.items()))
     return "blake3:" + blake3_of("".join(lines).encode())

@@ -19,8 +19,8 @@ from sd_api.reasons import Reason
 class LoaderError(Exception):
     """A failed load. The command line turns it into an exit code and a result.
 
-    The message names the problem and its place. The remedy belongs to the reason. It contains no
-    secrets, and only short, printable snippets of untrusted text.
+    The message names the problem and its place, but not the remedy. It contains no secrets, and
+    only short, printable snippets of untrusted text.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class LoaderError(Exception):
         self.field = field
         """The field of the spec that the message begins with; None if it does not name one."""
         self.remedy = remedy
-        """What a person at a shell can do; None: what helps against every failure of the reason."""
+        """What a person at a shell can do. None if the remedy of the reason applies."""
         super().__init__(self.message)
 
 

@@ -46,7 +46,7 @@ def invalid_options(error: ValidationError) -> LoaderError:
 
 
 def _problems(error: ValidationError, name: Callable[[str], str]) -> str:
-    """Join the problems, without values; name: gives the words for the path of a field."""
+    """Join the problems, without values. name: returns how messages name the path of a field."""
     return "; ".join(
         f"{name('.'.join(map(str, problem['loc'])))}: {problem_words(problem)}"
         for problem in error.errors(include_url=False, include_input=False)
@@ -70,5 +70,5 @@ def _place(error: BaseException) -> str:
 
 
 def trace(error: BaseException) -> str:
-    """Return the error's traceback without secrets."""
+    """Return the error's traceback, with recognizable secrets, such as those in urls, redacted."""
     return redact_text("".join(traceback.format_exception(error)))

@@ -33,17 +33,17 @@ class Arrived:
     blake3: str
     size: int
     mtime_ns: int
-    """When it was last changed. The digests are those of the file as long as this is the same."""
+    """Time of the last change. The digests are valid as long as the file has this time."""
     sha256: str | None = None
     """None if it was unpacked from an archive."""
 
 
 AtHand = Callable[[str, int, Path], Arrived | None]
-"""Puts a file of the volume at a path, by its SHA-256 and size. None if there is no such file."""
+"""Links a file of the volume with this SHA-256 and size to a path. None if it has no such file."""
 
 
 def nothing_at_hand(_sha256: str, _size: int, _path: Path) -> None:
-    """Find no file, so that each is downloaded."""
+    """Return None, so that every file is downloaded."""
 
 
 @dataclass(frozen=True)

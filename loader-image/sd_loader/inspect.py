@@ -1,6 +1,6 @@
 """`sd-loader inspect`: shows what a model file or a published model is.
 
-For a file it plans a load, but does not run it.
+For a file, a load is planned but not run.
 """
 
 from __future__ import annotations

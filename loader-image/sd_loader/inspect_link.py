@@ -1,7 +1,7 @@
 """`sd-loader inspect LINK`: shows what a link or a repo leads to, without loading it.
 
-The source's API, a repo's configs and the outline of a file show it. Only a file that is too small
-for an outline is downloaded as a whole, into a folder that the caller removes.
+The source's API, the configs of a repo and the outline of a file are read. Only a file that is too
+small for an outline is downloaded as a whole, into a folder that the caller removes.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class LinkInspection(Contract):
     version: str | None = None
     file: str | None = None
     sha256: str | None = None
-    """The digest that the source states."""
+    """The digest that the source states, or that of a small file that was downloaded."""
     warnings: tuple[str, ...] = ()
     card: Card | None = None
     """The card from the source, and from the file's metadata."""
@@ -123,9 +123,9 @@ class LinkInspection(Contract):
 def inspect_link(
     ref: SourceRef, place: Located, client: HttpClient, into: Path
 ) -> tuple[LinkInspection, LoaderError | None]:
-    """Inspect a source. Return what is known, and the error with which a load would fail.
+    """Inspect a source. Return what is known, and the error with which a load would fail, or None.
 
-    An error is raised if nothing is known. into: an empty folder for what is downloaded.
+    If nothing is known, the error is raised. into: an empty folder for the downloaded files.
     """
     found = look_up(place, ref, Checks(), client, into)
     look = _Look(client, into)
@@ -157,11 +157,11 @@ class _Look:
     into: Path
     shown: LinkInspection = field(default_factory=LinkInspection)
     card: Card = NO_CARD
-    """The card from the source, which comes before that from the file."""
+    """The card from the source. Its fields take precedence over those of the file's card."""
     card_of_file: Card = NO_CARD
 
     def take_facts(self, facts: CivitaiFacts) -> None:
-        """Take what Civitai states."""
+        """Record the facts that Civitai states."""
         self.card = card_of_civitai(facts, self.client.settings.civitai_endpoint)
         model_type = _TYPES.get(facts.model_type or "")
         if facts.file is not None:
@@ -244,7 +244,7 @@ class _Look:
             self._take_tensors(file, is_whole=True)
 
     def _take_tensors(self, file: TensorFile, *, is_whole: bool) -> None:
-        """Take what a file's header shows. Raise the error of a load that cannot convert it."""
+        """Record what a file's header shows. Raise the load's error for an unusable file."""
         model_type = found_type(file.tensors)
         self._add(model_type=model_type, format=file.format, tensors=len(file.tensors))
         self.card_of_file = card_of_metadata(file.metadata)

@@ -52,13 +52,13 @@ class Verified:
     """The path of each altered file in the model's folder, and what is wrong with it."""
 
     def to_text(self) -> str:
-        """Return one line for each problem, or one line that says that there is none."""
+        """Return one line for each problem, or a single line if there is no problem."""
         if not self.problems:
             return f"{self.model_id}: as it was published, {files(self.files)}"
         return "\n".join(f"{self.model_id}/{snippet(path)}: {why}" for path, why in self.problems)
 
     def remedy(self) -> str:
-        """Return how to get intact files; a load would take the altered ones for complete."""
+        """Return how to get intact files. A load alone would keep files of the right size."""
         return f"Remove the folder {self.folder}, and load the model again."
 
 

@@ -61,7 +61,7 @@ def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadR
 
 
 def _local(url: str) -> tuple[str, str | None]:
-    """Return the absolute path and state of a local file. Any other url is returned unchanged."""
+    """Return a local file's absolute path and state. Return any other url unchanged, and None."""
     origin = Path(url)
     # Path.is_file would raise an error for a url that cannot be a file name.
     if "://" in url or not os.path.isfile(origin):  # noqa: PTH113
@@ -71,7 +71,7 @@ def _local(url: str) -> tuple[str, str | None]:
 
 
 def own_tokens(ref: SourceRef, settings: Settings, token_file: Path | None) -> dict[str, str]:
-    """Return a person's tokens by host: of the Hub, of Civitai, and the one for the source.
+    """Return a person's tokens by host: for the Hub, for Civitai, and for the source (token_file).
 
     HF_TOKEN is for the host of HF_ENDPOINT, as in other programs. CIVITAI_TOKEN is for the host of
     Civitai's endpoint in the settings.

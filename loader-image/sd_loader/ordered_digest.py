@@ -15,7 +15,8 @@ _PIECE = 1 << 20
 class OrderedSha256:
     """Digests bytes in the order of the file.
 
-    Bytes that arrive before their turn are kept in a sparse file, at their positions.
+    Bytes that arrive before the bytes in front of them are kept in a sparse file, at their
+    positions.
     """
 
     def __init__(self, fd: int, size: int) -> None:
@@ -26,15 +27,15 @@ class OrderedSha256:
         self._kept: list[tuple[int, int]] = []
 
     def keep(self, start: int, end: int) -> None:
-        """Record that the sparse file has these bytes."""
+        """Record that the sparse file has the bytes from `start` to `end`."""
         insort(self._kept, (start, end))
 
     def kept(self) -> list[tuple[int, int]]:
-        """Return the ranges that the sparse file has, in their order."""
+        """Return the ranges of the sparse file that are not digested yet, in their order."""
         return list(self._kept)
 
     def add(self, position: int, content: memoryview) -> None:
-        """Take bytes. Bytes that came before are ignored."""
+        """Digest bytes, or keep them until the bytes in front of them come."""
         self._catch_up()
         end = position + content.nbytes
         if position > self._end:
@@ -46,14 +47,14 @@ class OrderedSha256:
             self._end = end
 
     def hexdigest(self) -> str:
-        """Return the digest of the whole file, in lower-case hex."""
+        """Return the file's digest, in lower-case hex. Raise RuntimeError if bytes are missing."""
         self._catch_up()
         if self._end != self._size:
             raise RuntimeError(f"{self._size - self._end} bytes of the source did not come")
         return self._sha256.hexdigest()
 
     def _catch_up(self) -> None:
-        """Digest the kept bytes whose turn has come."""
+        """Digest the kept bytes that follow the digested ones without a gap."""
         while self._kept and self._kept[0][0] <= self._end:
             _, end = self._kept.pop(0)
             while self._end < end:

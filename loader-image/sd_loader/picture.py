@@ -22,8 +22,10 @@ _FORMATS = ("PNG", "JPEG", "WEBP")
 _QUALITY = 85
 _MEMORY = 1 << 30
 _SECONDS = 10
+"""CPU time that the process may use."""
 _PATIENCE = 30
-"""Seconds until the process is killed, so that a busy processor does not end it early."""
+"""Seconds by the wall clock until the process is killed. They are more than the CPU time, so that
+a busy machine does not end the process early."""
 _LINE = 100
 
 
@@ -53,8 +55,8 @@ def published(content: bytes) -> bytes:
 def reencoded(content: bytes) -> bytes:
     """Decode a picture and encode it again. Raise any error if it cannot be decoded.
 
-    A picture that is a decompression bomb is not decoded. Of a moving picture, the first frame is
-    kept. Colour profile, camera data and comments are dropped.
+    A picture with too many pixels (a decompression bomb) is not decoded. Only the first frame of a
+    moving picture is kept. Colour profile, camera data and comments are dropped.
     """
     # Imported here: only the child process needs it.
     from PIL import Image, ImageOps, UnidentifiedImageError

@@ -31,8 +31,8 @@ CLEAR_LINE = "\r\x1b[K"
 class Reporter:
     """Adds percent, speed and remaining time to progress, and writes it.
 
-    A new stage is written at once. Further progress of it is written every `interval` seconds at
-    most.
+    A new stage is written at once. Further progress of the same stage is written at most once in
+    `interval` seconds.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ def for_people(stream: TextIO | None = None) -> Reporter:
 def _bar(out: TextIO) -> Callable[[Progress], None]:
     """Return a function that draws one line, over the line before.
 
-    rich's live display would do the same, but it hides the cursor until it is stopped, and a signal
-    ends the loader at once.
+    rich's live display would do the same, but it hides the cursor until it is stopped. A signal
+    ends the loader at once, and the cursor would stay hidden.
     """
     from rich.console import Console
     from rich.progress_bar import ProgressBar

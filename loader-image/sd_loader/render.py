@@ -56,7 +56,7 @@ class Rendered:
     """A PNG. None if the model is not rendered."""
 
     warning: str | None = None
-    """Why the model was not tried."""
+    """Why the model was not tried. None if it was tried."""
 
 
 def render(folder: Path, converted: Converted, conversion: Conversion, report: Report) -> Rendered:
@@ -99,7 +99,7 @@ def render(folder: Path, converted: Converted, conversion: Conversion, report: R
 def _try_adapter(
     folder: Path, model_type: ModelType, base_model: str | None, device: str
 ) -> str | None:
-    """Try the model on a random base of full size. Return why not, if it is not tried."""
+    """Try the model on a random base of full size. Return None, or why it could not be tried."""
     if device != "cuda":
         return "that needs a GPU"
     if base_model is None:
@@ -148,7 +148,7 @@ def explaining() -> Iterator[None]:
 
 
 def _dtype(device: str, precision: str | None) -> torch.dtype:
-    """Return the published precision on a GPU, and single precision on a CPU, where it is fast."""
+    """Return the published half precision on a GPU, otherwise fp32, which is fast on a CPU."""
     import torch
 
     published = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision or "")
@@ -188,7 +188,7 @@ def _arguments(pipeline: Pipeline, verify: Verify) -> tuple[dict[str, Any], list
         and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         and name not in {"self", *offered}
     ]
-    # A video would take minutes.
+    # A video would take minutes, so num_frames counts as an argument without value.
     videos = [name for name in known if name == "num_frames"]
     return {name: value for name, value in offered.items() if name in known}, needed + videos
 
@@ -214,7 +214,7 @@ class _Watch:
     """The latents of the last step."""
 
     largest: float = 0.0
-    """Largest number in the VAE, if it is watched."""
+    """Largest absolute value that a layer of the VAE's decoder returned. 0 if it is not watched."""
 
     def step(
         self,
@@ -223,14 +223,18 @@ class _Watch:
         _time: object,
         tensors: dict[str, Any],
     ) -> dict[str, Any]:
-        """Record a step. The pipeline calls this."""
+        """Record a step, and report the progress. The pipeline calls this."""
         total = max(1, len(pipeline.scheduler.timesteps))
         self.latents = tensors.get("latents")
         self.report(Progress(stage=Stage.VERIFYING, percent=min(100, 100 * (number + 1) // total)))
         return {}
 
     def attach(self, pipeline: Pipeline, *, halves: bool) -> None:
-        """Watch the numbers in a VAE that is published in fp16 but runs in fp32 on this machine."""
+        """Watch the values in a VAE that is published in fp16 but runs in fp32 on this machine.
+
+        halves: whether this is such a machine and model. A VAE that diffusers always decodes in
+        fp32 is not watched.
+        """
         vae = getattr(pipeline, "vae", None)
         if not halves or vae is None or _is_upcast(pipeline):
             return

@@ -10,8 +10,8 @@ from sd_loader.convert.conversion import Conversion
 def conversion_of(request: LoadRequest, found: ModelType | None = None) -> Conversion:
     """Return the options of the conversion that the request asks for.
 
-    found: the type that the source shows. It counts if the request names none. Until it is known,
-    the options are those of a checkpoint.
+    found: the type that the source shows. It is used if the request names no type. If both are
+    None, the options are those of a checkpoint.
     """
     model_type = request.model_type or found
     verify = request.verify

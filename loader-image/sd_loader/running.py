@@ -55,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _without_output(error: OutputError) -> int:
-    """Return the exit code after stdout has failed. A reader that has read enough is no failure."""
+    """Return the exit code after stdout has failed. If a reader closed the pipe, print no error."""
     cause = error.__cause__
     if isinstance(cause, BrokenPipeError):
         return KILLED + signal.SIGPIPE
@@ -118,7 +118,10 @@ def _flush_output() -> None:
 
 
 def _report_when_stopped(args: argparse.Namespace, settings: Settings) -> None:
-    """On SIGTERM and SIGINT, write the result and exit. The next attempt uses the staged files."""
+    """On SIGTERM and SIGINT, write the result (in a Job) or print a line, and exit.
+
+    The next attempt uses the staged files.
+    """
 
     def stop(signum: int, _: FrameType | None) -> None:
         name = signal.Signals(signum).name

@@ -49,14 +49,14 @@ class Settings:
     own_tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The tokens of the person at the command line, by host. Empty in a Job."""
     logins: Logins = field(default_factory=Logins)
-    """The administrator's logins. The urls of proxy and trained models already contain theirs."""
+    """The administrator's logins. `proxy` and `trained_url_template` already contain theirs."""
     termination_log: Path | None = None
     """File for the result. None if no result is written."""
     pod: str = "local"
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
-        """Read the environment; raise LoaderError."""
+        """Read the environment. Raise LoaderError for a value that cannot be used."""
         try:
             values = LoaderEnv.from_env(env)
         except LoaderEnvError as error:
@@ -100,7 +100,7 @@ class Settings:
         return cls(termination_log=_path(env.get(LoaderEnv.name_of("termination_log"))))
 
     def secrets(self, given: object, *tokens: str) -> frozenset[str]:
-        """Return the secrets of these settings, of the urls of a request, and its tokens."""
+        """Return the tokens, and the secrets in these settings and in `given` (a request)."""
         urls = (self.proxy, self.hub_endpoint, self.civitai_endpoint, self.trained_url_template)
         return secrets_of((given, urls), *tokens, *self.own_tokens.values(), *self.logins.secrets())
 

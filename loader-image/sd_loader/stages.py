@@ -65,7 +65,10 @@ def fetch_stage(
     *,
     allow_local: bool = False,
 ) -> LoadResult:
-    """Download the source, unless this load is already published on the volume."""
+    """Download the source, unless the volume has a published or a retained version of this load.
+
+    A retained version is published. A link's file may be converted while it is downloaded.
+    """
     # Imported here: a removal does not need HTTP and file formats and starts faster without them.
     from sd_loader.acquire import acquire
     from sd_loader.net.client import HttpClient
@@ -173,7 +176,7 @@ def remove_stage(request: RemoveRequest, store: Path) -> LoadResult:
 
 @contextmanager
 def _leaving_nothing(request: LoadRequest, store: Path) -> Iterator[Volume]:
-    """Open the volume. If the load fails permanently, remove the folders that it created."""
+    """Open the volume. If the load fails permanently, remove the folders that the load created."""
     with Volume.open(store) as volume:
         try:
             yield volume
@@ -188,10 +191,11 @@ def _leaving_nothing(request: LoadRequest, store: Path) -> Iterator[Volume]:
 def _freeing(staging: Staging, *, keep_out: bool) -> Iterator[Staging]:
     """On failure, free the space that the next attempt cannot use.
 
-    After a permanent failure, remove the whole staging folder. After any other failure, remove only
-    the converted files, because the next attempt converts them again. keep_out: keep them as well,
-    because the source was converted while it was downloaded. A full volume is a permanent failure:
-    two loads that each keep their download could otherwise block each other for ever.
+    After a permanent failure, remove the whole staging folder. A full volume is a permanent
+    failure: two loads that each keep their download could otherwise block each other for ever.
+    After any other failure, remove only the converted files, because the next attempt writes them
+    again. keep_out: keep the converted files after such a failure, because they were written during
+    the download.
     """
     try:
         yield staging
@@ -245,16 +249,17 @@ def _refuse_other_type(request: LoadRequest, published: Receipt) -> None:
 
 
 def _recorded(request: LoadRequest, staging: Staging) -> Fetched | None:
-    """Return the record of the finished download. None if there is no usable one.
+    """Return the record of the finished download. None if there is no usable record.
 
-    A record from another version of the loader, one whose files are missing, or one that a request
-    without a type left for a source of another type, is not usable.
+    A record is not usable if another version of the loader wrote it in another form, if the source
+    has another type than the request, or if the converted files are not complete.
     """
     try:
         fetched = Fetched.model_validate_json(staging.fetched() or "", extra="forbid")
     except ValidationError:
         return None
-    is_file = fetched.kind == "file" and fetched.converted is None  # Its conversion checks it.
+    # The conversion checks the type of a file that is not converted yet.
+    is_file = fetched.kind == "file" and fetched.converted is None
     if not is_file and contradiction(request.model_type, fetched.model_type) is not None:
         return None
     if fetched.converted is not None:
@@ -278,7 +283,7 @@ def _fetched(source: Source) -> LoadResult:
 def _rendered(
     conversion: Conversion, out: Folder, converted: Converted, report: Report
 ) -> tuple[Converted, dict[str, PublishedFile]]:
-    """Render an image with the folder if the request asks for it, and add the preview to it."""
+    """Render an image if the request asks for one, and add it to the folder as the preview."""
     if not conversion.verify.render:
         return converted, {}
     # Imported here: it imports torch, which needs much memory.
@@ -309,13 +314,13 @@ def _pictured(
 
 
 def _added(out: Folder, name: str, content: bytes) -> dict[str, PublishedFile]:
-    """Write a file that is not part of the converted model."""
+    """Write a file that is not part of the converted model. Return its entry for the receipt."""
     out.write(name, content)
     return {name: PublishedFile(blake3=blake3_of(content), size=len(content))}
 
 
 def _written(card: Card, out: Folder) -> dict[str, PublishedFile]:
-    """Write the card into the folder. An empty card has no file."""
+    """Write the card into the folder, unless it is empty. Return its entry for the receipt."""
     if card.or_none() is None:
         return {}
     return _added(out, CARD_FILE, f"{card.encode(indent=2)}\n".encode())
@@ -367,14 +372,14 @@ def _receipt(
 
 
 def _unchecked(converted: Converted) -> tuple[str, ...]:
-    """What the Ready condition says of a folder that was not compared with its architecture."""
+    """Return the warning about a folder that was not compared with its architecture."""
     if converted.checked is None:
         return ()
     return (f"checked: {converted.checked} (shapes were not compared with the architecture)",)
 
 
 def _check_inventory(present: list[str], converted: Converted) -> None:
-    """Fail if the folder has files that the conversion did not report, or lacks some of them."""
+    """Fail if the files in the folder are not exactly the files that the conversion reported."""
     unexpected = set(present) ^ set(converted.files)
     if unexpected:
         raise RuntimeError(f"the conversion did not account for {sorted(unexpected)}")

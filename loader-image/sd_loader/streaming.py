@@ -2,8 +2,8 @@
 
 The outline (the description of the tensors) is downloaded first, and the conversion is planned from
 it. Then only the ranges that the plan needs are downloaded and written to their places. A later
-process continues from the durable bytes. If the server cannot serve ranges of one version of the
-file, the file is downloaded first instead.
+process continues after the bytes that a record counts as written. If the server cannot serve ranges
+of one version of the file, the file is downloaded first instead.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ LEAST_BYTES = 16 << 20
 UNNEEDED_BYTES = 10**9
 """With `Checks.may_skip`, unneeded bytes are left out if there are more than this."""
 _OUTLINE = "download"
-"""Has the same name as a finished download, because error messages begin with it."""
+"""The file name of a finished download, because error messages begin with the file name."""
 _RECORD = ".streamed.json"
-"""Lies in the folder that it describes, so that it is removed together with it."""
+"""The record lies in the folder that it describes, so that both are removed together."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class IncomingFile:
     """The outline, opened as if it were the whole file."""
 
     checks: Checks
-    """The expected SHA-256 of the whole file, if it is known."""
+    """The checks of the whole file, with the expected SHA-256 if it is known."""
 
     _outline: Outline
     _digest: OrderedSha256
@@ -77,7 +77,7 @@ class IncomingFile:
         Raise LoaderError if the file does not have the expected SHA-256.
 
         others: open files that the plan also takes tensors from. `out` may contain unfinished files
-        of an earlier process, which this one completes.
+        of an earlier process, which this process completes.
         """
         wants, headers = _wants(plan, self.file, self._outline)
         record = _Record(out / _RECORD, _key(self.remote, plan, wants))
@@ -114,7 +114,7 @@ class IncomingFile:
         return Sha256Missing.RESUMED if begin else None
 
     def _source(self, missing: Sha256Missing | None) -> Source:
-        """Return what is known of the file. Compare its digest with the expected one."""
+        """Return the file's digest, size and format. Refuse a digest that is not as expected."""
         found = None if missing else self._digest.hexdigest()
         expected = self.checks.sha256
         if found is not None and expected not in (None, found):
@@ -132,10 +132,11 @@ class IncomingFile:
 
 @contextmanager
 def open_incoming(remote: RemoteFile, into: Path, checks: Checks) -> Iterator[IncomingFile | None]:
-    """Download a remote file's outline into a folder. None if the file must be downloaded first.
+    """Download a remote file's outline. Yield None if the whole file must be downloaded first.
 
-    checks: if they have the file's digest, an interrupted load is not continued: the bytes that it
-    converted are gone. The whole file is then downloaded before it is converted.
+    into: folder for the outline. checks: if they have the file's digest, an interrupted load is not
+    continued, because the bytes that it converted cannot be digested any more. The whole file is
+    then downloaded before it is converted.
     """
     path = into / _OUTLINE
     is_new = not path.exists()
@@ -168,7 +169,7 @@ def forget(into: Path, out: Path) -> None:
 
 
 def _wants(plan: FolderPlan, file: TensorFile, outline: Outline) -> tuple[Wants, Sequence[str]]:
-    """Return the ranges to download, and the names of the storages whose local headers they hold.
+    """Return the ranges to download, and the names of storages whose local headers are in them.
 
     The header of a storage is downloaded if any byte of the storage is needed.
     """
@@ -194,7 +195,7 @@ def _bring(
     report: Report,
     digest: OrderedSha256 | None = None,
 ) -> None:
-    """Download the ranges. digest: takes all bytes, if it is not None."""
+    """Download the ranges, and pass the bytes to the folder and, if it is set, to the digest."""
     done = sum(want.end - want.start for want in wants.ordered[: folder.begin])
     total = done + sum(end - start for start, end in ranges)
 
@@ -220,7 +221,11 @@ class _Record:
     """Identifies the version and the plan."""
 
     def done(self) -> int:
-        """Return the recorded number. 0 if there is no record for this key."""
+        """Return the recorded number of wants. 0 if there is no valid record for this key.
+
+        The number counts the written wants, or only the durable ones if the machine may have
+        restarted since.
+        """
         try:
             record = json.loads(self.path.read_bytes())
         except (FileNotFoundError, ValueError):

@@ -93,7 +93,7 @@ class Supplies:
     """The folder of the repo that gives all components which the file lacks."""
 
     components_from: str | None = None
-    """The repo, at its commit, that gave components which the source lacks."""
+    """The repo that gave components which the source lacks, as ORG/NAME@COMMIT."""
 
     extras: list[ExtraComponent] = field(default_factory=list)
     files: dict[str, Arrived] = field(default_factory=dict)
@@ -119,7 +119,7 @@ class Supplies:
     def check_skeleton(self) -> None:
         """Refuse the repo of spec.components.from now if it cannot be downloaded or read.
 
-        Later, the commit that it has now is used.
+        The components are later downloaded at the commit that the repo has now.
         """
         url = self.request.components.from_
         if url is None:
@@ -131,9 +131,9 @@ class Supplies:
         self.skeleton = f"{repo.repo_id}@{listed.listing.commit}"
 
     def check_repo(self, place: Place, ref: SourceRef) -> Place:
-        """Refuse the model's own repo now if it lacks a component that another replaces.
+        """Refuse the model's own repo now if it lacks a component that the request replaces.
 
-        Return the place with its list of files, if it was read.
+        Return the repo with its list of files if the list was read, otherwise the place unchanged.
         """
         is_whole = ref.model_type in (None, ModelType.HUGGINGFACE)
         if not isinstance(place, HubRepo) or not is_whole or not self.conversion.replaced:
@@ -183,9 +183,9 @@ class Supplies:
             self.picture = _PICTURE
 
     def settle(self, found: ModelType) -> None:
-        """Go on with the type that the source shows, unless the request names one.
+        """Record the type that the source shows, and use it if the request names no type.
 
-        Refuse options that a model of this type cannot have.
+        In this case, refuse options that a model of this type cannot have.
         """
         self.shown_type = found
         if self.request.model_type is None:
@@ -193,9 +193,10 @@ class Supplies:
             refuse_impossible(self.conversion)
 
     def peek(self, size: int, opened: Callable[[], RemoteFile | None]) -> None:
-        """Download what a large file of the Hub needs before the file itself.
+        """Download the components that a large file of the Hub lacks, before the file itself.
 
-        So a repo that may not be downloaded, or that does not fit, is refused first.
+        In this way, a repo of components that may not be downloaded or does not fit is refused
+        before the large download.
         """
         from sd_loader.streaming import LEAST_BYTES, open_incoming  # imported here, as in acquire
 
@@ -226,7 +227,8 @@ class Supplies:
     def fetch_needed(self, file: TensorFile) -> Needs:
         """Read the file's card, and download the configs and components that the file lacks.
 
-        Those whose repo is not known are left to the conversion.
+        Raise LoaderError if the file is a transformer without its other components, and no repo is
+        known for them. In all other cases without a repo, the conversion reports what is missing.
         """
         self.card = card_of_metadata(file.metadata)
         needed = needs(file, self.conversion)
@@ -274,7 +276,7 @@ class Supplies:
     def _fetch_missing(self, base: BaseModelName, needed: Iterable[str]) -> None:
         """Download components that a checkpoint lacks.
 
-        Without a repo for them, the conversion reports what is missing.
+        If no repo is known for them, the conversion reports what is missing.
         """
         present = {component for extra in self.extras for component in extra.components}
         missing = [component for component in needed if component not in present]
@@ -292,7 +294,7 @@ class Supplies:
     def _fetch_for_file(
         self, url: str, family: str, folder: str, get: Callable[[RepoCopy, SourceRef], Fetched]
     ) -> tuple[str, str]:
-        """Download what a file lacks from the repo for its family.
+        """Download the components that a file lacks from the repo for the file's family.
 
         Return where the files are, and the repo with the beginning of its commit, for messages.
         """
@@ -317,7 +319,7 @@ class Supplies:
         return self.skeleton or self.client.settings.default_parts.get(family)
 
     def _repo(self, url: str) -> HubRepo:
-        """The repo that a field or a setting means."""
+        """Return the repo that a field or a setting names. Refuse any other source."""
         meaning = read_source(url, ModelType.HUGGINGFACE)
         if not isinstance(meaning, HubRepo):
             raise LoaderError(Reason.INVALID_SPEC, NOT_A_SKELETON)
@@ -362,12 +364,12 @@ class _Judge:
 
 
 def _short(pinned: str) -> str:
-    """A repo and the beginning of its commit, for messages."""
+    """Return a repo and the beginning of its commit, for messages."""
     repo, _, commit = pinned.partition("@")
     return f"{repo[:100]}@{commit[:7]}"
 
 
 def _is_of_skeleton(path: str) -> bool:
-    """Whether a file shows that the skeleton gives a component, and not only its config."""
+    """Whether this is a component's file from the skeleton, and not only the component's config."""
     is_in_folder = path.startswith(f"{_SKELETON_FOLDER}/") and path.count("/") > 2
     return is_in_folder and not path.endswith(f"/{CONFIG_NAME}")

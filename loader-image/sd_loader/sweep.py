@@ -42,7 +42,7 @@ class Finding:
     why: str
 
     size: int = 0
-    """Bytes that its removal frees. Bytes that other models share do not count."""
+    """Bytes that the removal of the path frees. Bytes that other models share do not count."""
 
     removed: bool = False
 
@@ -184,7 +184,7 @@ def _inode(status: os.stat_result) -> tuple[int, int]:
 
 
 def _removed(volume: Volume, times: Times, findings: list[Finding]) -> list[Finding]:
-    """Remove the orphans that are still orphans. New ones are left to the next sweep."""
+    """Remove the found orphans that are still orphans. Leave new orphans to the next sweep."""
     by_path = {finding.path: finding for finding in findings}
     outcome = []
     for orphan in orphans.orphans(volume, times):

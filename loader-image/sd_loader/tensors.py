@@ -1,4 +1,4 @@
-"""Tensors in files: their position, type and shape, and views of them. Does not read the bytes."""
+"""Tensors in files: position, type, shape, and views. This module does not read their bytes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Tensor:
     """Strides in elements. None if the tensor is contiguous."""
 
     scale: float | None = None
-    """The number that each element is multiplied by. None if the elements are the values."""
+    """Factor of each stored element. None if the stored elements are the values themselves."""
 
     @property
     def count(self) -> int:
@@ -72,24 +72,24 @@ class Tensor:
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
-        """The tensor alone. See `Joined`."""
+        """The tensor itself as the only part, so that it can be read like a `Joined`."""
         return (self,)
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Tensors of one type whose rows follow one another, as one tensor."""
+    """One tensor that consists of the rows of several tensors of one type, in their order."""
 
     parts: tuple[Tensor, ...]
 
     @property
     def dtype(self) -> Dtype:
-        """The type of their elements."""
+        """The element type of all parts."""
         return self.parts[0].dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the whole."""
+        """The shape of the joined tensor."""
         return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
 
     @property

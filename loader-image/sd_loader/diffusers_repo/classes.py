@@ -29,10 +29,10 @@ class Role(StrEnum):
     """A tokenizer, or a processor of images or sound: several small files."""
 
     SCHEDULER = "scheduler"
-    """A config."""
+    """A scheduler of diffusers: a config without weights."""
 
     GUIDER = "guider"
-    """A config."""
+    """A guider of diffusers: a config without weights."""
 
 
 @cache
@@ -55,12 +55,12 @@ def role(library: str, class_name: str) -> Role | None:
 
 
 def is_library(name: str) -> bool:
-    """Whether components may come from a library, or from the folder of a pipeline of diffusers."""
+    """Whether components may come from `name`: a library, or a pipeline's folder in diffusers."""
     return name in known()["components"]
 
 
 def parameters(pipeline_class: str) -> tuple[str, ...] | None:
-    """The names of a pipeline's components and options. None if it is not on the list."""
+    """The names of a pipeline's components and options. None if the pipeline is not on the list."""
     found = known()["pipelines"].get(pipeline_class)
     return None if found is None else tuple(found)
 
@@ -72,7 +72,7 @@ def required(pipeline_class: str) -> tuple[str, ...]:
 
 
 def config_class(class_name: str) -> str:
-    """The class that documents the config: another one for models of transformers."""
+    """The class that documents a class's config. Models of transformers have a separate one."""
     found: str = known()["configs"].get(class_name, class_name)
     return found
 

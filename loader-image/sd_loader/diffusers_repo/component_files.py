@@ -34,7 +34,8 @@ _TOKENIZER_FILES = (
 CONFIG_SUFFIXES = (".json", ".txt", ".model")
 """Suffixes of configs, vocabularies, and T5's sentencepiece model."""
 MAX_COPIED_BYTES = 128 << 20
-"""The tokenizers of the largest language models have up to 34 MB."""
+"""Maximum size of a copied file (`RepoFile.is_copied`). The tokenizers of the largest language
+models have up to 34 MB."""
 _PARSED = (".json", ".txt")
 _SAFE = (".safetensors",)
 _PICKLED: Mapping[ModelType, tuple[str, ...]] = {
@@ -45,7 +46,7 @@ _PICKLED: Mapping[ModelType, tuple[str, ...]] = {
 }
 _CHECKPOINTS = (".ckpt",)
 _OTHER_PICKLES = (".pt", ".pth", ".bin")
-"""Pickles of adapters and VAEs, and of much that is not a model."""
+"""Suffixes of pickled adapters and VAEs, and of many files that are not models."""
 _USUAL: Mapping[ModelType, tuple[str, ...]] = {
     ModelType.LORA: ("pytorch_lora_weights.safetensors",),
     ModelType.EMBEDDINGS: ("learned_embeds.safetensors", "learned_embeds.bin"),
@@ -65,17 +66,18 @@ class RepoFile:
     size: int
 
     sha256: str | None = None
-    """Stated for files in LFS."""
+    """The SHA-256, which the Hub states only for files in LFS."""
 
     blob_id: str | None = None
     """The git blob id, for files that are not in LFS."""
 
     is_copied: bool = False
-    """Whether the file is published as it is and never parsed, so that it may be larger."""
+    """Whether the file is published as it is and never parsed. Its limit is then MAX_COPIED_BYTES
+    instead of MAX_JSON_BYTES."""
 
 
 def check_size(file: RepoFile) -> None:
-    """Refuse a small file that is too large to be parsed, or to be copied."""
+    """Refuse a config, a tokenizer's or a processor's file that is larger than its limit."""
     if file.is_copied and file.size > MAX_COPIED_BYTES:
         raise LoaderError(
             Reason.TOO_LARGE,
@@ -120,8 +122,8 @@ def choose_files(
 ) -> list[RepoFile]:
     """Return the files to download, model_index.json first.
 
-    For each component, prefer safetensors to .bin, then the variant of the requested precision to
-    the weights without a variant.
+    For each component, prefer safetensors to .bin. Among these, prefer the variant of the requested
+    precision, then the weights without a variant, then any other variant.
     """
     chosen = [files[INDEX_NAME]]
     for component in sorted(pipeline.components):
@@ -230,9 +232,9 @@ def choose_file(
 def choose_embedding_of_sdxl(
     files: Mapping[str, RepoFile], *, safetensors_only: bool = False
 ) -> list[RepoFile]:
-    """Return the files of an embedding that has one for each text encoder. Empty for any other.
+    """Return the two files of an SDXL embedding, one for each text encoder.
 
-    Prefer safetensors to pickles.
+    Empty if the repo does not have both files. Prefer safetensors to pickles.
     """
     found = []
     for stem in _EMBEDDING_OF_SDXL:
@@ -270,13 +272,13 @@ def _candidates(files: Mapping[str, RepoFile], groups: Iterable[tuple[str, ...]]
 
 
 def _is_candidate(name: str, suffixes: tuple[str, ...], files: Mapping[str, RepoFile]) -> bool:
-    # Beside a config.json, a library has written such names. Then the repo is not a single file.
+    # Beside a config.json, such a file was written by a library, and needs the config.
     of_folder = "config.json" in files and _OF_FOLDERS.fullmatch(name) is not None
     return "/" not in name and name.endswith(suffixes) and not of_folder
 
 
 def _of_precision(names: Sequence[str], revision: Revision | None) -> Sequence[str]:
-    """Keep the names with the requested precision. If there are none, those without precision."""
+    """Return the names with the requested precision, or else those without one, or else all."""
     by_word: dict[str | None, list[str]] = {}
     for name in names:
         words = re.split(r"[^a-z0-9]+", name.lower())
@@ -369,7 +371,7 @@ def _weight_set(
 
 
 def _refuse_missing_shard(files: Mapping[str, RepoFile], stem: str) -> None:
-    """Refuse weights that lack a shard. The message names the first that is missing."""
+    """Refuse weights that lack a shard. The message names the first missing shard."""
     shard = re.compile(
         rf"({re.escape(stem)}(?:\.\w+)?)-\d{{5}}-of-(\d{{5}})((?:\.\w+)?\.(?:safetensors|bin))",
         re.ASCII,

@@ -24,7 +24,7 @@ PATH = Path(__file__).with_name("config_keys.json")
 _NESTED = "config "
 _SCHEDULER = "Scheduler"
 _MOST_BITS = 64
-"""JSON allows whole numbers of any length. Python cannot turn all of them into floats."""
+"""Maximum bits of a whole number. JSON allows any length, but a float cannot hold every number."""
 _UNKNOWN: Mapping[str, Any] = {"keys": {}}
 
 Classes = Mapping[str, Mapping[str, Any]]
@@ -38,7 +38,7 @@ def known_classes() -> Classes:
 
 
 def defaults(class_name: str) -> dict[str, Any]:
-    """The values of a class's keys that its config does not state."""
+    """The default values of a class's keys, which apply to keys that a config does not state."""
     keys = known_classes().get(class_name, _UNKNOWN)["keys"]
     return {name: key["default"] for name, key in keys.items()}
 
@@ -80,10 +80,10 @@ def allowed_config(
 
 
 def allowed_scheduler(config: Mapping[str, Any], class_name: str, path: str) -> dict[str, Any]:
-    """The part of a scheduler's config that it or another scheduler documents.
+    """The part of a scheduler's config that this scheduler or another one documents.
 
     diffusers keeps the keys of other schedulers, and uses them when a user changes the scheduler.
-    They are left out if no scheduler can have the value.
+    A key of another scheduler is left out if no scheduler can have its value.
     """
     allowed = allowed_config(config, class_name, path, reason=Reason.UNSUPPORTED_FORMAT)
     for other, entry in known_classes().items():
@@ -102,19 +102,19 @@ class _Key:
     """JSON types. `int[]` is a list of numbers; `int[][]` is a list of such lists or of numbers."""
 
     names: tuple[str, ...] | None
-    """The strings that the value may be. None if it is not a string."""
+    """The strings that the value may be. None if the value must not be a string."""
 
     least: float
     most: float
 
     most_items: int
-    """The length of the longest list that the value may be."""
+    """Maximum length of a list."""
 
     may_be_empty: bool
     """Whether the value may be an empty list."""
 
     only: tuple[object, ...]
-    """The only value that is supported. Empty if there are several."""
+    """The only supported value, besides null. Empty if several values are supported."""
 
     @classmethod
     def of(cls, class_name: str, name: str, item: Mapping[str, Any]) -> _Key:

@@ -1,6 +1,6 @@
-"""The values that config keys may have, beyond the types that their classes document.
+"""Limits for the values of config keys, in addition to the types that the classes document.
 
-An entry is found by `Class.key` or by `key`.
+The name of an entry is `Class.key`, or `key` for all other classes with this key.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ MOST_LAYERS = 64
 ABOVE_ZERO = 2**-32
 """The least value of a number that must not be 0."""
 MOST_ITEMS = 16
-"""The longest list of whole numbers or names. No model has as many levels."""
+"""Maximum length of a list of whole numbers or names. No model has as many levels."""
 LONG_LISTS = frozenset({"disable_corrector", "dual_attention_layers"})
-"""Keys whose whole numbers are sampling steps or layers, of which there may be many."""
+"""Keys whose lists may be longer than MOST_ITEMS: they list sampling steps or layers."""
 
 NUMBERS: Mapping[str, tuple[float, float]] = {
     # Sizes
@@ -81,8 +81,8 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     "predictor_order": (1, 4),
     "corrector_order": (0, 4),
 }
-"""The least and the greatest value of a number, and of each number of a list. Without an
-entry, it is 0 to 65,536."""
+"""The least and the greatest value of a number, and of each number of a list. Numbers without an
+entry may be 0 to 65,536."""
 
 _DOWN, _UP = ("CrossAttnDownBlock2D", "DownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -103,7 +103,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "time_embedding_type": ("positional",),
     "up_block_types": _UP,
 }
-"""The values of strings that the generated list does not give."""
+"""The values of strings whose values the generated list does not state."""
 
 NEVER_NULL = frozenset(
     {
@@ -120,7 +120,8 @@ NEVER_NULL = frozenset(
         "use_karras_sigmas",
     }
 )
-"""Keys that must not be null, although their class documents it or null is false elsewhere."""
+"""Keys that must not be null, even if their class documents null, or if they are booleans. For all
+other booleans, null means false."""
 
 ONLY: Mapping[str, object] = {
     "UNet2DConditionModel.num_attention_heads": None,

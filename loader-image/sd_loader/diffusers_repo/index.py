@@ -21,10 +21,10 @@ from sd_loader.snippet import json_snippet
 INDEX_NAME = "model_index.json"
 CONFIG_NAME = "config.json"
 MAX_JSON_BYTES = 4 << 20
-"""CLIP's tokenizer.json, the largest JSON file of these repos, has 2 to 3 MB. Parsing 4 MB takes up
-to 200 MB of memory."""
+"""Maximum size of a file that is parsed as JSON. The largest such file in the repos of Stable
+Diffusion, CLIP's tokenizer.json, has 2 to 3 MB. Parsing 4 MB takes up to 200 MB of memory."""
 _MAX_DEPTH = 32
-"""Deepest nesting of a config. `json` can read deeper documents than it can write."""
+"""Maximum nesting of a config. `json` can read deeper documents than it can write."""
 
 SD_PIPELINES = frozenset(
     {
@@ -140,8 +140,8 @@ class Pipeline:
     def _renamed(self) -> Mapping[str, str]:
         """Components that are renamed when they are published, with their new names.
 
-        The SDXL refiner has only the second text encoder. If it has the first one's name, diffusers
-        opens it, but fails later because it misses the second one.
+        The SDXL refiner has only the second text encoder. If the encoder has the name of the first
+        one, diffusers opens the pipeline, but fails later because text_encoder_2 is missing.
         """
         encoders = {name for name in self.components if name.startswith("text_encoder")}
         kind = self.components.get("text_encoder")
@@ -237,7 +237,7 @@ def parse_pipeline(content: bytes) -> Pipeline:
 
 
 def pipeline_class(index: Mapping[str, Any]) -> str:
-    """Return the class that a model_index.json names. Refuse code and values that are not names."""
+    """Return the class that a model_index.json names. Refuse custom pipelines and other values."""
     class_name = index.get("_class_name")
     if isinstance(class_name, list | dict):
         raise LoaderError(

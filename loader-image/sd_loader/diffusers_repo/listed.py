@@ -70,7 +70,7 @@ _DROPPED = (
     ["cosmos", "CosmosSafetyChecker"],
     ["stable_diffusion", "StableDiffusionSafetyChecker"],
 )
-"""Published as null, as in a pipeline of Stable Diffusion: they block images."""
+"""Components that are published as null, as in pipelines of Stable Diffusion: they block images."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class ListedPipeline:
     """The components that are loaded, by name."""
 
     nulls: tuple[str, ...]
-    """Components that the pipeline has and the repo leaves out."""
+    """Components that are published as null: they are null in the repo, or are safety checkers."""
 
     options: Mapping[str, Any]
     """The pipeline's own settings."""
@@ -123,7 +123,7 @@ class ListedPipeline:
         )
 
     def without(self, names: Iterable[str]) -> ListedPipeline:
-        """Return the pipeline without the weights of these components, or refuse a missing one."""
+        """Return the pipeline without these components' weights. Refuse unknown components."""
         for name in sorted(names):
             component = self.components.get(name)
             if component is None or component.role not in _WEIGHTY:

@@ -20,20 +20,21 @@ from sd_loader.snippet import json_snippet
 _ANY = "any"
 _NESTED = "config "
 _WORD = re.compile(r"[\w.+-]{0,128}", re.ASCII)
-"""Strings of configs name types, activations and layers, and have no slash as paths and repos do.
-"""
+"""Strings of configs name types, activations and layers. Unlike paths and repo ids, they have no
+slash."""
 _MOST_ITEMS = 4096
 _MOST_DEPTH = 4
-"""Objects in objects. The settings of rotary positions have one per type of layer."""
+"""Maximum nesting of objects. Rotary positions have settings with an object per type of layer."""
 _MOST_WHOLE = 1 << 20
 _MOST_FRACTION = 1e12
 _MOST_MODULES = 512
 _COUNTS_MODULES = re.compile(
     r"(?:.*_)?(?:n_layer|layers|blocks|depths?|experts|flows|layers_per(?:_\w+)?_block)"
 )
-"""Names of the numbers of layers. Each layer takes memory and time, before any weight is read."""
+"""Keys that state a number of layers. Each layer takes memory and time before weights are read."""
 _MOST_POSITIONS = 1024
-"""A table of positions has the square of this many rows, before any weight is read."""
+"""Maximum side of a grid of positions. The table of positions has the square of it as rows, and is
+made before any weight is read."""
 _NUMBERS: Mapping[str, tuple[float, float]] = {
     **limits.NUMBERS,
     "extra_ids": (0, 4096),
@@ -61,7 +62,7 @@ _NUMBERS: Mapping[str, tuple[float, float]] = {
         (1, _MOST_POSITIONS),
     ),
 }
-"""Numbers that may be larger here than in SD, or that take memory before weights are read.
+"""Limits of numbers that may be larger than in SD, or that take memory before weights are read.
 
 transformers writes 10**30 as the length of prompts of a tokenizer that does not state it.
 """
@@ -76,7 +77,7 @@ def listed_config(config: Mapping[str, Any], class_name: str, path: str) -> dict
 
 
 def listed_scheduler(config: Mapping[str, Any], class_name: str, path: str) -> dict[str, Any]:
-    """The part of a scheduler's config that it or another scheduler documents.
+    """The part of a scheduler's config that this scheduler or another one documents.
 
     diffusers keeps the keys of other schedulers, and uses them when a user changes the scheduler.
     """

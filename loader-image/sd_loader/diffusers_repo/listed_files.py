@@ -1,7 +1,7 @@
-"""Chooses the files of a pipeline's repo that are needed, whichever family it is of.
+"""Chooses the files of a pipeline's repo that are needed, for pipelines of every family.
 
-The role of a component decides what its folder holds. Files that no component needs, code among
-them, are neither fetched nor a reason to refuse a repo.
+The role of a component decides what its folder holds. A repo may have files that no component
+needs, such as code. They are not fetched.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CONFIGS: Mapping[Role, str] = {
     Role.SCHEDULER: "scheduler_config.json",
     Role.GUIDER: "guider_config.json",
 }
-"""The config of a component. Tokenizers and processors have several, of which none is needed."""
+"""The config of a component by role. Tokenizers and processors have several, all optional."""
 STEMS: Mapping[Role, str] = {Role.MODEL: "diffusion_pytorch_model", Role.ENCODER: "model"}
 """The components that have weights, and the standard stem of their files."""
 PARSED_FILES = (
@@ -58,7 +58,7 @@ COPIED_FILES = (
     "vocab.json",
     "vocab.txt",
 )
-"""Vocabularies and templates of tokenizers and processors."""
+"""Vocabularies and templates of tokenizers and processors. They are published as they are."""
 _SHARD = re.compile(r"(.+?)(\.\w+)?-\d{5}-of-\d{5}(\.\w+)?(\.safetensors|\.bin)", re.ASCII)
 
 
@@ -97,7 +97,7 @@ def choose_model(
     *,
     safetensors_only: bool,
 ) -> list[RepoFile]:
-    """Return the files of a component with weights, config first. stem: of the weights' names."""
+    """Return a component's files, config first. stem: beginning of the names of its weights."""
     config = needed(files, str(folder / CONFIG_NAME))
     weights = choose_weights(files, folder, stem, revision, safetensors_only=safetensors_only)
     chosen = [config, *weights, *_index_of(files, weights)]
@@ -117,7 +117,7 @@ def choose_single(
 ) -> list[RepoFile]:
     """Return the files of a component that is published alone, its config first."""
     chosen = choose_component(files, folder, revision, safetensors_only=safetensors_only)
-    # A component of Stable Diffusion is compared with its config, tensor by tensor.
+    # Components of Stable Diffusion need no index: their tensors are compared with the config.
     is_indexed = component.other_family is not None
     return [*chosen, *(_index_of(files, chosen[1:]) if is_indexed else ())]
 

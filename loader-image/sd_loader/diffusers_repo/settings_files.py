@@ -23,12 +23,12 @@ _SPECIAL_TOKENS = "special_tokens_map.json"
 _ADDED_TOKENS = "added_tokens.json"
 _PROCESSOR = "processor_config.json"
 _PREPROCESSOR = "preprocessor_config.json"
-"""The end of the name. The settings of videos are in a file of their own."""
+"""The end of the name: the settings for videos are in video_preprocessor_config.json."""
 _NESTED = frozenset({"feature_extractor", "image_processor", "video_processor"})
-"""Objects in a processor_config.json that hold what else a preprocessor_config.json holds."""
+"""Objects in a processor_config.json with the settings of a preprocessor_config.json."""
 _TEMPLATE = "chat_template"
 _SUFFIX = "_token"
-"""How the names of special tokens end."""
+"""End of the keys of special tokens, such as eos_token."""
 _TOKEN_LISTS = frozenset({"additional_special_tokens", "extra_special_tokens"})
 _DECODER = "added_tokens_decoder"
 _FLAGS = frozenset({"lstrip", "normalized", "rstrip", "single_word", "special"})

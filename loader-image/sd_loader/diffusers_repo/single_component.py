@@ -1,4 +1,4 @@
-"""Tells which component a repo of one component has: a ControlNet or a VAE.
+"""Finds out which component a repo of one component has: a ControlNet or a VAE.
 
 The classes of Stable Diffusion have key tables. Those of other families are in the generated
 list of classes; this module states their families, because no config states them.
@@ -68,7 +68,7 @@ class SingleComponent:
 
 
 def parse_component(content: bytes, model_type: ModelType) -> SingleComponent:
-    """Check the config of a component against the model type."""
+    """Check the config of a component against the model type. Refuse a class of another type."""
     config = parse_json(content, CONFIG_NAME, rewritten=True)
     name, expected = SINGLE[model_type]
     class_name = config.get("_class_name")

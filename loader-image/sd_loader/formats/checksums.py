@@ -1,7 +1,7 @@
-"""Detects records of a zip checkpoint that were damaged after it was written.
+"""Detects records of a zip checkpoint that were damaged after the checkpoint was written.
 
 Readers of a record add its bytes in any order. At the end, the CRC-32s of the pieces are combined
-and compared with that in the file. A record that was not read completely can be read again.
+and compared with the CRC-32 in the file. A record that was not read completely can be read again.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from sd_loader.formats.metadata import LIMIT, MOST_ENTRIES, Metadata, Selection
 from sd_loader.snippet import snippet
 
 _PIECE = LIMIT + (1 << 20)
-"""Longer than any entry that is kept, so that few entries are searched twice."""
+"""Bytes that are read at a time. No kept entry is longer, so few entries are searched twice."""
 _JSON = json.JSONDecoder()
 _S = rb"[ \t\n\r]*"
 _OPENING = re.compile(rb'"__metadata__"' + _S + rb":" + _S + rb"\{")

@@ -13,10 +13,11 @@ ADAPTER = "lora_adapter_metadata"
 """The entry in which diffusers stores the arguments of PEFT's LoraConfig, such as the scale."""
 
 LIMIT = 3 << 20
-"""Limit for the bytes of all kept entries. kohya's tag counts may take one or two million."""
+"""Maximum bytes of all kept entries. kohya's tag counts may take one or two million bytes."""
 
 MOST_ENTRIES = 100_000
-"""Reading an entry takes some 10 microseconds. Training programs write about a hundred."""
+"""Maximum number of entries. Reading an entry takes some 10 microseconds. Training programs write
+about a hundred entries."""
 
 _USEFUL = (ADAPTER, "modelspec.", "ss_base_model_version")
 """Beginnings of names that the loader and diffusers read."""
@@ -24,7 +25,7 @@ _USEFUL = (ADAPTER, "modelspec.", "ss_base_model_version")
 _ENTRY = 100
 """Bytes that an entry takes in memory besides its text."""
 _NAMED = 5
-"""How many of the entries that are left out are named."""
+"""Maximum number of names in `Metadata.left_out`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Metadata:
     entries: dict[str, str]
 
     left_out: tuple[str, ...] = ()
-    """Names of the entries that are left out; of many, the useful and the longest ones."""
+    """Names of entries that are left out. If there are many: the useful, then the longest ones."""
 
 
 class Selection:
@@ -48,7 +49,7 @@ class Selection:
         self._left_out: list[tuple[bool, int, str]] = []
 
     def add(self, name: str, text: str, nbytes: int) -> None:
-        """Keep the entry, and leave others out if there are too many. nbytes: its length."""
+        """Keep the entry. Then leave out entries while LIMIT is exceeded. nbytes: its length."""
         self._kept[name] = text
         self._nbytes += nbytes + _ENTRY
         heapq.heappush(self._order, (_is_useful(name), -nbytes, name))
@@ -63,7 +64,7 @@ class Selection:
         self._note(_is_useful(name), LIMIT, name)
 
     def result(self) -> Metadata:
-        """The kept entries, in the order of the file."""
+        """Return the kept entries in the order of the file, and the names of others."""
         named = sorted(self._left_out, reverse=True)
         return Metadata(self._kept, tuple(name for _, _, name in named))
 

@@ -1,8 +1,8 @@
 """Downloads the outline of a model file: the bytes that describe its tensors, without the tensors.
 
-They are written into a sparse file of the full size, which can be read like the complete file. In a
-torch archive, the local headers lie between the storages. Their ends are computed by torch's own
-rule, and confirmed after the headers have been downloaded.
+These bytes are written into a sparse file of the full size, which can be read like the complete
+file. In a torch archive, the local headers lie between the storages. Their ends are computed by
+torch's own rule, and confirmed after the headers have been downloaded.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Outline:
 
 
 def bring_outline(fd: int, head: bytes, size: int, read: Read) -> Outline | None:
-    """Download a file's outline into an empty file. None if this kind of file has no outline.
+    """Download a file's outline into an empty file. None if it cannot be downloaded alone.
 
     head: the first bytes of the file. read: reads a range of it.
     """

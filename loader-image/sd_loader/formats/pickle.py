@@ -29,9 +29,11 @@ from sd_loader.snippet import snippet
 
 HIGHEST_PROTOCOL = 5
 MAX_BYTES = 16 << 20
-"""SDXL's pickle has 0.4 MB. In memory, text with an uncommon character is four times as large."""
+"""Maximum size of a pickle. SDXL's has 0.4 MB. In memory, text with an uncommon character is four
+times as large."""
 MAX_INSTRUCTIONS = 1_000_000
-"""SDXL's pickle has 80,000, about 32 per tensor. A million take a second and up to 120 MB."""
+"""Maximum number of instructions. SDXL's pickle has 80,000, about 32 per tensor. A million take a
+second and up to 120 MB."""
 MAX_DEPTH = 10_000
 MAX_STACK = 200_000
 _WIDTHS = range(65_536)
@@ -59,7 +61,7 @@ def load(data: bytes) -> tuple[object, int]:
 
 
 def read(stream: Stream, resolve: Resolve = storage) -> object:
-    """Read the stream's next pickle, and leave the stream at its end."""
+    """Read the stream's next pickle, and leave the stream at the end of this pickle."""
     machine = _Machine(resolve)
     count = 0
     try:

@@ -1,7 +1,7 @@
 """The names that a model's pickle may refer to. Every other name is refused.
 
 A pickle names a class or function as (module, name). The reader never imports them. It interprets
-some of the names; objects of the others are ignored.
+some of the permitted names, and ignores objects of the other permitted names.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class View:
     dtype: Dtype
 
     offset: int
-    """Its first element in the storage, counted in elements."""
+    """Position of its first element in the storage, in elements."""
 
     shape: tuple[int, ...]
 
@@ -166,7 +166,7 @@ def _dtype(name: object) -> Dtype:
 
 
 def is_count(value: object) -> bool:
-    """Whether a value is a whole number in the range of counts."""
+    """Whether a value is a whole number from 0 to below 2**62."""
     return type(value) is int and 0 <= value < _LARGEST
 
 

@@ -17,11 +17,11 @@ from sd_loader.tensors import Dtype, Tensor
 
 LENGTH_BYTES = 8
 LONGEST_HEADER = 100_000_000
-"""The format's own limit."""
+"""Maximum bytes of a header according to the format."""
 
 MAX_HEADER = 4 << 20
-"""Limit for a header besides its metadata. SDXL's has 0.3 MB. Parsing takes up to 48 times as much
-memory: 200 MB for 4 MB."""
+"""Maximum bytes of a header besides its metadata. SDXL's has 0.3 MB. Parsing takes up to 48 times
+as much memory: 200 MB for 4 MB."""
 
 _DTYPES = {dtype.label: dtype for dtype in Dtype}
 _QUANTIZED = {
@@ -45,7 +45,7 @@ def read_header(fd: int, size: int) -> tuple[dict[str, Tensor], Metadata]:
     if data_start > size:
         _refuse(f"truncated: it ends after {size} of at least {data_start} bytes")
     header, metadata = _parse(fd, length)
-    # Metadata that are a table have been taken out.
+    # `split_header` has taken out metadata that is a table.
     if (other := header.pop(_METADATA, None)) not in (None, {}):
         _refuse(f"the safetensors metadata is not a table of strings: {json_snippet(other, 20)}")
     if not header:

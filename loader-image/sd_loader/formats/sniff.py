@@ -16,7 +16,7 @@ LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.
 ZIP_MAGIC = b"PK\x03\x04"
 TAR_MAGIC = (257, b"ustar")
 _UPPER = slice(LENGTH_BYTES - 3, LENGTH_BYTES)
-"""The upper bytes of the length of a safetensors header. It has less than a terabyte."""
+"""The upper bytes of the length of a safetensors header. They are 0 below a terabyte."""
 
 
 class Container(Enum):

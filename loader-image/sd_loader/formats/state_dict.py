@@ -27,19 +27,20 @@ _WRAPPERS = (
     "params_ema",
     "ema",
 )
-"""Keys under which training programs put the weights. Averages come last."""
+"""Keys under which training programs put the weights, in the order of preference: averaged weights
+come last."""
 _PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "state_dict.", "model_state_dict.")
 """Prefixes that DistributedDataParallel, torch.compile and others give to each tensor's name."""
 _EMBEDDINGS = "string_to_param"
 _ALONE = "*"
 """The name that textual inversion gives to vectors without a name."""
 _MOST_WIDTHS = 8
-"""Widths of a hypernetwork's layers. There are two halves for each."""
+"""Maximum number of widths of a hypernetwork's layers. The layers of a width have two halves."""
 _MAX_NESTING = 8
 _LARGEST_NUMBER = 1 << 63
 _MOST_SCALARS = 1000
 _MOST_SHARING = 8
-"""How many tensors may share a byte of their file, on average. Tied weights share it twice."""
+"""How many tensors may share a byte of the file, on average. Two tied weights share each byte."""
 
 
 def split(content: object) -> tuple[dict[str, View], dict[str, str]]:
@@ -105,8 +106,8 @@ def _wrapped(content: Mapping[object, object]) -> dict[str, object] | None:
 def _holds_tensors(content: dict[str, object], known: dict[int, bool], depth: int = 0) -> bool:
     """Whether a dictionary has tensors, or a wrapper with tensors.
 
-    known: the dictionaries that were looked at, by identity. Many keys may name the same one, and a
-    dictionary may contain itself.
+    known: the results for dictionaries that were looked at, by identity. Many keys may name the
+    same dictionary, and a dictionary may contain itself.
     """
     if id(content) not in known:
         known[id(content)] = False
@@ -172,7 +173,7 @@ def _checked(views: dict[str, View]) -> dict[str, View]:
 
 
 def _scalars(content: Mapping[object, object]) -> dict[str, str]:
-    """Return the first scalars. Training programs write about a dozen."""
+    """Return the first 1000 numbers and strings as text. Training programs write about a dozen."""
     scalars = (
         (snippet(name), snippet(str(value)))
         for name, value in content.items()

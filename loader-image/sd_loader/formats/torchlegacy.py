@@ -94,7 +94,7 @@ class _Storages:
         self._parts: dict[str, tuple[Storage, Storage, int]] = {}
 
     def resolve(self, identity: object) -> Storage:
-        """Return the storage that a persistent id means. Its last element may name a part of it."""
+        """Return the storage of a persistent id. The id's last element may select a part of it."""
         if not isinstance(identity, tuple) or len(identity) != 6:
             refuse_damaged("an unknown reference to data outside the pickle")
         whole = storage(identity[:5])

@@ -1,8 +1,8 @@
 """Reads the directories of zip archives strictly. An ambiguous archive is refused.
 
-Two zip readers can read a crafted archive differently: it may have data before or after it, a local
-header that contradicts the directory, names that differ only in case, or overlapping members. All
-of these are refused, so that the position of a member is unambiguous. Members are not read here.
+Two zip readers can read a crafted file differently: it may have data before or after the archive, a
+local header that contradicts the directory, names that differ only in case, or overlapping members.
+All of these are refused, so that the position of a member is unambiguous. Members are not read.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ class Member:
     crc: int
 
     size: int
-    """Bytes once it is unpacked."""
+    """Unpacked size in bytes."""
 
     stored_size: int
-    """Bytes in the archive."""
+    """Size in the archive, in bytes."""
 
     header: int
-    """Position of its local header."""
+    """Position of the member's local header."""
 
     mode: int
     """Unix file mode. 0 if the archive has none."""
@@ -75,12 +75,12 @@ class Directory:
     """All members, in the order of the directory."""
 
     start: int
-    """Position of its first byte."""
+    """Position of the directory's first byte."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The position of a member's bytes in the file. A packed member's bytes are packed."""
+    """The position of a member's bytes in the file. The bytes of a deflated member are deflated."""
 
     offset: int
     size: int
@@ -123,8 +123,8 @@ def locate_members(
 ) -> dict[str, Record]:
     """Locate each member's bytes. Refuse hidden bytes and members that overlap.
 
-    foreseen: returns the computed record of a member whose local header is not downloaded yet. It
-    must be checked by `confirm` later. packed: whether members may be deflated.
+    foreseen: returns the computed record of a member whose local header is not downloaded yet. Such
+    a record must be checked by `confirm` later. packed: whether members may be deflated.
     """
     records: dict[str, Record] = {}
     position, slack = 0, 0
@@ -143,7 +143,7 @@ def locate_members(
 
 
 def foresee(member: Member, following: int) -> Record | None:
-    """Compute where a member's bytes lie if torch wrote the archive. None if that is impossible.
+    """Compute where a member's bytes lie if torch wrote the archive. None if they do not fit there.
 
     torch pads the local header so that the bytes begin at a multiple of 64. following: the position
     of the next local header, or of the directory.
@@ -231,7 +231,7 @@ def _name(raw: bytes, *, folders: bool) -> str:
 
 
 def _wide_values(extra: bytes, values: tuple[int, int, int]) -> tuple[int, ...]:
-    """Return size, stored size and header position; take overlong values from the zip64 extra."""
+    """Return size, stored size and header position. Large values are in a zip64 field."""
     fields = [content for kind, content in _extra_fields(extra) if kind == _ZIP64]
     if len(fields) > 1:
         _refuse("a damaged zip64 field")

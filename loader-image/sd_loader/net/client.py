@@ -47,7 +47,7 @@ class HttpClient:
         """Open a client that calls only allowed addresses and has a timeout for every wait.
 
         max_bytes: largest response body, for callers that read whole responses into memory.
-        for_hub: whether to log in at the mirror of the Hub. A client for users' links does not.
+        for_hub: whether to log in at the mirror of the Hub. This must be false for users' links.
         """
         # Imported here: a load of a local file opens no session, and httpx2 takes 0.1 s to import.
         from sd_loader.net.session import open_session
@@ -60,7 +60,7 @@ class HttpClient:
             raise LoaderError(
                 Reason.INVALID_SPEC, f"{redact_url(url)} is not an http(s) link", field=field
             )
-        from httpx2 import URL, InvalidURL  # for the same reason
+        from httpx2 import URL, InvalidURL  # imported here, as in session
 
         try:
             URL(url)
@@ -84,7 +84,7 @@ class HttpClient:
 
         The token is only for the host that the Secret names. For another host, return None, or
         raise CredentialsHostMismatch if the token is `required`. is_default_host: whether a token
-        without a host may be sent to this url's host, which is that of the Hub's API.
+        whose Secret names no host may be sent to this url, because it is that of the Hub's API.
         """
         if not self.has_token:
             return self._default_token(url, required=required, is_api=is_default_host)
@@ -99,10 +99,10 @@ class HttpClient:
         return None
 
     def lists_private(self, url: str) -> bool:
-        """Whether the token may be sent with a request for the list of a repo's files.
+        """Whether the token may be sent to the API of the Hub or Civitai that describes a model.
 
-        Without a token the API lists public and gated repos only, so a default token that is not
-        for private repos cannot open one.
+        Without a token the API describes public and gated models only, so a default token that is
+        not for private models cannot load one. Return True if the load has no token.
         """
         if self.has_token:
             return True
@@ -114,7 +114,7 @@ class HttpClient:
 
     @contextmanager
     def naming_default_secret(self, url: str) -> Iterator[None]:
-        """Say where a missing token belongs, if the administrator names a Secret for the host."""
+        """If a token is missing, name in the error the administrator's Secret for the host."""
         try:
             yield
         except LoaderError as error:
@@ -132,7 +132,8 @@ class HttpClient:
     def _default_token(self, url: str, *, required: bool, is_api: bool) -> str | None:
         """Return the token that is kept for the url's host. None if it must not be sent there.
 
-        A link into the Hub, such as that of a data set, may be private; only the API shows that.
+        A link into the Hub, such as to a file of a data set, may lead to a private repo, which only
+        the API shows. So only a token for private repos is sent with such a link.
         """
         try:
             default = read_default(url, self.settings)

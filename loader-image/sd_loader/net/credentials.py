@@ -32,7 +32,7 @@ class Credentials:
 
 @dataclass(frozen=True)
 class DefaultToken:
-    """The token that is kept for a host, for loads without credentials of their own."""
+    """The token for a host that is used by loads without credentials of their own."""
 
     token: str = field(repr=False)
 
@@ -52,9 +52,9 @@ def read_credentials(folder: Path) -> Credentials:
 
 
 def read_default(url: str, settings: Settings) -> DefaultToken | None:
-    """Return the token that is kept for a url's host. None if there is none.
+    """Return the token that is kept for a url's host. None if there is no such token.
 
-    Raise LoaderError if the Secret for the host has no usable token, or is for another host.
+    Raise LoaderError if the Secret for the host names another host, or if its token is malformed.
     """
     for host in hosts_of(url):
         if host in settings.own_tokens:
@@ -79,7 +79,7 @@ def read_default(url: str, settings: Settings) -> DefaultToken | None:
 
 
 def empty_default(url: str, settings: Settings) -> str | None:
-    """Name the administrator's Secret for a url's host, if it has no token."""
+    """Return the name of the administrator's Secret for a url's host if the Secret has no token."""
     host = _named_host(url, settings)
     if host is None or _read(settings.default_credentials_dir / file_of(host, "token")):
         return None
@@ -87,7 +87,7 @@ def empty_default(url: str, settings: Settings) -> str | None:
 
 
 def _named_host(url: str, settings: Settings) -> str | None:
-    """Return a url's host as the administrator's setting spells it. None if it has no Secret."""
+    """Return a url's host as the administrator's setting spells it. None if it is not in there."""
     return next((host for host in hosts_of(url) if host in settings.default_credentials), None)
 
 
@@ -111,7 +111,7 @@ def tokens_of(settings: Settings) -> Iterator[str]:
 
 
 def check_token(token: str, what: str) -> None:
-    """Refuse a text that is never sent as a token. what: where it comes from."""
+    """Refuse a text that must not be sent as a token. what: where the text comes from."""
     if not re.fullmatch(r"[!-~]+", token):
         # Checked here because the error of an HTTP library would quote the whole header.
         raise LoaderError(
@@ -149,8 +149,8 @@ def refusal(
 ) -> str | None:
     """Return why the token must not be sent to this url. None if it may be sent.
 
-    field: name of the url in the message. is_default_host: whether a token without a host may be
-    sent to this url's host.
+    field: name of the url in the message. is_default_host: whether a token whose Secret names no
+    host may be sent to this url's host.
     """
     hosts = hosts_of(url)
     shown = hosts[0]

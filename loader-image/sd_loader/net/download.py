@@ -46,7 +46,7 @@ class Wanted:
     """Raises LoaderError if a file with these first bytes and this size cannot be the right one."""
 
     own_digest: bool = False
-    """Whether the source itself states the digest. Then a mismatch is retried once."""
+    """Whether the source itself states the digest. If so, a mismatch leads to one more download."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,14 @@ class Downloader:
             except LoaderError as error:
                 if not wanted.own_digest or error.reason is not Reason.DIGEST_MISMATCH:
                     raise
-                # The bytes may have been damaged in transit. A second mismatch is the source's.
+                # The bytes may have been damaged in transit. A second mismatch is not retried.
                 partial.restart(None)
                 got = self._whole(wanted, partial, on_bytes)
             partial.finish()
             return got
 
     def require_access(self, wanted: Wanted) -> None:
-        """Raise the error that a download would, if the source does not give the file."""
+        """Raise the error of a download if the source does not give the file."""
 
         def ask() -> None:
             try:
@@ -114,7 +114,7 @@ class Downloader:
     def _attempt(self, wanted: Wanted, partial: PartialDownload, on_bytes: OnBytes) -> None:
         try:
             with self._answer(wanted, partial) as response:
-                # If all bytes are here already, the connection broke after the last one.
+                # Status 416 with all bytes here: an earlier connection broke after the last byte.
                 is_complete = response.status_code == 416 and total_bytes(response) == partial.size
                 if not is_complete:
                     self._start(response, wanted, partial)

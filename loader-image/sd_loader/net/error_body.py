@@ -21,7 +21,7 @@ from sd_api.redaction import redact_text
 from sd_loader.errors import LoaderError
 
 MAX_BYTES = 16 << 10
-"""How much of the body of an error response is read."""
+"""Maximum number of bytes that are read of an error response's body."""
 FROM_PUBLIC_ADDRESS = "from_public_address"
 """Extension of a response: whether the loader itself connected to a public address."""
 
@@ -37,7 +37,7 @@ _LINK = re.compile(r"//|\\|@|\]\(|www\.|:\S|\w\.\w[^/?#]{0,250}[/?#]|\d(?:\.\d+)
 _TIME = re.compile(
     r"\(?(?:\d{4}-\d\d-\d\dT)?\d\d?:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?[.,;)]*", re.ASCII
 )
-"""A word that has a colon like a link, and says until when a source refuses requests."""
+"""A time. It has a colon like a link, but is quoted: a source may refuse requests until then."""
 _BOT_PROTECTION = re.compile(
     r"<title>(?:Just a moment|Attention Required! \| Cloudflare)|cf-chl|/challenge-platform/"
     r"|^error code: 1[0-9]{3}\b|_Incapsula_Resource|captcha-delivery\.com|awswaf"

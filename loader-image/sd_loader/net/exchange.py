@@ -99,7 +99,7 @@ def first_byte(response: httpx2.Response) -> int | None:
 
 
 def refuse_encoded(response: httpx2.Response) -> None:
-    """Refuse a compressed response: its bytes are not the file's, whose size and digest count."""
+    """Refuse a compressed response: sizes, ranges and digests are those of the file itself."""
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise LoaderError(
             Reason.SOURCE_UNREACHABLE,

@@ -21,14 +21,14 @@ T = TypeVar("T")
 _SIGNATURE = re.compile(r"[?&](?:X-(?:Amz|Goog)-Signature|Signature|sig)=", re.IGNORECASE)
 """The parameter of a presigned link to S3, Google's store, CloudFront or Azure's store."""
 _MAX_URL_CHARS = 200
-"""Characters of a url in a message, so that what the source says fits too."""
+"""Maximum number of characters of a url in a message, so that the source's own text fits, too."""
 
 
 class Refuse(Protocol):
     """Maps an HTTP response that is not the requested file."""
 
     def __call__(self, response: httpx2.Response, url: str, *, token_sent: bool) -> LoaderError:
-        """url: the link that was requested, before any redirect."""
+        """Return the error for a response. url: the requested link, before any redirect."""
 
 
 def unreachable(url: str, error: httpx2.RequestError) -> LoaderError:
@@ -48,8 +48,8 @@ def refused(
 ) -> LoaderError:
     """Map an HTTP response that is not the requested file.
 
-    url: the link that was requested, before any redirect. words: those of the source, if they are
-    not in the response's body.
+    url: the link that was requested, before any redirect. words: the source's own error text, if it
+    is not in the response's body.
     """
     body = read_error_body(response)
     is_elsewhere = leads_elsewhere(url, response)

@@ -43,7 +43,7 @@ class Got:
 class PartialDownload:
     """The bytes in `<name>.part`, their digests, and the record in `<name>.note`.
 
-    The note has a digest of the url and the file's version, so that bytes of another file are never
+    The note has the file's version and a digest of the url, so that bytes of another file are never
     continued.
     """
 
@@ -104,7 +104,7 @@ class PartialDownload:
         self._digest(chunk)
 
     def restart(self, validator: str | None) -> None:
-        """Drop all bytes, and begin with the version that the server has now."""
+        """Drop all bytes. validator: of the version that is downloaded from now on."""
         with storage_errors(self._path.name):
             self._file.truncate(0)
             self._note({"validator": validator})

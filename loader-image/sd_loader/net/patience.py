@@ -22,7 +22,7 @@ class Retries:
     """Seconds before each retry."""
 
     longest_wait: float = 30.0
-    """Seconds. If the server asks to wait longer, the failure is not retried."""
+    """Seconds. If the server asks to wait longer than this, the failure is not retried."""
 
     sleep: Callable[[float], None] = time.sleep
 

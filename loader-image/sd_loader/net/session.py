@@ -20,7 +20,7 @@ class _HubLogin(httpx2.Auth):
     """Logs in at the mirror's own origin, unless the request has a token.
 
     `httpx2.BasicAuth` would replace the token, and would send the login to every host that the
-    session calls, such as the one that a file was redirected to before.
+    session calls, such as a host to which the mirror redirected an earlier request.
     """
 
     def __init__(self, endpoint: str, login: str) -> None:

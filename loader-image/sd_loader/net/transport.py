@@ -38,7 +38,8 @@ CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0
 TIMEOUT = httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
 READ_BYTES = 256 << 10
-"""Largest size of one read. With httpcore's 64 KiB, reads take as much time as the digests."""
+"""Minimum number of bytes that a read asks for. With httpcore's 64 KiB, reads would take as much
+time as the digests."""
 HEAD_MAX_BYTES = 1 << 20
 """Limit for a response's headers, including interim (1xx) responses, which could be endless."""
 MAX_ADDRESSES = 4
@@ -267,7 +268,7 @@ class _PacedStream(httpcore2.NetworkStream):
 
 
 class _Body(httpx2.SyncByteStream):
-    """A response's body. Only the beginning of an error is read, which may be endless."""
+    """A response's body. An error's body may be endless, so only its beginning is read."""
 
     def __init__(self, response: httpcore2.Response, host: str, max_bytes: int | None) -> None:
         self._response = response

@@ -54,7 +54,7 @@ def fetch(
 
             fetched = fetch_link(replace(ref, url=url), checks, client, into, report)
     if ref.model_type is ModelType.API_TRAINED:
-        from sd_loader.source.archive import unpack_pipeline  # for the same reason
+        from sd_loader.source.archive import unpack_pipeline  # imported here, as above
 
         return unpack_pipeline(fetched, ref, checks, max_bytes, into)
     return fetched

@@ -73,7 +73,7 @@ def unpack_pipeline(
 
 @dataclass(frozen=True)
 class _Archive:
-    """An archive's files by their names in the folder, and the positions of their bytes."""
+    """An archive's files and the positions of their bytes, by path in the pipeline's folder."""
 
     fd: int
     members: Mapping[str, Member]

@@ -64,6 +64,7 @@ class Found:
     facts: CivitaiFacts | None = None
 
     obstacle: Obstacle | None = None
+    """Why Civitai may refuse the download. None if it states no reason."""
 
     warnings: tuple[str, ...] = ()
 
@@ -77,7 +78,7 @@ class Found:
 
 
 class _Pin(Contract):
-    """The version and the file that the first attempt of a load found."""
+    """The record of the version and the file that the first attempt of a load found."""
 
     version_id: Count
     file_id: Count
@@ -88,8 +89,8 @@ def look_up(
 ) -> Found:
     """Find the file of a model on Civitai, or the facts about a download link.
 
-    Any other place is returned as it is. into: the folder of the download. A record there keeps
-    later attempts of a load at the version that the first one found.
+    Any other place is returned as it is. into: the folder of the download. A record there makes
+    later attempts of a load use the version and file that the first attempt found.
     """
     match place:
         case CivitaiModel():
@@ -217,7 +218,7 @@ def _find_for_link(
 
 
 def _listing_token(ref: SourceRef, client: HttpClient, *, required: bool) -> str | None:
-    """Return the token for the API. None if the token that is kept is not for private models."""
+    """Return the token for the API. None if there is none, or if it is not for private models."""
     endpoint = client.settings.civitai_endpoint
     token = client.token(endpoint, ref.field, required=required)
     return token if client.lists_private(endpoint) else None
@@ -286,7 +287,7 @@ def _facts(
 
 
 def _pinned(path: Path, place: CivitaiModel) -> _Pin | None:
-    """Return what an earlier attempt of this load found. None if this is the first one."""
+    """Return what an earlier attempt of this load found. None if it left no usable record."""
     try:
         with path.open("rb") as file:
             pin = _Pin.model_validate_json(file.read(_PIN_MAX_BYTES), strict=True)

@@ -22,7 +22,7 @@ from sd_loader.net.exchange import Resource
 from sd_loader.net.http_errors import refused, unreachable
 
 MAX_RESPONSE = 4 << 20
-"""Largest response of the API in bytes. A model with fifty versions has a quarter of it."""
+"""Maximum bytes of a response of the API. A model with fifty versions takes a quarter of this."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class ListedRepo(HubRepo):
 
 
 class FromRepo(NamedTuple):
-    """What a repo gave to the model of another source."""
+    """Files that were downloaded from a repo for the model of another source."""
 
     pinned: str
     """The repo at its commit: ORG/NAME@COMMIT."""
@@ -99,7 +99,7 @@ def _fetch_model(copy: RepoCopy, ref: SourceRef, checks: Checks, into: Path) -> 
             return copy.fetch_replacement(folder, ref, checks)
     model_type = ref.model_type or copy.find_type()
     fetched = copy.fetch_model(replace(ref, model_type=model_type), checks, into / FILE_NAME)
-    # A single file shows its type itself.
+    # The type of a single file is found later, in the file itself.
     shown = model_type if fetched.kind == "repo" else None
     return fetched.model_copy(update={"model_type": shown})
 
@@ -193,7 +193,7 @@ def _fetch_file(
 def _open_repo(
     repo_id: str, revision: str, ref: SourceRef, client: HttpClient, listing: Repo | None = None
 ) -> Iterator[tuple[Repo, Downloader]]:
-    """Find the commit, and open a downloader for its files. listing: if it was read already."""
+    """Find the commit, and open a downloader for its files. listing: the commit if it is known."""
     # Imported here: huggingface_hub takes 0.3 s to import, and links do not need it.
     from sd_loader.source.hub_api import resolve
 

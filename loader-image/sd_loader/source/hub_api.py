@@ -25,7 +25,7 @@ from sd_loader.source.hub_errors import HubErrors
 from sd_loader.source.hub_listing import RepoListing, read_listing
 
 _MAX_RESPONSE = 32 << 20
-"""Largest response of the API in bytes. For a repo of 10,000 files, a tenth is enough."""
+"""Maximum bytes of a response of the API. The list of 10,000 files takes a tenth of this."""
 
 
 @dataclass(frozen=True)

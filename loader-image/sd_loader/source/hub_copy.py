@@ -55,10 +55,10 @@ class Judge(Protocol):
     """Decides whether a pipeline fits a file, before its weights are downloaded."""
 
     def accept(self, pipeline: AnyPipeline) -> ListedPipeline:
-        """Return the pipeline, with the components whose weights come from elsewhere."""
+        """Return the pipeline with its `replaced` components. Refuse one that does not fit."""
 
     def compare(self, pipeline: ListedPipeline, folder: Path) -> None:
-        """Compare the file with the configs of these components, which lie in the folder."""
+        """Compare the file with the configs of the `replaced` components in the folder."""
 
 
 def refuse_digest(checks: Checks) -> None:
@@ -82,7 +82,7 @@ class RepoCopy:
     peek: Peek = no_peek
 
     def find_type(self) -> ModelType | None:
-        """Find the model type that the repo shows. None if only its weights file can."""
+        """Find the model type that the repo shows. None if only its weights file shows the type."""
         if INDEX_NAME in self.repo.files:
             return ModelType.HUGGINGFACE
         if CONFIG_NAME in self.repo.files:
@@ -225,7 +225,7 @@ class RepoCopy:
         )
 
     def fetch_all(self, files: list[RepoFile]) -> dict[str, Arrived]:
-        """Download the missing files, and remove all other files. Return the files by path."""
+        """Download these files if they are missing, and remove all others. Return them by path."""
         self.path.mkdir(exist_ok=True)
         self._prune({file.path for file in files})
         for file in files:
@@ -267,7 +267,8 @@ class RepoCopy:
     def _at_hand(self, file: RepoFile, wanted: Wanted) -> Arrived | None:
         """Take a file from the volume instead of downloading it. None if it must be downloaded.
 
-        The Hub must let this load download it: the digests of a gated repo are public.
+        Raise LoaderError if the Hub would not let this load download the file: the digests of a
+        gated repo are public, so a digest alone gives no right to the file.
         """
         if file.sha256 is None or PartialDownload.is_begun(wanted.path, wanted.url):
             return None
@@ -291,7 +292,7 @@ class RepoCopy:
     def _fetch(self, file: RepoFile, wanted: Wanted, before: int, total: int | None) -> Got:
         """Download a file if it is missing, and check it against the Hub's listing.
 
-        before, total: bytes, for the progress of all files.
+        before, total: for the progress: bytes of the files before this one, and of all files.
         """
         path = wanted.path
         got = self._get(wanted, before, total)
@@ -310,14 +311,14 @@ class RepoCopy:
         return self.downloader.get(wanted, lambda done, _total: self._report(before + done, total))
 
     def _prune(self, names: set[str]) -> None:
-        """Remove all other files, such as those of another commit."""
+        """Remove all files except these and their partial downloads."""
         for path in [path for path in self.path.rglob("*") if path.is_file()]:
             name = path.relative_to(self.path).as_posix()
             if name not in names and file_of(name) not in names:
                 path.unlink()
 
     def _report(self, done: int, total: int | None) -> None:
-        if total is not None:  # The total is unknown until model_index.json is there.
+        if total is not None:  # For a small file that is read first, the total is unknown.
             self.report(Progress(stage=Stage.DOWNLOADING, bytes_done=done, bytes_total=total))
 
 

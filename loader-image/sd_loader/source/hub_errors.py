@@ -1,4 +1,4 @@
-"""Maps error responses of the Hub, which says in headers of its own what is wrong."""
+"""Maps error responses of the Hub, which states the cause of an error in headers of its own."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Reads the Hub's answer for a repo, whose front matter an author may have filled with anything.
+"""Reads the Hub's response for a repo, whose front matter may contain anything.
 
-Only the fields that a load needs are read. The front matter of README.md never makes an answer
-unreadable: it is for the model card, and a load does not need one.
+Only the fields that a load needs are read. Whatever the front matter of README.md contains, the
+response stays readable: only the model card is made from it, and a load does not need a card.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class RepoListing:
 
 
 def read_listing(content: bytes) -> RepoListing:
-    """Read an answer. Raise LoaderError if it does not have what a load needs."""
+    """Read a response. Raise LoaderError if a field that a load needs is missing or invalid."""
     try:
         answer = parse(content)
     except ValueError:

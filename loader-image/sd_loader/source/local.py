@@ -38,7 +38,7 @@ def take_file(local: LocalFile, checks: Checks, max_bytes: int, into: Path) -> F
 
 
 def _source(origin: Path, checks: Checks, max_bytes: int) -> Source:
-    """Check a file's size and digest.
+    """Check a local file's size and digest, and return the record of the source.
 
     The digest is computed only if the spec gives one. Nothing else reads all bytes of the file: the
     kernel copies weights that do not change, and the conversion reads only what it needs.

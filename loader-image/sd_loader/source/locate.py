@@ -25,7 +25,7 @@ from sd_loader.source.ref import SourceRef
 
 _MODEL_FILE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".zip")
 _NOT_FETCHED = (Reason.ADDRESS_REFUSED, Reason.SOURCE_NOT_FOUND, Reason.SOURCE_UNREACHABLE)
-"""Reasons with which a link may fail that was meant as a path."""
+"""Reasons with which a link fails if its url was meant as a path."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ Located = Place | CivitaiModel
 
 
 def locate(ref: SourceRef, settings: Settings, *, allow_local: bool = False) -> Located:
-    """Find the source that a reference means. Raise InvalidSpec if it cannot mean any.
+    """Find the source that a reference means. Raise LoaderError if the url cannot be read.
 
-    allow_local: a url without a scheme may be a path on this machine. A file that exists is meant
-    rather than a repo or a link. Only the command line sets allow_local, so that a request of the
-    operator cannot read files of the node.
+    allow_local: a url without a scheme may be a path on this machine. An existing file takes
+    precedence over a repo or a link. Only the command line sets allow_local, so that a request of
+    the operator cannot read files of the node.
     """
     meaning = read_source(ref.url, ref.model_type, ref.git_revision, settings.hub_endpoint)
     # With modelType huggingface, a person means a whole repo and never a file.

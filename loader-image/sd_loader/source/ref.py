@@ -41,10 +41,10 @@ class SourceRef:
     """The component of a pipeline that the source must give. None: the whole source."""
 
     only_for_files: tuple[str, ...] = ()
-    """The set fields of the spec that apply to single files only."""
+    """Fields of the spec that are set, and that apply to single files only."""
 
     base_model: BaseModelName | None = None
-    """The family that the pipeline must be of. None if any will do."""
+    """The required family of the pipeline. None if any family is accepted."""
 
     only_for_sd: tuple[str, ...] = ()
     """Fields of the spec that are set, and that only pipelines of Stable Diffusion have a use for.
@@ -53,7 +53,7 @@ class SourceRef:
     needs_token: bool = False
     """Whether the load fails if the token is for another host than the source's.
 
-    If not, the source is requested without the token in this case.
+    If false, the source is requested without such a token.
     """
 
 
@@ -65,10 +65,10 @@ class Checks:
     """SHA-256 of the single file. None if it is not known."""
 
     is_stated: bool = False
-    """Whether the source states the SHA-256, and not the spec."""
+    """Whether the SHA-256 comes from the source, and not from the spec."""
 
     may_skip: bool = False
-    """Whether the SHA-256 is not compared if that needs more than another gigabyte."""
+    """Whether the SHA-256 is not compared if more than 1 GB would be downloaded only for this."""
 
     safetensors_only: bool = False
     """Refuse pickles (spec.fromSafetensors)."""

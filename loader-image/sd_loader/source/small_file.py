@@ -19,10 +19,11 @@ def fetch_small_file(
     *,
     allow_local: bool = False,
 ) -> None:
-    """Download the file to `path`.
+    """Download the file to `path`, or copy it there.
 
-    field: the field of the spec that has the url. allow_local: a url without a scheme may be a path
-    on this machine.
+    field: name of the url in messages, such as a field of the spec. max_bytes: a larger download is
+    refused; a larger local file is cut off one byte after the limit, and the caller refuses it.
+    allow_local: a url without a scheme is a path on this machine.
     """
     with naming(field):
         if allow_local and "://" not in url:

@@ -52,7 +52,7 @@ def _bring_over(volume: Volume, receipt: Receipt, staging: Staging, report: Repo
 
 
 def link_or_copy(old: Folder, name: str, new: Folder) -> None:
-    """Put a file into another folder: as a hard link, or as a copy if the volume has no links."""
+    """Put a file into another folder: as a hard link, or as a copy if links are not supported."""
     try:
         old.link(name, new, name)
     except OSError as error:

@@ -74,7 +74,7 @@ def altered(volume: Volume, digests: Digests | None = None) -> Iterator[Altered]
 def altered_files(volume: Volume, version: Version, digests: Digests) -> list[tuple[str, str]]:
     """Compare one published version with its receipt, by sizes and content.
 
-    Return the path of each altered file in the version's folder, and what is wrong with it.
+    Return, for each altered file, its path in the version's folder and what is wrong with it.
     """
     return _of_version(volume, version.uid, version.load_hash, True, digests)
 
@@ -82,7 +82,7 @@ def altered_files(volume: Volume, version: Version, digests: Digests) -> list[tu
 def _lacks_its_owner(volume: Volume, uid: str) -> bool:
     """Whether a published model's folder has no readable record.
 
-    A removal deletes the link first and then the folder. Such a folder does not count.
+    A folder that is being removed does not count: its link is removed first.
     """
     folder = volume.find(STORE_DIR, uid)
     if folder is None:

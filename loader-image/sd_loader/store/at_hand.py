@@ -80,7 +80,7 @@ class FilesAtHand:
 
     @cached_property
     def _blobs(self) -> Mapping[str, set[str]]:
-        """The names of the blobs with a SHA-256, as the receipts state it."""
+        """The names of blobs, by the SHA-256 that the receipts state for them."""
         found = defaultdict(set)
         try:
             for receipt in _receipts(self._volume):
@@ -93,7 +93,7 @@ class FilesAtHand:
 
 
 def _is_usable(status: os.stat_result, size: int) -> bool:
-    # The owner of another user's file could change this model's file with it.
+    # A file of another user is not linked: its owner could change this model's file.
     is_own = status.st_uid == os.geteuid()
     return stat.S_ISREG(status.st_mode) and status.st_size == size and is_own
 

@@ -38,7 +38,8 @@ and a thousand shared configs would save less space than one VAE."""
 _ALGORITHM = "blake3"
 _BLOB = re.compile(rf"{re.escape(BLOBS_DIR)}/{_ALGORITHM}/[0-9a-f]{{2}}/[0-9a-f]{{64}}")
 _LINKS_OF_AN_ADOPTED_FILE = 3
-"""Links of this model, of the blob, and of the previous version, which is removed soon."""
+"""Number of links of such a file: from this model, from the blob, and from the previous owner's
+version, which is removed soon."""
 
 
 def share(volume: Volume, out: Folder, files: Mapping[str, PublishedFile]) -> int:
@@ -122,7 +123,10 @@ def remove_empty_folders(volume: Volume) -> None:
 
 @contextmanager
 def _at_best(path: str) -> Iterator[None]:
-    """Log an error instead of failing the load: then the file is not shared."""
+    """On an error, leave the file unshared instead of failing the load.
+
+    The error is logged, unless the volume does not support hard links.
+    """
     try:
         yield
     except OSError as error:
@@ -146,7 +150,7 @@ def _is_shared(volume: Volume, parent: Folder, name: str, file: PublishedFile) -
         if blob.st_nlink == 1:
             return False
         if blob.st_uid != own.st_uid:
-            # The owner of the blob's file could change this model's file with it.
+            # The owner of the blob could change this model's file if it were linked.
             return False
         if _link_if_equal(folder, parent, name, file):
             return True

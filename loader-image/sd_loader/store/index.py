@@ -5,7 +5,7 @@ from links and receipts, and the loader never reads it: a wrong list misleads on
 has no urls, which may be private to the namespace.
 
 Each change of a link is followed by a refresh. Two refreshes at once may each have seen only one of
-two changes, so a refresh reads the links again after it has written, and repeats if one changed.
+two changes, so a refresh reads the links again after it has written, and repeats if a link changed.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _entry(volume: Volume, model_id: str, version: Version) -> dict[str, object]
             artifact = read_receipt(folder).artifact
         except (OSError, ValueError):
             return {}
-    # The bytes that are shared depend on the other models.
+    # Shared bytes are left out, because they depend on the other models.
     facts = artifact.model_dump(
         mode="json",
         by_alias=True,

@@ -1,8 +1,9 @@
 """Finds orphans: files on the volume that no model uses any more.
 
-Each orphan is checked right before it is yielded. If the caller removes it at once, it does not
-remove files that a load has begun to use in the meantime. An entry that changed recently is not an
-orphan, because a running Pod may use it, and some file systems have no locks that would show this.
+Each orphan is checked right before it is yielded. So a caller that removes an orphan at once does
+not remove files that a load has begun to use in the meantime. An entry that changed recently is not
+an orphan, because a running Pod may use it, and some file systems have no locks that would show
+this.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ class Times:
     """The points in time before which an entry may be an orphan."""
 
     idle_since: datetime
-    """A load that has changed nothing since then is not running any more."""
+    """A load that has changed nothing since this time is not running any more."""
 
     expired: datetime
-    """A version that was superseded before is no longer kept for its readers."""
+    """A version that was superseded before this time is no longer kept for its readers."""
 
     @classmethod
     def of(cls, now: datetime, older_than: timedelta, retain: timedelta) -> Times:
@@ -255,7 +256,7 @@ def _leftover(
         return "it has no readable receipt, and no link leads here" if idle else None
     since = record.superseded.get(name) if record else None
     if since is None:
-        # The load was killed before it recorded the time. The link's own time is used instead.
+        # The load was killed before it recorded the time, so the link's own time is used instead.
         made = (last_change(volume.root.status(link)) for link in published)
         since = max(changed, *made)
         if since >= times.idle_since:

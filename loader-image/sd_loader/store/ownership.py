@@ -1,8 +1,8 @@
 """Decides which model owns a model id on this volume.
 
-The link `<modelId>` leads to the folder of a model, whose `owner.json` names its owner. An owner of
-the same namespace and name is a previous version of this model: its uid was deleted or released,
-and its files are taken over. Any other owner is a conflict.
+The link `<modelId>` leads to the folder of a model, whose `owner.json` names its owner: a custom
+resource. An owner with this model's namespace and name but another uid is the model's previous
+owner, which was deleted: its files are taken over. Any other owner is a conflict.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _VERSION = re.compile(rf"{re.escape(STORE_DIR)}/([A-Za-z0-9-]{{1,64}})/([0-9a-f]
 
 
 class OwnerRecord(Contract):
-    """The content of `owner.json`. Unknown fields, as of a newer loader, are ignored."""
+    """The content of `owner.json`. Unknown fields, such as a newer loader's, are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -47,7 +47,7 @@ class OwnerRecord(Contract):
 
 @dataclass(frozen=True)
 class Version:
-    """A published version, as it is named by the target of a link."""
+    """A published version, as the target of a link names it."""
 
     uid: str
     load_hash: str
@@ -94,7 +94,7 @@ def put_owner(volume: Volume, record: OwnerRecord) -> None:
 
 
 def predecessor(volume: Volume, owner: Owner, model_id: str) -> OwnerRecord | None:
-    """Return the record of the previous owner that is published under this model id, if any.
+    """Return the record of the previous owner whose files this model id is linked to, if any.
 
     Raise ModelIdConflict if another model or a foreign file has this id.
     """
@@ -130,7 +130,10 @@ def predecessor(volume: Volume, owner: Owner, model_id: str) -> OwnerRecord | No
 
 
 def give_up(volume: Volume, uid: str, load_hash: str) -> None:
-    """Remove the folders of a model that was never published, unless a newer load has begun."""
+    """Remove the folders of a model without published files, unless a newer load has begun.
+
+    Keep them if the model has taken over files of a previous owner.
+    """
     record = read_owner(volume, uid)
     store = volume.find(STORE_DIR)
     if store is None:

@@ -38,7 +38,7 @@ def publish(
 ) -> Receipt:
     """Publish the converted folder. Return the receipt of the published version.
 
-    If another Pod has published the same version in the meantime, that one stays.
+    If another Pod has published this version in the meantime, keep the folder of that Pod.
     """
     confirm_ownership(volume, owner, model_id, receipt.load_hash)
     with staging.folder.open_folder(OUT) as out:
@@ -186,7 +186,7 @@ def tidy(volume: Volume, owner: Owner, load_hash: str, retain: timedelta, now: d
 
 
 def remove_previous(volume: Volume, owner: Owner, uid: str) -> None:
-    """Remove the files of a previous owner of this model."""
+    """Remove the files of a previous owner of this model. Keep them if another model owns them."""
     record = read_owner(volume, uid)
     if record is not None and not is_same_model(record.owner, owner):
         return
@@ -206,7 +206,10 @@ def _tidy_versions(
     expired: datetime,
     now: datetime,
 ) -> dict[str, datetime]:
-    """Remove versions that were superseded before `expired`. Return the times of the others."""
+    """Remove expired versions and incomplete folders. Return when each kept one was superseded.
+
+    A version is expired if it was superseded before `expired`. `current` is kept, too.
+    """
     superseded: dict[str, datetime] = {}
     for name in versions.names():
         if name in {current, names.OWNER_FILE}:

@@ -22,7 +22,7 @@ def release(volume: Volume, owner: Owner) -> None:
 
 
 def remove_model(volume: Volume, owner: Owner, model_id: str) -> None:
-    """Remove a model's files. Remove its link first, so that no reader sees a part of them.
+    """Remove a model's files. Remove its link first, so that no reader finds only some files.
 
     Missing files are not an error. A link that leads to another model stays.
     """

@@ -42,7 +42,10 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVA
 
 @dataclass(frozen=True)
 class Staging:
-    """A Pod's staging folder. The Pod holds its lock."""
+    """A Pod's staging folder, which this process has locked.
+
+    pods: the model's folder of staging folders. name: the Pod's name. folder: the staging folder.
+    """
 
     pods: Folder
     name: str
@@ -95,7 +98,7 @@ class Staging:
         )
 
     def load_hash(self) -> str | None:
-        """Return the hash of the load that this download belongs to."""
+        """Return the hash of the load that this download belongs to. None if none is recorded."""
         return self._read(_HASH)
 
     def fetched(self) -> str | None:
@@ -143,7 +146,7 @@ def begin(volume: Volume, uid: str, pod: str, load_hash: str) -> Iterator[Stagin
 
 @contextmanager
 def resume(volume: Volume, uid: str, pod: str, load_hash: str) -> Iterator[Staging]:
-    """Lock the Pod's staging folder with the download that `fetch` left there."""
+    """Lock the Pod's staging folder. Fail if `fetch` left no download of this load there."""
     pods = volume.find(STAGING_DIR, uid)
     if pods is not None:
         with pods, _locked(pods, _valid(pod)) as staging:
@@ -158,7 +161,7 @@ def resume(volume: Volume, uid: str, pod: str, load_hash: str) -> Iterator[Stagi
 
 
 def remove_abandoned(volume: Volume, uid: str, keep: str | None = None) -> None:
-    """Remove a model's staging folders that no running Pod has locked, except the one to keep."""
+    """Remove a model's staging folders that no running Pod has locked, except the folder `keep`."""
     pods = volume.find(STAGING_DIR, uid)
     if pods is None:
         return

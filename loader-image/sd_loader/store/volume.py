@@ -116,7 +116,7 @@ def _try_links_and_renames(probe: Folder) -> None:
 
 
 def _refused(error: OSError, names: tuple[str, ...]) -> OSError | LoaderError:
-    """Map the error of opening a path that is not a folder, or that may not be accessed."""
+    """Map the error of opening a path that is not a folder or is forbidden. Return other errors."""
     path = "/".join(names)
     if error.errno in _NO_FOLDER:
         problem = "must be a folder, but a link or file is in its path; remove it"
