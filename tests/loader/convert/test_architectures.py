@@ -1,4 +1,4 @@
-"""Every architecture becomes the folder that diffusers makes of it, from every container."""
+"""A checkpoint of each architecture becomes the folder that diffusers makes of it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ ROWS = tuple(
     Row("huggingface", model.title, "diffusers repo", "save_pretrained", model.pipeline)
     for model in MODELS
 )
-# `make test` runs only this model: test_checkpoint.py covers SD 1 and SDXL, test_repo_check.py
-# further input channels and smaller UNets. `make test-all` runs all.
+# `make test` runs only this model: test_checkpoint.py covers SD 1 and SDXL, and test_repo_check.py
+# covers inpainting and distilled UNets. `make test-all` runs all.
 QUICK = ("SD 2.1 (768, v)",)
 PREFIX = "text_model."
 WITHOUT_PREFIX = "text_encoder/model.safetensors"
@@ -45,7 +45,7 @@ each_model = pytest.mark.parametrize(
 
 
 class Workshop:
-    """One architecture's checkpoint, our folders and those of diffusers."""
+    """One architecture's checkpoint, and the folders that the loader and diffusers make of it."""
 
     def __init__(self, root: Path, model: TinyModel) -> None:
         self.root = root
@@ -77,7 +77,7 @@ class Workshop:
 
 @pytest.fixture
 def workshop(tmp_path):
-    """A function that makes a model's workshop of about 100 MB, which is deleted after the test."""
+    """A function that makes a model's workshop, about 100 MB, which is deleted after the test."""
 
     def open_workshop(model):
         return Workshop(tmp_path / "workshop", model)
@@ -90,9 +90,10 @@ def workshop(tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 @each_model
 def test_folder_equals_that_of_diffusers(workshop, model):
-    """The weights equal those of diffusers.
+    """The weights equal those of diffusers, from .safetensors and from .ckpt.
 
-    The configs equal those of the model's repo, and the folder renders offline.
+    The configs have the values of the model's repo, the folder renders offline, and the folder
+    that diffusers saved converts to the same weights.
     """
     shop = workshop(model)
     theirs = shop.theirs()
@@ -150,9 +151,9 @@ def same_weights(ours, theirs, converted):
 
 
 def same_configs(ours, published):
-    """Assert that our configs hold every value of the model's repo.
+    """Assert that our configs have every value of the model's repo.
 
-    A null value there may be missing.
+    A null value may be missing in ours, except in the UNet's config. Tokenizers are not compared.
     """
     for path in published.rglob("*.json"):
         if path.parent.name.startswith("tokenizer"):

@@ -1,4 +1,4 @@
-"""spec.baseModel may name the families whose models of the type load."""
+"""spec.baseModel accepts only the families that the loader supports with spec.modelType."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.models.conversions import conversion
 
 
 def refusal(model_type: ModelType, base_model: BaseModelName) -> LoaderError | None:
-    """Return the error of a spec with this type and family."""
+    """Return the error of a spec with this type and family, or None if the spec is accepted."""
     try:
         refuse_impossible(conversion(model_type=model_type, base_model=base_model))
     except LoaderError as error:
@@ -30,7 +30,7 @@ def test_a_family_without_models_of_the_type_is_refused(model_type: ModelType) -
 
 
 def test_the_message_names_the_families_that_load() -> None:
-    """A user learns what the loader can do."""
+    """The message lists every family that this type accepts."""
     error = refusal(ModelType.EMBEDDINGS, BaseModelName.FLUX)
     assert error is not None
     assert error.message == (

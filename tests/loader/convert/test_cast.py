@@ -1,4 +1,4 @@
-"""Casts of 8-bit weights, which go by pairs. test_writer compares all casts with torch."""
+"""Casts of 8-bit weights convert two elements at once. test_writer.py compares casts with torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sd_loader.tensors import Dtype
 @pytest.mark.parametrize("target", [Dtype.F16, Dtype.BF16, Dtype.F32])
 @pytest.mark.parametrize("count", [0, 1, 2, 255, 256])
 def test_pairs_give_the_same_as_single_elements(source: Dtype, target: Dtype, count: int) -> None:
-    """An odd number of elements has a last one without a partner."""
+    """Casting by pairs equals casting one by one, also if the last element has no partner."""
     values = np.arange(count, dtype="u1")[::-1]
     out = np.empty(count, storage_dtype(target))
     single = np.empty(1, storage_dtype(target))

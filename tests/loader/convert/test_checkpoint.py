@@ -60,7 +60,7 @@ ROWS = tuple(
     )
     for container in ("safetensors", "ckpt")
 )
-# What `make test` runs: each architecture, container and kind of cast. `make test-all` runs all.
+# What `make test` runs: each architecture and container, and a cast. `make test-all` runs all.
 QUICK = (
     Case("sd15", "safetensors", "fp16"),
     Case("sd15", "ckpt", "fp32", "fp16"),
@@ -79,7 +79,7 @@ CASES = [
 
 
 class Workshop:
-    """Checkpoints, our folders and those of diffusers. Each is made once."""
+    """Checkpoints, and the folders that the loader and diffusers make of them, each made once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -87,7 +87,7 @@ class Workshop:
         self._pipelines: dict[Case, DiffusionPipeline] = {}
 
     def file(self, case: Case) -> Path:
-        """Write the checkpoint."""
+        """Return the checkpoint's path; write the checkpoint first if it is missing."""
         folder = self.root / f"{case.architecture} {case.precision} {case.container}"
         path = folder / f"model.{case.container}"
         if not path.exists():
@@ -128,14 +128,14 @@ class Workshop:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory):
-    """One workshop for all tests, which only read it."""
+    """One workshop for all tests, which must not change its files."""
     root = tmp_path_factory.mktemp("workshop")
     yield Workshop(root)
     shutil.rmtree(root)  # a gigabyte
 
 
 def each(cases: Sequence[Case], quick: Collection[Case] = QUICK) -> pytest.MarkDecorator:
-    """Run a test once for each of these cases; those that are not quick are slow tests."""
+    """Run a test once for each of the cases; the cases that are not in `quick` are slow tests."""
     rows = [
         pytest.param(case, id=str(case), marks=() if case in quick else pytest.mark.slow)
         for case in cases
@@ -153,7 +153,7 @@ PLAIN = [
 
 @each(PLAIN, quick=PLAIN[2:3])
 def test_diffusers_converts_a_tiny_checkpoint_completely(workshop, case):
-    """The pipeline misses no tensor, and the checkpoint has no unused one.
+    """Every parameter of the pipeline is loaded, and no weight of the checkpoint is left over.
 
     So the tiny checkpoints of the tests are realistic.
     """
@@ -171,9 +171,9 @@ def test_diffusers_converts_a_tiny_checkpoint_completely(workshop, case):
 
 @each(CASES)
 def test_weights_equal_those_of_diffusers(workshop, case):
-    """All files are equal except the text encoder's.
+    """All weight files are equal, except the text encoder's: only its tensor names may differ.
 
-    In the text encoder's file, only tensor names differ (see PREFIX).
+    See PREFIX.
     """
     ours, converted = workshop.ours(case)
     theirs = workshop.theirs(case)
@@ -191,10 +191,13 @@ def test_weights_equal_those_of_diffusers(workshop, case):
 
 # diffusers 0.42 uses deprecated functions of numpy 2 and torch 2.13.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
-# The folders that the test of architectures renders are of SD 1 and SD 2.
+# `make test` runs only SDXL: test_architectures.py renders a folder of SD 2.
 @each(PLAIN, quick=PLAIN[2:3])
 def test_diffusers_opens_and_renders_the_folder(workshop, case):
-    """Diffusers opens the folder offline. The configs agree with those that diffusers writes."""
+    """Diffusers opens the folder offline and renders an image.
+
+    The configs agree with those that diffusers writes.
+    """
     folder, converted = workshop.ours(case)
 
     pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
@@ -215,7 +218,7 @@ def test_diffusers_opens_and_renders_the_folder(workshop, case):
 
 
 def public_config(config):
-    """A component's config without its bookkeeping keys and default values."""
+    """A component's config without bookkeeping keys and without values that are null or false."""
     values = config if isinstance(config, dict) else config.to_dict()
     bookkeeping = ("_", "transformers_version", "dtype", "torch_dtype", "architectures")
     return {

@@ -32,9 +32,9 @@ from devkit.ldm_layouts import (
     ],
 )
 def test_tiny_checkpoint_has_every_key_of_the_published_model(full, tiny, count):
-    """The expected counts come from the published files.
+    """The expected counts of SD 1.5 and SDXL come from the published files.
 
-    For SD 2 and the refiner, they come from the source code of the model.
+    Those of SD 2 and the refiner come from the source code of the models.
     """
     assert len(full) == count
     assert full.keys() == tiny.keys()

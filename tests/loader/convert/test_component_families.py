@@ -30,13 +30,16 @@ WAN_VAE: Shapes = {"decoder.conv_in.weight": (4, 4, 3, 3, 3), "encoder.norm.gamm
 def publish(
     files: Files, tmp_path: Path, model_type: str = "controlnet", **fields: Any
 ) -> tuple[Path, Converted]:
-    """Convert a repo that is downloaded completely. Return the folder."""
+    """Write the files of a repo, and convert it. Return the published folder and the result."""
     return convert_repo(lay(files, tmp_path / "repo"), model_type=model_type, **fields)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_controlnet_is_published_as_its_repo_has_it(tmp_path: Path, form: str) -> None:
-    """The file is linked. The status has no `checked`, since all shapes were compared."""
+    """The weights are linked, and config keys that the loader does not list are dropped.
+
+    The result has no `checked`, since all shapes were compared.
+    """
     files = repo(form, _name_or_path="/home/author/net", auto_upcast="evil/kernel")
     out, converted = publish(files, tmp_path)
     assert (out / WEIGHTS).samefile(tmp_path / "repo" / WEIGHTS)
@@ -48,7 +51,7 @@ def test_a_controlnet_is_published_as_its_repo_has_it(tmp_path: Path, form: str)
 
 
 def test_shards_stay_as_they_are(tmp_path: Path) -> None:
-    """Large ControlNets of FLUX.1 come in several files."""
+    """Each shard is linked, and the published index lists every tensor."""
     out, _converted = publish(repo("FLUX.1", shards=2), tmp_path)
     index = json.loads((out / f"{WEIGHTS}.index.json").read_text())
     assert index["weight_map"].keys() == shapes("FLUX.1").keys()
@@ -57,8 +60,8 @@ def test_shards_stay_as_they_are(tmp_path: Path) -> None:
         assert (out / name).samefile(tmp_path / "repo" / name)
 
 
-def test_the_folder_of_a_pipeline_is_enough(tmp_path: Path) -> None:
-    """Some repos hold the ControlNet in the folder that it has in a pipeline."""
+def test_a_controlnet_in_a_subfolder_is_published(tmp_path: Path) -> None:
+    """Some repos have the ControlNet in the folder `controlnet`, as in a pipeline."""
     files = {f"controlnet/{name}": content for name, content in repo("SD 3").items()}
     out, converted = publish(files, tmp_path)
     assert sorted(path.name for path in out.iterdir()) == ["config.json", WEIGHTS]
@@ -75,7 +78,7 @@ def test_the_index_of_shards_is_fetched_and_code_is_not() -> None:
 
 
 def test_a_class_without_known_tensors_is_checked_by_names(tmp_path: Path) -> None:
-    """`checked` in the status states this, as for a whole pipeline of such a family."""
+    """The loader does not know this class's tensors, so `checked` is "names", as for pipelines."""
     config = {"_class_name": "AutoencoderKLWan", "z_dim": 4, "base_dim": 4}
     files = {"config.json": json.dumps(config).encode(), WEIGHTS: empty_weights(WAN_VAE)}
     out, converted = publish(files, tmp_path, "vae")
@@ -93,14 +96,14 @@ def test_each_class_is_a_model_of_the_generated_list() -> None:
 
 
 def test_the_families_are_those_that_spec_base_model_may_name() -> None:
-    """VAEs of SD 3 and FLUX.1 have the class of Stable Diffusion, which is not in the list."""
+    """SD 1, 2, XL, 3 and FLUX.1 are not compared: the class of their VAEs is not in the list."""
     of_unets = {*UNETS, BaseModelName.SD3, BaseModelName.FLUX}
     for model_type, names in OTHER_FAMILIES.items():
         assert LOADED[model_type] - of_unets == set(names.values()) - of_unets
 
 
 def lacking(name: str) -> Files:
-    """Return FLUX.1's repo without a tensor."""
+    """Return the repo of FLUX.1's ControlNet without this tensor."""
     own = {key: shape for key, shape in shapes("FLUX.1").items() if key != name}
     return {**repo("FLUX.1"), WEIGHTS: empty_weights(own)}
 

@@ -60,7 +60,7 @@ def _built(class_name: str, config: str) -> dict[str, tuple[int, ...]]:
 
 
 def asked(class_name: str, config: Config) -> dict[str, tuple[int, ...]]:
-    """Return the shapes that the loader expects. No tensor is expected twice."""
+    """Return the shapes that the loader expects. Assert that it lists no tensor twice."""
     found = list(CLASSES[class_name]({**defaults(class_name), **config}))
     assert len(dict(found)) == len(found)
     return dict(found)
@@ -112,21 +112,21 @@ FEATURES: list[tuple[str, Config]] = [
 
 @pytest.mark.parametrize(("class_name", "changes"), FEATURES)
 def test_tensors_of_each_feature_are_known(class_name, changes):
-    """Neither library has a tensor that the other does not have."""
+    """The loader expects the names and shapes that diffusers builds."""
     config = {**SMALL[class_name], **changes}
     assert asked(class_name, config) == built(class_name, config)
 
 
 @pytest.mark.parametrize("count", [15, pytest.param(60, marks=pytest.mark.slow)])
 def test_tensors_of_random_configs_are_known(tally, count):
-    """Features are combined at random."""
+    """Configs combine features at random. Configs that diffusers cannot build are skipped."""
     rng = random.Random(0)
     for number in range(count):
         class_name = rng.choice(list(SMALL))
         own = [changes for name, changes in FEATURES if name == class_name]
         config = {**SMALL[class_name], **rng.choice(own), **rng.choice(own)}
         if "addition_embed_type" in config and "class_embed_type" in config:
-            continue  # both use one key
+            continue  # both may set projection_class_embeddings_input_dim
         if isinstance(config.get("cross_attention_dim"), list) and "encoder_hid_dim" in config:
             continue  # diffusers cannot build it
         try:
@@ -215,7 +215,7 @@ def test_config_without_its_tensors_is_refused(class_name, changes, words):
 
 
 def test_config_with_its_tensors_is_accepted():
-    """Tensors that the config does not ask for do no harm."""
+    """Tensors that the config does not ask for are accepted, too."""
     tensors = has(UNET, num_class_embeds=5)
     check_opens("x", UNET, {**SMALL[UNET], "num_class_embeds": 5}, tensors)
     check_opens("x", UNET, SMALL[UNET], tensors)

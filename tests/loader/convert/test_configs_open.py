@@ -47,7 +47,7 @@ def origins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def published_model(rng: random.Random, model_type: str, origin: Path, folder: Path) -> Path | None:
-    """Load a repo with a changed config. Return the published folder, None if it is refused."""
+    """Load a repo with changed configs. Return the published folder, or None if it is refused."""
     folder.mkdir()
     repo = copy_repo(origin, folder / "repo")
     classes = PIPELINE if model_type == "huggingface" else CONTROLNET
@@ -65,7 +65,10 @@ def published_model(rng: random.Random, model_type: str, origin: Path, folder: P
 
 
 def published_scheduler(rng: random.Random, folder: Path) -> Path | None:
-    """Publish the changed config of a scheduler. Return its folder, None if it is refused."""
+    """Publish a scheduler's changed config. Return the folder.
+
+    Return None if the config is refused, or if the scheduler needs scipy.
+    """
     class_name = rng.choice(SCHEDULERS)
     pipeline = Pipeline("StableDiffusionPipeline", {"scheduler": class_name}, {})
     options = conversion(model_type="huggingface")
@@ -95,7 +98,7 @@ MANY = {"huggingface": 500, "controlnet": 300, "scheduler": 1500}
     ],
 )
 def test_published_folder_opens(origins, tmp_path, tally, counts):
-    """Configs are changed at random, and the folders are opened with limited memory."""
+    """Configs are changed at random. Each published folder then opens within limited memory."""
     made: list[Path | None] = []
     for kind, count in counts.items():
         for seed in range(count):

@@ -91,7 +91,7 @@ def compare(ours: Path, model: ControlNetModel) -> None:
 
 
 def public(found: Any) -> dict[str, Any]:
-    """The config without its origin and without transformer settings that have no effect."""
+    """The config without private keys and without transformer settings that have no effect."""
     values = {key: value for key, value in found.items() if not key.startswith("_")}
     values["block_out_channels"] = list(values["block_out_channels"])
     kinds, depths = values["down_block_types"], values.pop("transformer_layers_per_block")
@@ -114,7 +114,7 @@ def public(found: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Case:
-    """A file in one precision that is published in another.
+    """A ControlNet file, its precision, and the spec.revision to publish it in.
 
     If `revision` is None, the file's precision is kept.
     """
@@ -135,8 +135,8 @@ CASES = [Case(row, "fp16", None) for row in FILES] + [
 ]
 
 
-# `make test` runs each family, layout and container, and a cast to more bits. `make test-all`
-# runs all cases.
+# `make test` runs SD 1 and SDXL, both layouts, each container, and a cast to more bits.
+# `make test-all` runs all cases.
 QUICK = (
     Case(FILES[0], "fp16", "fp32"),
     Case(FILES[3], "fp16", None),
@@ -171,13 +171,13 @@ def test_weights_equal_those_of_diffusers(tmp_path: Path, case: Case) -> None:
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repo of SD 1.x, which tests only read."""
+    """A ControlNet repo of SD 1.x, which tests must not change."""
     return save_repo(tmp_path_factory.mktemp("origin"), "SD 1.x")
 
 
 @pytest.fixture
 def repo(origin: Path, tmp_path: Path) -> Path:
-    """A copy of the repo, whose files a test may replace."""
+    """A copy of `origin` in hard links: tests may replace its files, but not write to them."""
     return copy_repo(origin, tmp_path / "repo")
 
 
@@ -192,7 +192,7 @@ def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     ids=str,
 )
 def test_controlnet_repo_is_converted(tmp_path: Path, row: Row) -> None:
-    """Old .bin weights and another precision work, too."""
+    """The weights may be .safetensors or .bin, and spec.revision sets another precision."""
     repo = save_repo(tmp_path, row.architecture, safe=row.container.endswith("safetensors"))
     (repo / "README.md").write_text("a ControlNet")
 

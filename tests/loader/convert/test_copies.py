@@ -48,7 +48,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def unchanged(fd: int) -> WeightsFile:
-    """A file with the bytes of the source, except for the first one, as they are."""
+    """A planned weights file: all bytes of the source but the first, unchanged."""
     return weights_file(NAME, [Item("x", Tensor(fd, Dtype.U8, (len(CONTENT) - 1,), 1), Dtype.U8)])
 
 
@@ -64,7 +64,7 @@ def of(path: Path) -> FileDigest:
 
 
 class Calls:
-    """A function of `os` that records the sizes of its calls."""
+    """Wraps a function of `os`, and records the size of each call."""
 
     def __init__(self, name: str, size: Callable[..., int]) -> None:
         self._original = getattr(os, name)
@@ -80,7 +80,7 @@ class Calls:
 def test_bytes_from_memory_are_written_in_small_pieces(
     source: int, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So are the bytes of a conversion if the kernel does not copy them."""
+    """A conversion whose bytes the kernel cannot copy writes them in small pieces, too."""
     monkeypatch.setattr(os, "copy_file_range", refusing(errno.EXDEV))
     writes = Calls("pwrite", lambda _fd, content, _position: len(content))
     monkeypatch.setattr(os, "pwrite", writes)
@@ -113,7 +113,7 @@ def test_kernel_copies_bytes_that_do_not_change(
 
 
 def refusing(code: int, after: int = 0) -> Callable[..., int]:
-    """A copy_file_range that fails after some calls."""
+    """Return a copy_file_range that fails with `code` after `after` successful calls."""
     calls = 0
 
     def copy(*args: int) -> int:
@@ -148,7 +148,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_the_kernel_does_not_copy_is_read_and_written(
+def test_bytes_that_the_kernel_does_not_copy_are_read_and_written(
     source: int, out: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """The file and its digest are the same as without the fault."""
@@ -184,7 +184,7 @@ def test_file_that_the_kernel_cannot_copy_is_not_tried_again_and_again(
 def test_full_volume_ends_the_copy(
     source: int, out: Path, monkeypatch: pytest.MonkeyPatch, code: int, after: int
 ) -> None:
-    """The message names the file. Reading and writing would fill the volume just the same."""
+    """The message names the file. The loader does not try to read and write, which would fail."""
     monkeypatch.setattr(os, "copy_file_range", refusing(code, after))
     with pytest.raises(LoaderError, match=f"the volume is full: {NAME}") as caught:
         written(out, unchanged(source))
@@ -272,7 +272,7 @@ def test_checksums_are_those_of_the_copied_bytes(
 def test_rows_that_follow_one_another_become_one_tensor(
     source: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, kernel: bool
 ) -> None:
-    """The halves of a tensor change their places, with the digest of what is written."""
+    """The two halves of a tensor are swapped, and the digest is that of the written file."""
     if not kernel:
         monkeypatch.setattr("sd_loader.convert.write.steps.copy_at", lambda *_: 0)
     whole = Tensor(source, Dtype.U8, (2, len(CONTENT) // 2), 0)

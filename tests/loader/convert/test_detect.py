@@ -1,4 +1,4 @@
-"""A file's tensors show what it is. A file that the loader cannot convert is refused by name."""
+"""A file's tensors show what it is. A message names a file that the loader cannot convert."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def tensors(shapes):
     ],
 )
 def test_supported_checkpoints_are_recognised(shapes, family):
-    """The keys and shapes decide. The same spec.baseModel does not change the result."""
+    """The keys and shapes decide. A spec.baseModel that agrees does not change the result."""
     assert family_of(tensors(shapes)) is family
     assert family_of(tensors(shapes), family) is family
 
@@ -102,7 +102,7 @@ def test_ambiguous_file_needs_the_spec(shapes):
 
 
 def test_checkpoint_without_evidence_is_not_called_ambiguous():
-    """Parts that are missing cannot disagree, and spec.baseModel would not add them."""
+    """The message lists the missing components, which spec.baseModel could not replace."""
     words = "its UNet has no transformers, and it has no text encoder"
     with pytest.raises(LoaderError, match=words) as caught:
         family_of(tensors({CONV_IN: (320, 4, 3, 3)}))
@@ -121,8 +121,8 @@ OTHER_PIPELINES = [
 
 
 @pytest.mark.parametrize(("shapes", "what"), OTHER_PIPELINES)
-def test_model_that_other_pipeline_is_named(shapes, what):
-    """The message names the repo as the remedy."""
+def test_model_of_another_pipeline_is_named(shapes, what):
+    """The message names the model, and its repo as the remedy."""
     assert other_pipeline(tensors(shapes)) == what
     with pytest.raises(LoaderError, match=f"the file is {what}: use the model's repo") as caught:
         family_of(tensors(shapes))
@@ -130,14 +130,14 @@ def test_model_that_other_pipeline_is_named(shapes, what):
 
 
 @pytest.mark.parametrize("shapes", [SD1, SD2, SDXL, REFINER, {}, ["a"]])
-def test_other_files_are_no_such_pipeline(shapes):
-    """The files are unknown, or hold models that the loader converts itself."""
+def test_unknown_and_convertible_files_are_not_another_pipeline(shapes):
+    """`other_pipeline` returns None for them."""
     assert other_pipeline(tensors(shapes)) is None
 
 
 UNET_ROLES = ("ia3_l", "oft_R", "vera_lambda_b", "vera_lambda_d", "boft_R", "hra_u", "lora_E")
 TEXT_ROLES = ("lora_embedding_A", "fourierft_spectrum", "randlora_lambda", "dora_scale", "lokr_w1")
-"""Names of tensors in a layer that only adapters have."""
+"""UNET_ROLES and TEXT_ROLES: names of tensors that only adapters have, by component."""
 
 REFUSED = [
     pytest.param({}, "empty", id="nothing at all"),
@@ -246,8 +246,8 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("shapes", "message"), REFUSED)
-def test_unsupported_file_is_refused_by_name(shapes, message):
-    """Diffusers would treat an unknown file as SD 1."""
+def test_unsupported_file_is_refused_and_named(shapes, message):
+    """The message names what the file is. Diffusers would treat an unknown file as SD 1."""
     with pytest.raises(LoaderError) as caught:
         family_of(tensors(shapes))
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT

@@ -1,4 +1,4 @@
-"""A file with a transformer is named by its family and by what it lacks of the pipeline."""
+"""For a file with a transformer, the loader names the family and the missing components."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def tensors(*names: str) -> dict[str, Tensor]:
 
 
 def published_names(family: str, prefix: str = "") -> dict[str, Tensor]:
-    """Return a file of the family in diffusers' layout."""
+    """Return the tensors of a file of the family in diffusers' layout."""
     rows = load_transformer(family).component(original_shapes(family)).rows
     return tensors(*(prefix + row.target for row in rows))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_family_with_a_table_is_detected(family: str) -> None:
-    """The true family is found in its original layout and in diffusers', with any prefix."""
+    """The family is detected in its original layout and in diffusers', with each prefix."""
     for prefix in ("", *PREFIXES):
         original = transformer_of(tensors(*original_shapes(family, prefix)))
         published = transformer_of(published_names(family, prefix))
@@ -135,14 +135,17 @@ NAMED = [
 
 
 @pytest.mark.parametrize(("names", "what"), NAMED)
-def test_file_is_named_by_its_family_and_what_it_lacks(names: tuple[str, ...], what: str) -> None:
+def test_family_and_missing_components_are_named(names: tuple[str, ...], what: str) -> None:
     """The order of the tensors does not matter."""
     for order in (names, names[::-1]):
         assert str(transformer_of(tensors(*order))) == what
 
 
 def test_transformer_as_a_checkpoint_is_refused_with_the_remedy() -> None:
-    """The message says what the file is, what it lacks and how to give it."""
+    """The message names the file, the missing components, and how to supply them.
+
+    For a family without a key table, such as Wan VACE, the remedy is the model's repo.
+    """
     with pytest.raises(LoaderError) as caught:
         family_of(tensors("head.modulation"))
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
@@ -154,7 +157,7 @@ def test_transformer_as_a_checkpoint_is_refused_with_the_remedy() -> None:
 
 @pytest.mark.parametrize("name", ["x", "blocks.0.attn.qkv.weight", "model.head.modulation", ""])
 def test_other_files_have_no_transformer_of_a_family(name: str) -> None:
-    """Names in the middle of other names show nothing."""
+    """A family's tensor name does not count if other words stand before it."""
     assert transformer_of(tensors(name)) is None
 
 
@@ -169,7 +172,10 @@ CONTROLNETS = [
 
 @pytest.mark.parametrize(("family", "names"), CONTROLNETS)
 def test_a_controlnet_is_not_taken_for_its_transformer(family: str, names: tuple[str, ...]) -> None:
-    """A ControlNet has names of its transformer's tensors. Each model type has the same message."""
+    """A ControlNet has tensors with its transformer's names, and is refused with each model type.
+
+    The message is always the same.
+    """
     file = TensorFile(Path("net"), -1, "safetensors", tensors(*names))
     for wanted in ("custom_ckpt", "controlnet", "vae", "lora", "embeddings"):
         with ExitStack() as stack, pytest.raises(LoaderError) as caught:

@@ -1,4 +1,4 @@
-"""An embedding becomes a folder that diffusers opens like the file, with a token."""
+"""An embedding becomes a folder from which diffusers reads the same token and vectors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def a1111(tensor):
 
 
 def early(tensor):
-    """The content that the paper's own program saves. The vectors are a torch module."""
+    """The content that the textual inversion paper's program saves, with vectors in a module."""
     parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(tensor)})
     return {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": parameters}
 
@@ -107,7 +107,7 @@ ROWS: tuple[Row, ...] = tuple(case.row for case in (*CASES, *SDXL_CASES))
 
 
 def each(cases):
-    """Run a test once for each of these cases."""
+    """Run a test once for each of the cases; the cases that are not in QUICK are slow tests."""
     rows = [
         pytest.param(case, id=str(case), marks=() if case in QUICK else pytest.mark.slow)
         for case in cases
@@ -263,7 +263,7 @@ def test_faulty_embedding_is_refused(tmp_path, content, reason, message):
 
 
 def test_base_model_decides_about_clip_l_alone(tmp_path):
-    """Pivotal tuning of SD 1.x writes the same name as that of SDXL."""
+    """A file with clip_l only is half of an SDXL embedding, unless spec.baseModel is sd-1."""
     converted, out = loaded(tmp_path, {"clip_l": vectors(768)}, base_model="sd-1")
     assert converted.base_model == "sd-1"
     assert_same(opened(out, 768), opened(vectors(768), 768, token=BY_MODEL_ID))

@@ -19,7 +19,7 @@ SECOND_WIDTH = 1280
 
 
 def converted_repo(folder, halves, **fields):
-    """Convert a repo of these files. Return the result and the folder."""
+    """Convert a repo of these files into the folder `out`. Return the result."""
     for name, content in halves.items():
         save(folder / "source" / "repo" / name, content)
     (folder / "out").mkdir()

@@ -1,4 +1,4 @@
-"""Downloaded files that pass unchanged: they are linked, with the digests of the download."""
+"""Downloaded files that are published unchanged are linked, and keep the download's digests."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Downloaded:
         self.path.parent.mkdir()
         header = self._planned(-1, 0).header
         self.path.write_bytes(header + CONTENT)
-        os.utime(self.path, (0, 0))  # A change within one tick of the clock would not show.
+        # Any later change has another time, even within the same tick of the clock.
+        os.utime(self.path, (0, 0))
         self.fd = os.open(self.path, os.O_RDONLY)
         self.file = self._planned(self.fd, len(header))
         self.arrived = {
@@ -61,7 +62,7 @@ class Downloaded:
 
 @pytest.fixture
 def downloaded(tmp_path: Path) -> Iterator[Downloaded]:
-    """A downloaded file."""
+    """A downloaded file with the digest that the download took."""
     made = Downloaded(tmp_path)
     yield made
     os.close(made.fd)
@@ -86,7 +87,7 @@ def test_linked_file_is_not_read_for_its_digest(downloaded: Downloaded) -> None:
 def test_file_that_changed_since_its_download_is_copied(
     downloaded: Downloaded, change: str
 ) -> None:
-    """Its digests no longer fit, so the digest is taken from the copy."""
+    """The download's digest no longer fits, so the digest is taken from the copy."""
     with downloaded.path.open("r+b") as file:
         file.seek(-1 if change == "content" else 0, os.SEEK_END)
         file.write(b"\0" if CONTENT[-1] else b"\1")
@@ -96,7 +97,7 @@ def test_file_that_changed_since_its_download_is_copied(
 
 
 def test_file_with_an_unknown_digest_is_copied(downloaded: Downloaded) -> None:
-    """A file that was not downloaded may belong to the user."""
+    """A file without a digest of the download may belong to the user, so it is not linked."""
     downloaded.arrived.clear()
     digest = downloaded.publish()
     assert not downloaded.is_linked
@@ -106,7 +107,7 @@ def test_file_with_an_unknown_digest_is_copied(downloaded: Downloaded) -> None:
 def test_receipt_keeps_the_sha256_of_files_that_pass_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file of the conversion's own making has only its BLAKE3."""
+    """In the receipt, files that the conversion made have no SHA-256."""
     parts = Parts.installed(monkeypatch)
     unchanged = FILES["unet/config.json"]
     sha256 = "5" * 64

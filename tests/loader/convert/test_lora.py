@@ -67,8 +67,8 @@ CASES.append(Case("sd15", "kohya", LEGACY))
 ROWS: tuple[Row, ...] = tuple(case.row for case in CASES)
 
 
-# `make test` runs each family and style. The tests of scales and of checkpoints cover kohya's
-# names for SDXL and .bin files. `make test-all` runs all cases.
+# `make test` runs each family, and each style but "kohya sgm", which the test of alphas covers.
+# test_checkpoint.py covers the format of .bin files. `make test-all` runs all cases.
 QUICK = (
     Case("sd15", "kohya", LEGACY),
     Case("sd15", "peft", "safetensors"),
@@ -78,7 +78,7 @@ QUICK = (
 
 
 def each(cases: list[Case], quick: tuple[Case, ...] = QUICK) -> pytest.MarkDecorator:
-    """Run a test once for each of these cases; those that are not quick are slow tests."""
+    """Run a test once for each of the cases; the cases that are not in `quick` are slow tests."""
     rows = [
         pytest.param(case, id=str(case), marks=() if case in quick else pytest.mark.slow)
         for case in cases
@@ -106,7 +106,8 @@ def test_diffusers_opens_the_folder_like_the_file(tmp_path, case):
     tensors = lora(case.family, case.style)
     path = save(tmp_path / "origin", tensors, case.container)
 
-    # The attention of SD 1 and SD 2 is alike, and these tiny widths fit neither.
+    # The spec must name the family: SD 1 and SD 2 have the same attention layers, which differ
+    # only in width, and these tiny widths fit neither.
     base_model = FAMILIES[case.family][1] if case.style == "old diffusers" else None
     converted = convert_file(path, tmp_path / "out", model_type="lora", base_model=base_model)
 
@@ -155,7 +156,7 @@ def test_names_without_text_model_are_read_and_published_with_it(tmp_path, case)
 def test_names_without_text_model_of_the_first_text_encoder_are_read_as_diffusers_reads_them(
     tmp_path, style
 ):
-    """In SDXL, only the first text encoder has lost the prefix."""
+    """In SDXL, transformers leaves out `text_model` only in the first text encoder."""
     flat = {
         name if "_2." in name or "te2_" in name else without_text_model(name): tensor
         for name, tensor in lora("sdxl", style).items()
@@ -166,7 +167,7 @@ def test_names_without_text_model_of_the_first_text_encoder_are_read_as_diffuser
 
 
 def test_scale_in_the_metadata_of_a_text_encoder_without_text_model_is_kept(tmp_path):
-    """The metadata that diffusers writes names the layers of a text encoder by their ends."""
+    """The metadata that diffusers writes names these layers by their last part, such as `fc1`."""
     pipe, layers, config = trained(component="text_encoder", target_modules=["q_proj", "fc1"])
     pipe.save_lora_weights(
         tmp_path / "origin",
@@ -229,7 +230,8 @@ def test_mixed_styles_of_diffusers_training_are_read(tmp_path):
     assert_same(opened("sd15", out), opened("sd15", peft))
 
 
-# Other tests check the scale of a plain LoRA: those of a text encoder's metadata and a UNet alone.
+# Two other tests check the scale of a plain LoRA: in metadata of a text encoder, and of a UNet
+# alone.
 @pytest.mark.parametrize(
     "options",
     [
@@ -238,7 +240,7 @@ def test_mixed_styles_of_diffusers_training_are_read(tmp_path):
     ],
 )
 def test_scale_in_peft_metadata_is_kept(tmp_path, options):
-    """Diffusers stores the scale in the metadata. Without it, the scale would change."""
+    """Diffusers stores the scale in the metadata. Without the metadata, the scale would change."""
     pipe, layers, config = trained(**options)
     pipe.save_lora_weights(
         tmp_path / "origin", unet_lora_layers=layers, unet_lora_adapter_metadata=config
@@ -259,7 +261,7 @@ def test_metadata_of_a_unet_alone_gets_the_prefix(tmp_path):
     converted, out = loaded(tmp_path, layers, {"lora_adapter_metadata": text})
     found = opened("sd15", out)
     assert {found[name] for name in found if name.endswith("scale")} == {2.0}
-    # These layers do not depend on the width of a family's text encoder.
+    # These layers have no width of a family's text encoder, so the family may remain unknown.
     assert converted.base_model is None or converted.base_model == "sd-1"
 
 
@@ -278,7 +280,7 @@ def test_metadata_is_kept_up_to_a_limit(tmp_path):
 
 
 def test_a_lora_with_eight_megabytes_of_metadata_is_read_like_one_without(tmp_path):
-    """Kohya counts the tags of every image of a data set in one entry."""
+    """Kohya writes the tags of every image of a data set into one entry, which is not published."""
     tensors = lora("sd15", "kohya", text=False)
     counts = ", ".join([f'"tag {number}": {number}' for number in range(400_000)])
     tags = f'{{"images": {{{counts}}}}}'
@@ -293,7 +295,7 @@ def test_a_lora_with_eight_megabytes_of_metadata_is_read_like_one_without(tmp_pa
 
 @pytest.mark.parametrize(("revision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_precision_applies_to_weights_but_not_to_alphas(tmp_path, revision, dtype):
-    """Only spec.revision changes the type of a weight."""
+    """Weights get the type that spec.revision names. Alphas keep theirs."""
     tensors = lora("sd15", "kohya", text=False)
     converted, out = loaded(tmp_path, tensors, revision=revision)
     published = load_file(out / f"{NAME}.safetensors")

@@ -28,7 +28,7 @@ def transformer(style: LoraStyle) -> Shapes:
 
 @pytest.mark.parametrize(("style", "prefix"), WITH_CLIP)
 def test_the_layers_of_clip_are_published(style: LoraStyle, prefix: str) -> None:
-    """These layers exclude Chroma and Qwen-Image, which have no CLIP."""
+    """They also show that the base model is flux: Chroma and Qwen-Image have no CLIP."""
     shapes = transformer(style) | clip_shapes(style, prefix)
     planned = plan(shapes)
     assert {item.name for item in planned.weights[0].items} == shapes.keys()

@@ -1,4 +1,4 @@
-"""An adapter that diffusers does not read is refused by the name of its kind."""
+"""If diffusers does not read an adapter, the loader refuses it, and the message names its kind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COMFYUI = "a LoRA with ComfyUI's names, which diffusers does not read"
 
 
 def under(prefix: str, *names: str, tensor: torch.Tensor = LAYER) -> dict[str, torch.Tensor]:
-    """Return these tensors of one layer."""
+    """Return a layer's tensors: `tensor` under the prefix and each of the names."""
     return {f"{prefix}.{name}": tensor for name in names}
 
 
@@ -43,7 +43,7 @@ def with_lora(*names: str, **beside: torch.Tensor) -> dict[str, torch.Tensor]:
     return tensors | {f"{layer}.{name}": ONE for layer in layers for name in names}
 
 
-# A LoRA takes its shapes from a pipeline: only the tests that need one make it.
+# Rows with a LoRA are functions, so that only their tests make the pipeline that has its shapes.
 KINDS = [
     (under(KOHYA, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), f"{LYCORIS} LoHa"),
     (under(KOHYA, "lokr_w1", "lokr_w2_a", "lokr_w2_b"), f"{LYCORIS} LoKr"),
@@ -132,7 +132,7 @@ def tensors(request: pytest.FixtureRequest) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("reverse", [False, True], ids=["", "reversed"])
 @EACH_KIND
 def test_another_kind_of_adapter_is_named_in_any_order(tensors, what, reverse):
-    """The first tensor of a file may be one that many kinds have."""
+    """The first tensor may have a name that many kinds have, so the loader looks at all tensors."""
     found = {
         name: Tensor(-1, Dtype.F32, tuple(tensor.shape), 0)
         for name, tensor in sorted(tensors.items(), reverse=reverse)
@@ -162,8 +162,8 @@ def test_another_kind_of_adapter_is_named_in_any_order(tensors, what, reverse):
         ),
     ],
 )
-def test_a_message_ends_with_what_to_do(role, remedy):
-    """Some kinds can be expanded to a LoRA; the others cannot."""
+def test_a_message_ends_with_the_remedy(role, remedy):
+    """A kind that can be expanded to a LoRA has another remedy than a kind that cannot."""
     file = TensorFile(Path("x"), -1, "safetensors", {f"{KOHYA}.{role}": EMPTY})
     with pytest.raises(LoaderError) as caught:
         plan_lora(file, conversion(model_type="lora"))
@@ -172,14 +172,14 @@ def test_a_message_ends_with_what_to_do(role, remedy):
 
 @EACH_KIND
 def test_diffusers_does_not_read_the_adapter_either(tmp_path, tensors, what):
-    """It fails, or it leaves the adapter out and only warns."""
+    """Diffusers fails, or it leaves the adapter out and only warns."""
     path = save(tmp_path, {name: tensor.clone() for name, tensor in tensors.items()})
     with contextlib.suppress(ValueError, KeyError, IndexError, RuntimeError):
         assert not opened("sd15", str(path)), what
 
 
 def test_many_names_take_little_time():
-    """A file may have as many names as its header has room for."""
+    """70,000 short names and 8,000 names of many parts take less than 2 s of CPU time."""
     short = {f"{number:x}": EMPTY for number in range(70_000)}
     parts = {f"{'a.' * 230}{number}": EMPTY for number in range(8_000)}
     start = time.process_time()

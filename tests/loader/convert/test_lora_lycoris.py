@@ -1,4 +1,4 @@
-"""`spec.lora.expandLycoris` publishes LoHa and LoKr as LoRAs that change each layer equally."""
+"""`spec.lora.expandLycoris` publishes a LoHa or LoKr as a LoRA that makes the same changes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def loha(layer: str, outputs: int, inputs: int, rank: int = RANK) -> Arrays:
 
 
 def lokr(layer: str, outputs: int, inputs: int, *, factored: bool = False) -> Arrays:
-    """Return a LoKr layer. factored: its first matrix is a product, too."""
+    """Return a LoKr layer. factored: the first matrix is a product, as the second one is."""
     first = {
         f"{layer}.lokr_w1_a": random(1, FACTOR, 2),
         f"{layer}.lokr_w1_b": random(2, 2, FACTOR),
@@ -77,7 +77,7 @@ def lora_change(arrays: Arrays, layer: str) -> np.ndarray:
 
 
 def flat(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Outputs and inputs of a layer, whose kernel counts as inputs."""
+    """Outputs and inputs of a layer. The kernel of a convolution counts as inputs."""
     return shape[0], int(np.prod(shape[1:]))
 
 
@@ -95,7 +95,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_expanded_layers_change_the_model_as_the_lycoris_does(tmp_path, kind):
-    """The products of numbers in half precision are exact in single precision."""
+    """The LoRA has single precision, in which products of half-precision numbers are exact."""
     make, rank = KINDS[kind]
     arrays = {
         key: a for name, shape in LAYERS.items() for key, a in make(name, *flat(shape)).items()
@@ -116,7 +116,7 @@ def test_expanded_layers_change_the_model_as_the_lycoris_does(tmp_path, kind):
 
 
 def test_a_lycoris_of_a_transformer_is_expanded_like_any_other(tmp_path):
-    """The rule is the same; the expanded layers are checked by the family's table."""
+    """The change is compared in the layer's first eight rows."""
     layer = "lora_unet_double_blocks_0_img_attn_proj"
     arrays = loha(layer, 3072, 3072)
     _, published = loaded(tmp_path, arrays)
@@ -127,7 +127,7 @@ def test_a_lycoris_of_a_transformer_is_expanded_like_any_other(tmp_path):
 
 
 def test_all_expanded_layers_share_one_alpha(tmp_path):
-    """Diffusers ignores further alphas. Here, ranks and scales differ."""
+    """Diffusers ignores further alphas. The changes stay the same if ranks and scales differ."""
     small = loha(QUERY, 64, 64)
     large = {
         f"{CROSS}.{name}": array
@@ -159,14 +159,14 @@ def test_a_lora_in_the_same_file_stays_as_it_is(tmp_path):
 
 
 def test_revision_is_the_precision_of_an_expanded_lora(tmp_path):
-    """Without it, half precision would round each product."""
+    """Half precision would round each product, so it is used only if spec.revision asks for it."""
     _, published = loaded(tmp_path, loha(CROSS, 64, 768), revision="fp16")
     assert published[f"{CROSS}.lora_up.weight"].dtype == np.float16
 
 
 @pytest.mark.parametrize(("base_model", "dimensions"), [("sd-1", 4), ("sd-2", 2)])
 def test_spec_decides_whether_a_projection_is_a_convolution(tmp_path, base_model, dimensions):
-    """It is one in SD 1 and a matrix in SD 2. A LoHa has two dimensions in both."""
+    """SD 1 has a convolution and SD 2 a matrix. The LoHa's tensors have two dimensions for both."""
     arrays = loha(PROJECTION, 64, 64)
     with pytest.raises(LoaderError, match=r"spec\.baseModel says which"):
         loaded(tmp_path / "undecided", arrays)
@@ -175,7 +175,7 @@ def test_spec_decides_whether_a_projection_is_a_convolution(tmp_path, base_model
 
 
 def without(arrays: Arrays, ending: str) -> Arrays:
-    """The arrays whose names do not end so."""
+    """The arrays whose names do not have this ending."""
     return {name: array for name, array in arrays.items() if not name.endswith(ending)}
 
 
@@ -228,8 +228,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_expand_is_refused_by_name(tmp_path, case):
-    """The message names the layer, and nothing is published."""
+def test_layers_that_cannot_be_expanded_are_refused(tmp_path, case):
+    """The message states the cause, and nothing is published."""
     arrays, reason, message = REFUSED[case]
     with pytest.raises(LoaderError) as caught:
         loaded(tmp_path, arrays)
@@ -239,7 +239,7 @@ def test_what_does_not_expand_is_refused_by_name(tmp_path, case):
 
 
 def test_expansion_is_offered_where_it_is_possible(tmp_path):
-    """A full-rank LoKr gets another remedy."""
+    """The message for a LoHa offers spec.lora.expandLycoris. That for a full LoKr does not."""
     for number, (arrays, offered) in enumerate([(loha(CROSS, 64, 768), True), (FULL, False)]):
         with pytest.raises(LoaderError) as caught:
             loaded(tmp_path / str(number), arrays, lora={})
@@ -247,7 +247,7 @@ def test_expansion_is_offered_where_it_is_possible(tmp_path):
 
 
 def test_a_file_that_would_expand_to_more_than_the_limit_is_refused(tmp_path):
-    """A few kilobytes can stand for terabytes."""
+    """A LoKr of 3 MB would become a LoRA of 12 GB."""
     arrays = {
         f"{QUERY}.lokr_w1": random(1, 4000, 1),
         f"{QUERY}.lokr_w2_a": random(2, 4000, 200),
@@ -258,14 +258,14 @@ def test_a_file_that_would_expand_to_more_than_the_limit_is_refused(tmp_path):
 
 
 def test_the_file_is_downloaded_completely_before_it_is_expanded(tmp_path):
-    """Its numbers are needed before its folder can be planned."""
+    """Its numbers are needed before the published folder can be planned."""
     with open_tensor_file(write(tmp_path / "file", loha(CROSS, 64, 768))) as file:
         assert needs(file, conversion_of(request(lora=EXPAND))).whole_file
         assert needs(file, conversion_of(request())) == Needs()
 
 
 def test_spec_lora_is_refused_for_other_model_types(tmp_path):
-    """It would be ignored otherwise."""
+    """Without this error, spec.lora would be ignored."""
     with pytest.raises(LoaderError, match=r"spec\.lora is for LoRAs; modelType is vae") as caught:
         loaded(tmp_path, loha(CROSS, 64, 768), model_type="vae")
     assert caught.value.reason is Reason.INVALID_SPEC

@@ -1,4 +1,4 @@
-"""A LoRA that does not load is refused by the name of its model, in every style of names."""
+"""If a LoRA does not load, the message names its model, in every style of layer names."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ LYCORIS = [
 
 @pytest.mark.parametrize(("name", "what"), LYCORIS, ids=[what for _, what in LYCORIS])
 def test_another_kind_of_adapter_is_named_before_its_model(name, what):
-    """The kind decides: it would not load for a supported model either."""
+    """An adapter of such a kind would not load for a supported model either."""
     names = [template.format("double_blocks_0_img_attn_qkv") for template in KOHYA]
     tensors = {
         key: Tensor(-1, Dtype.F16, (4, 3072), 0) for key in (*names[:2], f"lora_unet_{name}")
@@ -91,7 +91,7 @@ def test_another_kind_of_adapter_is_named_before_its_model(name, what):
 
 
 def half_shapes(width: int) -> list[tuple[int, ...]]:
-    """Shapes of a down matrix, an up matrix and an alpha."""
+    """Shapes of a down matrix, an up matrix and an alpha, in this order."""
     return [(4, width), (width, 4), ()]
 
 
@@ -100,7 +100,7 @@ def half_shapes(width: int) -> list[tuple[int, ...]]:
     ("model", "style", "layer", "width"), MODELS, ids=[f"{row[0]} {row[2]}" for row in MODELS]
 )
 def test_the_model_of_a_refused_lora_is_named_in_any_style(model, style, layer, width, reverse):
-    """The prefix differs between styles, and so do the characters that join a layer's name."""
+    """Styles differ in the prefix and in the separator of a layer's name."""
     names = [template.format(layer) for template in style]
     pairs = list(zip(names, half_shapes(width)[: len(names)], strict=True))
     tensors = {

@@ -1,4 +1,4 @@
-"""`spec.lora.format: peft` publishes an adapter that PEFT opens, with the same changes."""
+"""`spec.lora.format: peft` publishes an adapter with which PEFT makes the LoRA's changes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def of_peft(family: str, folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    """Compare changes of the same modules."""
+    """Assert that both have the same modules, with equal changes that are not zero."""
     assert found.keys() == wanted.keys()
     for name, change in wanted.items():
         scale = change.abs().max()
@@ -94,7 +94,7 @@ def test_peft_makes_the_changes_that_diffusers_makes(tmp_path, family, style):
     ids=["DoRA", "rsLoRA", "bias", "alphas"],
 )
 def test_the_config_in_the_metadata_is_kept(tmp_path, options):
-    """Diffusers writes the config of its adapters into the metadata."""
+    """PEFT follows the options, such as DoRA, that diffusers wrote into the LoRA's metadata."""
     _, layers, config = trained(**options)
     layers = {f"unet.{name}": tensor for name, tensor in layers.items()}
     config["target_modules"] = sorted(config["target_modules"])

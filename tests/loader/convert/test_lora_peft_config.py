@@ -1,4 +1,4 @@
-"""The files of a PEFT adapter, and what is refused. PEFT itself opens it in `test_lora_peft`."""
+"""The files of a PEFT adapter, and LoRAs that cannot have one. PEFT opens it in test_lora_peft."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ UNET = (
 
 
 def test_ranks_and_alphas_are_in_the_config(tmp_path):
-    """The tensors keep their bytes; their names are those of the modules."""
+    """The tensors keep their bytes, under the names of the modules."""
     converted, published = loaded(tmp_path, UNET, lora=PEFT)
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text()) == {
         "peft_type": "LORA",
@@ -71,7 +71,7 @@ def test_ranks_and_alphas_are_in_the_config(tmp_path):
 
 
 def test_without_an_alpha_the_scale_is_one(tmp_path):
-    """PEFT divides the alpha by the rank."""
+    """PEFT divides the alpha by the rank, so the config has the rank as the alpha."""
     arrays = {name: array for name, array in UNET.items() if not name.endswith("alpha")}
     loaded(tmp_path, arrays, lora=PEFT)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
@@ -79,7 +79,7 @@ def test_without_an_alpha_the_scale_is_one(tmp_path):
 
 
 def test_an_expanded_lycoris_has_a_peft_adapter(tmp_path):
-    """The two options are independent."""
+    """The options format and expandLycoris can be combined."""
     arrays = {
         f"{kohya(CROSS)}.hada_w{number}_{letter}": random(number, *shape)
         for number in (1, 2)
@@ -91,7 +91,7 @@ def test_an_expanded_lycoris_has_a_peft_adapter(tmp_path):
 
 
 def test_a_layer_of_several_modules_is_cut_into_its_rows(tmp_path):
-    """The modules share the down matrix and the alpha."""
+    """Each module gets its rows of the up matrix, and the whole down matrix."""
     name = "lora_unet_double_blocks_0_img_attn_qkv"
     _, published = loaded(tmp_path, layer(name, 9216, 3072), lora=PEFT)
     adapter = read(tmp_path / "out" / "adapter_model.safetensors")
@@ -105,8 +105,8 @@ def test_a_layer_of_several_modules_is_cut_into_its_rows(tmp_path):
     assert not adapter
 
 
-def test_a_name_that_ends_other_names_makes_a_pattern(tmp_path):
-    """PEFT takes a name in a list for the end of longer ones, and would change those, too."""
+def test_a_name_that_is_a_suffix_of_others_makes_a_pattern(tmp_path):
+    """With a list of names, PEFT would also change all modules whose names end in one of them."""
     arrays = {
         "transformer.proj_out.lora_A.weight": random(1, 4, 3072),
         "transformer.proj_out.lora_B.weight": random(2, 64, 4),
@@ -126,13 +126,16 @@ def test_a_name_that_ends_other_names_makes_a_pattern(tmp_path):
 
 
 def test_a_lora_has_no_peft_adapter_by_default(tmp_path):
-    """Its folder is that of diffusers."""
+    """The folder has only the file for diffusers."""
     converted, _ = loaded(tmp_path, UNET)
     assert [*converted.files] == ["pytorch_lora_weights.safetensors"]
 
 
 def test_layers_of_a_text_encoder_are_left_to_diffusers(tmp_path):
-    """The names of their modules depend on the version of transformers."""
+    """The adapter has only layers of the UNet, and a warning states this.
+
+    Names of modules in a text encoder depend on the version of transformers.
+    """
     converted, _ = loaded(tmp_path, UNET | layer(TEXT, 768, 768), lora=PEFT)
     adapter = read(tmp_path / "out" / "adapter_model.safetensors")
     assert not any("text_model" in name for name in adapter)
@@ -151,7 +154,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_lora_without_a_possible_adapter_is_refused(tmp_path, case):
-    """JSON cannot state such a scale, and an empty adapter would change nothing."""
+    """JSON has no infinite scale and no NaN, and an adapter without layers would change nothing."""
     arrays, reason, message = REFUSED[case]
     with pytest.raises(LoaderError) as caught:
         loaded(tmp_path, arrays, lora=PEFT)
@@ -161,6 +164,6 @@ def test_a_lora_without_a_possible_adapter_is_refused(tmp_path, case):
 
 
 def test_the_file_is_downloaded_completely_before_its_alphas_are_read(tmp_path):
-    """They are spread over the file."""
+    """The alphas are spread over the file, and the config needs them."""
     with open_tensor_file(write(tmp_path / "file", UNET)) as file:
         assert needs(file, conversion_of(request(lora=PEFT))).whole_file

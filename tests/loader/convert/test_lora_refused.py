@@ -1,4 +1,4 @@
-"""A faulty LoRA is refused by a message that names the fault, and nothing is written."""
+"""A faulty LoRA is refused with a message that names the fault, and nothing is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNSUPPORTED, CONTRADICTS = Reason.UNSUPPORTED_FORMAT, Reason.CONVERSION_FAILED
 
 
 def refusal(tmp_path, tensors, metadata=None, **fields) -> LoaderError:
-    """Return the error of a LoRA that must be refused."""
+    """Return the error of a LoRA. Assert that it is refused, and that nothing is written."""
     with pytest.raises(LoaderError) as caught:
         loaded(tmp_path, tensors, metadata, **fields)
     assert not list((tmp_path / "out").iterdir())
@@ -25,14 +25,14 @@ def refusal(tmp_path, tensors, metadata=None, **fields) -> LoaderError:
 
 
 def changed(tensors, ending, make):
-    """The tensors, with the first whose name has this ending replaced by the result of `make`."""
+    """The tensors, but the first one with this ending is replaced by the result of `make`."""
     name = next(name for name in tensors if name.endswith(ending))
     rest = {key: tensor for key, tensor in tensors.items() if key != name}
     return rest | make(name, tensors[name])
 
 
 def kohya():
-    """A valid LoRA of one component."""
+    """A valid LoRA of a UNet in kohya's style."""
     return lora("sd15", "kohya", text=False)
 
 
@@ -249,8 +249,8 @@ def test_metadata_that_is_not_a_json_object_is_refused(tmp_path, text):
 def test_too_long_metadata_is_refused(tmp_path, text):
     """A PEFT configuration has a few kilobytes.
 
-    Nested lists need 44 times their length in memory. Without the configuration, the LoRA would
-    have another scale.
+    A long one is not parsed, because nested lists need 44 times their length in memory. It is not
+    dropped either, because the LoRA would then have another scale.
     """
     error = refusal(tmp_path, lora("sd15", "peft", text=False), {"lora_adapter_metadata": text})
     assert error.reason is Reason.UNSUPPORTED_FORMAT
@@ -271,7 +271,10 @@ CASES.append(("kohya", "the last projection"))  # only kohya trains this layer
 
 
 def is_slow(style, kept):
-    """Whether only `make test-all` runs the case; `make test` has kohya's, and one per style."""
+    """Whether only `make test-all` runs the case.
+
+    `make test` runs all cases of kohya's style, and one of each other style.
+    """
     return style != "kohya" and kept != "a query alone"
 
 

@@ -34,7 +34,7 @@ def names(planned: FolderPlan) -> set[str]:
 
 @pytest.mark.parametrize("case", EACH_STYLE, ids=map(style_id, EACH_STYLE))
 def test_each_style_that_diffusers_reads_is_published(case):
-    """The names stay, except for bare ones: diffusers would leave those out."""
+    """Names are kept, unless diffusers needs another prefix to read them."""
     family, number = case
     style = STYLES[family][number]
     shapes = lora_shapes(family, style)
@@ -93,7 +93,7 @@ def test_a_width_of_no_published_model_needs_the_family():
 
 
 def test_a_control_lora_of_bfl_is_published_whole():
-    """It replaces the norms of queries and keys, too."""
+    """All tensors are published, also the norms of queries and keys that the LoRA replaces."""
     shapes = control_shapes()
     planned = plan(shapes)
     assert (planned.base_model, planned.lora_rank) == ("flux", 2)
@@ -111,7 +111,7 @@ def test_a_control_lora_of_bfl_is_published_whole():
     ids=["a block", "a layer", "half of the guidance", "a norm"],
 )
 def test_a_control_lora_that_is_not_whole_is_refused(removed, message):
-    """Diffusers reads it only as a whole."""
+    """Diffusers cannot read a control LoRA from which a layer or a norm is missing."""
     shapes = {name: it for name, it in control_shapes().items() if not name.startswith(removed)}
     with pytest.raises(LoaderError, match=f"the file .*{message}.*in BFL's style") as caught:
         plan(shapes)
@@ -133,7 +133,10 @@ def test_a_control_lora_is_not_an_adapter_of_peft():
     [{"ss_base_model_version": "hunyuan_video"}, {"modelspec.architecture": "hunyuan-video/lora"}],
 )
 def test_a_lora_of_hunyuan_video_is_not_taken_for_one_of_flux(metadata):
-    """Both models are equally wide, and musubi gives their attention layers the same names."""
+    """Both models are equally wide, and musubi gives their attention layers the same names.
+
+    If spec.baseModel is flux, the LoRA is published as one of FLUX.1.
+    """
     shapes = one(layer="double_blocks.0.img_attn.qkv", shape=(9216, 3072))
     message = r"^the file is a LoRA of HunyuanVideo, as its metadata states; "
     with pytest.raises(LoaderError, match=message):
@@ -142,7 +145,7 @@ def test_a_lora_of_hunyuan_video_is_not_taken_for_one_of_flux(metadata):
 
 
 def without(shapes: Shapes, ending: str) -> Shapes:
-    """The tensors whose names do not end so."""
+    """The tensors whose names do not have this ending."""
     return {name: shape for name, shape in shapes.items() if not name.endswith(ending)}
 
 
@@ -251,7 +254,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_faulty_lora_is_refused(case):
-    """The message names the tensor, and what is wrong with it."""
+    """The message states the cause, is printable and has at most 512 characters."""
     shapes, reason, message = REFUSED[case]
     with pytest.raises(LoaderError) as caught:
         plan(shapes)
@@ -281,7 +284,7 @@ def test_the_spec_decides_between_families_that_a_lora_fits(family, version):
     ],
 )
 def test_a_spec_that_names_another_family_is_refused(shapes, given, families):
-    """The layers are certain."""
+    """The layers show which families are possible, and the spec cannot override them."""
     with pytest.raises(LoaderError) as caught:
         plan(shapes, base_model=BaseModelName(given))
     assert caught.value.reason is Reason.INVALID_SPEC

@@ -1,4 +1,4 @@
-"""Diffusers reads the LoRAs of transformers as the loader expects, and PEFT the adapters."""
+"""Diffusers and PEFT read the published LoRAs of transformers as the loader expects."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ MIXINS = {
 }
 ALPHA = 1.0
 COLUMNS = 4
-"""How many inputs are compared: the whole change of a layer is large."""
+"""How many columns (inputs) of a layer's weight change are compared: the whole change is large."""
 
 
 def random_lora(family: str, style: LoraStyle) -> Tensors:
-    """A LoRA of every layer that diffusers reads in this style, in one block of each kind."""
+    """The LoRA of `lora_shapes` with random numbers, and with ALPHA as each alpha."""
     generator = torch.Generator().manual_seed(0)
     return {
         name: torch.randn(shape, generator=generator) if shape else torch.tensor(ALPHA)
@@ -57,13 +57,13 @@ def random_lora(family: str, style: LoraStyle) -> Tensors:
 
 
 def change(down: torch.Tensor, up: torch.Tensor, alpha: float | None) -> torch.Tensor:
-    """The first columns of the change of a layer."""
+    """The first COLUMNS columns of a layer's weight change."""
     scale = 1.0 if alpha is None else alpha / len(down)
     return up.flatten(1) @ down.flatten(1)[:, :COLUMNS] * scale
 
 
 def part(tensor: torch.Tensor, row: Row) -> torch.Tensor:
-    """The rows of a layer that a module has."""
+    """The rows of a layer's up matrix that belong to a module, in the module's order."""
     words = row.op.split()
     if words[:1] == ["swap"]:
         return torch.cat(tensor.chunk(2)[::-1])
@@ -78,7 +78,7 @@ def part(tensor: torch.Tensor, row: Row) -> torch.Tensor:
 
 
 def expected(family: str, style: LoraStyle, tensors: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
-    """The changes of diffusers' modules by the loader's table."""
+    """Yield each module of diffusers with the change that the loader's table gives it."""
     kinds = layer_kinds(family, style.layout)
     for layer, _, modules in layers_of(family, style):
         template = next(name for name in kinds if name.replace("{}", "0") == layer)
@@ -90,7 +90,7 @@ def expected(family: str, style: LoraStyle, tensors: Tensors) -> Iterator[tuple[
 
 
 def read_by_diffusers(family: str, tensors: Tensors) -> dict[str, torch.Tensor]:
-    """The changes that diffusers reads out of a file's tensors."""
+    """The first columns of the changes that diffusers reads from a file's tensors, by module."""
     mixin = MIXINS[family]
     options: dict[str, Any] = {"return_alphas": True} if "Flux" in mixin.__name__ else {}
     found = mixin.lora_state_dict(dict(tensors), **options)
@@ -196,7 +196,7 @@ def test_diffusers_changes_clip_as_the_file_states(tmp_path, number, prefix):
 
 
 def peft_changes(folder: Path) -> dict[str, torch.Tensor]:
-    """The changes in an adapter's files, with the scale of its config."""
+    """The first columns of the changes in a PEFT adapter's files, scaled by its config."""
     config = json.loads((folder / "adapter_config.json").read_text())
     state = load_file(folder / "adapter_model.safetensors")
     changes = {}
@@ -225,7 +225,7 @@ def test_a_peft_adapter_has_the_changes_that_diffusers_reads(tmp_path, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 5], ids=["kohya", "PEFT"])
 def test_peft_opens_the_adapter_of_a_flux_lora(tmp_path, number):
-    """PEFT takes a name in a list for the end of longer ones: proj_out is one."""
+    """PEFT changes exactly the LoRA's modules, although longer names of others end in proj_out."""
     style = STYLES["flux"][number]
     _, out = loaded(tmp_path, random_lora("flux", style), lora={"format": "peft"})
     with torch.device("meta"):

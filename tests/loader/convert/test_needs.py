@@ -27,7 +27,7 @@ def file_of(shapes):
 
 
 def alone(family, shapes):
-    """Return the needs of a file with only a transformer: a repo must give the rest."""
+    """Return the needs of a file with only a transformer: a repo must supply the rest."""
     found = transformer_of(file_of(shapes).tensors)
     return Needs(family=family, transformer=found, whole_file=True)
 

@@ -82,7 +82,7 @@ def run(python: Path | str, script: str, home: Path, *arguments: str | Path) -> 
 
 
 def image(python: Path | str, folder: Path, out: Path, *lora: Path) -> np.ndarray:
-    """Render the folder, with a LoRA if one is given. No warning about the weights may appear."""
+    """Render the folder, with a LoRA if one is given. Assert that nothing warns about weights."""
     _, errors = run(python, "openfolder.py", out.parent, folder, out, *lora)
     for complaint in ("not initialized", "newly initialized", "not used when", "MISSING"):
         assert complaint not in errors
@@ -106,7 +106,10 @@ def test_old_and_new_libraries_render_the_same_image(
 def test_old_and_new_libraries_render_the_same_image_with_a_lora(
     old_python: Path, tmp_path: Path
 ) -> None:
-    """The file names its text encoder without `text_model`, which older versions do not read."""
+    """Tensors of the text encoder are named without `text_model` in the file.
+
+    Older versions would not read such names.
+    """
     repo("sd15", tmp_path)
     tensors = {
         without_text_model(name): tensor if name.endswith("alpha") else tensor / 20

@@ -1,4 +1,4 @@
-"""Options of a conversion from the spec and the file, and the messages for contradictions."""
+"""Options of a conversion that the spec or the file sets, and messages about contradictions."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_ema_weights_replace_the_unet(tmp_path):
 
 
 def test_text_encoder_of_another_depth_is_recognised(tmp_path):
-    """A missing last layer is not a contradiction."""
+    """A file without the last layer is accepted, and the config has the real number of layers."""
     tensors = {name: value for name, value in tiny_sd15().items() if ".layers.11." not in name}
     path = save_safetensors(tmp_path / "model.safetensors", tensors)
     convert_file(path, tmp_path / "out")
@@ -236,7 +236,7 @@ def test_contradicting_tensor_is_named(tmp_path, without, extra, fields, message
     ],
 )
 def test_missing_component_or_ema_weights_are_named(tmp_path, without, fields, reason, message):
-    """The reason tells whether the file or the spec must change."""
+    """The reason shows whether the file or the spec must change."""
     tensors = {name: it for name, it in tiny_sd15(ema=True).items() if not name.startswith(without)}
     path = save_safetensors(tmp_path / "model.safetensors", tensors)
     with pytest.raises(LoaderError, match=message) as caught:

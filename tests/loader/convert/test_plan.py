@@ -183,7 +183,7 @@ def test_complete_checkpoint_misses_no_component():
 
 
 def planned_component(component, dimensions=None):
-    """A component that was planned from another file."""
+    """A component that was planned from another file, and the dimensions that it fixes."""
     weights = weights_file(
         f"{component}/weights.safetensors", [Item("w", Tensor(-1, Dtype.F16, (2,), 0), Dtype.F16)]
     )
@@ -278,7 +278,7 @@ CONTRADICTIONS = [
 
 @pytest.mark.parametrize(("shapes", "extra", "message"), CONTRADICTIONS)
 def test_incomplete_unet_is_not_taken_for_a_distilled_one(shapes, extra, message):
-    """A distilled UNet must match a config that diffusers can describe."""
+    """A UNet is taken for a distilled one only if a config of diffusers can describe it."""
     with pytest.raises(LoaderError, match=re.escape(message)) as caught:
         plan(shapes | extra)
     assert caught.value.reason is Reason.CONVERSION_FAILED
@@ -371,7 +371,7 @@ QUICK = (
     ids=str,
 )
 def test_inspect_recognises_each_model(tmp_path, model):
-    """Inspect reads only the header, so the test writes no weights."""
+    """Inspect finds the base model, pipeline and variant in the header. The file has no weights."""
     path = tmp_path / "model.safetensors"
     header, position = {}, 0
     for name, shape in model.shapes(model.widths).items():

@@ -1,4 +1,4 @@
-"""Quantized weights of any model type are refused by the name of their format."""
+"""Quantized weights of any model type are refused, and the message names their format."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ KINDS = [
 
 @pytest.mark.parametrize(("model_type", "what", "scale"), KINDS)
 def test_file_of_each_type_is_refused(tmp_path, model_type, what, scale):
-    """No model type takes the weights for something else."""
+    """The message is the same for each model type."""
     weight = f"{scale.rpartition('.')[0]}.weight"
     tensors = {weight: torch.ones(4, 4).to(torch.float8_e4m3fn), scale: torch.tensor(2.0)}
     file = save_safetensors(tmp_path / "model.safetensors", tensors)
@@ -193,7 +193,7 @@ def test_file_of_each_type_is_refused(tmp_path, model_type, what, scale):
 
 
 def test_quantized_checkpoint_is_refused(tmp_path):
-    """A whole checkpoint whose UNet has 8-bit whole numbers."""
+    """The UNet of the checkpoint has 8-bit whole numbers."""
     tensors = {
         name: tensor.to(torch.int8) if "diffusion_model" in name and tensor.dim() == 2 else tensor
         for name, tensor in tiny_sd15().items()
@@ -205,8 +205,8 @@ def test_quantized_checkpoint_is_refused(tmp_path):
     assert caught.value.message.startswith("the weights are quantized (int8), which is not")
 
 
-def test_component_of_a_repo_is_refused_by_name():
-    """The message names the component, too."""
+def test_quantized_component_of_a_repo_is_named():
+    """The message names the component and the format."""
     file = TensorFile(Path("x"), -1, "safetensors", described({"conv_in.SCB": F32}))
     with pytest.raises(LoaderError) as caught:
         component_tensors("unet", "UNet2DConditionModel", [file])
@@ -233,7 +233,7 @@ BITSANDBYTES = {"quant_method": "bitsandbytes"}
         ([1], "by an unknown method"),
     ],
 )
-def test_config_of_a_quantizer_is_refused_by_its_name(config, what):
+def test_quantizer_of_a_config_is_named(config, what):
     """The message names the component, the method and the type of the numbers."""
     pipeline = Pipeline("StableDiffusionPipeline", {"unet": "UNet2DConditionModel"}, {})
     with pytest.raises(LoaderError) as caught:
@@ -247,7 +247,7 @@ def test_config_of_a_quantizer_is_refused_by_its_name(config, what):
     [("F4", "fp4"), ("F6_E2M3", "fp6"), ("F6_E3M2", "fp6"), ("F8_E8M0", "mxfp8 or mxfp4")],
 )
 def test_type_that_only_quantized_files_have_is_named(tmp_path, label, what):
-    """The header alone shows it."""
+    """The header shows the type, so the weights are not read."""
     entry = {"dtype": label, "shape": [8], "data_offsets": [0, 8]}
     header = json.dumps({f"{LORA}.weight": entry}).encode()
     path = tmp_path / "model.safetensors"

@@ -41,7 +41,7 @@ ROWS = (
     ],
 )
 def test_repo_and_checkpoint_of_one_model_give_the_same_weights(tmp_path, row, architecture, make):
-    """Weight files, description and model_index.json are equal."""
+    """Weights, the result's fields and model_index.json are equal, except for add_watermarker."""
     repo = save_repo(tmp_path / "repo", architecture, torch.float16, variant="fp16")
     checkpoint = save_safetensors(tmp_path / "model.safetensors", make(torch.float16))
     out, converted = convert_repo(repo, revision="fp16")
@@ -74,7 +74,7 @@ def test_unchanged_files_are_linked(repo):
 
 
 def test_files_are_copied_if_the_volume_refuses_links(repo, monkeypatch):
-    """The published folder is the same as with links."""
+    """The published weights are copies of the repo's."""
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError
@@ -118,7 +118,7 @@ def test_requested_precision_is_published(repo, revision, dtype):
 
 
 def test_shards_are_joined(repo):
-    """The folder is sharded as diffusers shards it, whatever shards the repo has."""
+    """A small component becomes one file, as diffusers would save it."""
     tensors = load_file(repo / UNET)
     names = sorted(tensors)
     (repo / UNET).unlink()
@@ -220,7 +220,7 @@ def test_clip_tokenizer_gets_its_vocabulary_files_back(repo):
 
 
 def test_token_of_textual_inversion_is_published(repo):
-    """The text encoder has a row for it, and the tokenizer of the opened pipeline knows it."""
+    """The text encoder has a row for the token, and the opened pipeline's tokenizer knows it."""
     from diffusers import StableDiffusionPipeline
 
     def grow(tensors: dict[str, torch.Tensor]) -> None:

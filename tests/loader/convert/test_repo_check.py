@@ -1,4 +1,4 @@
-"""A repo's configs and tensors must agree, and every model that diffusers builds does."""
+"""A repo's configs must agree with its tensors, as in every model that diffusers builds."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _shapes(component: str, json_config: str) -> dict[str, Tensor]:
 
 
 def checked(family: str, configs: Configs, tensors: dict[str, dict[str, Tensor]]) -> Configs:
-    """Check every component as a conversion does."""
+    """Check every component as a conversion does, and return the completed configs."""
     dimensions: Dimensions = {}
     return {
         component: checked_config(
@@ -136,7 +136,7 @@ VARIANTS = [
         marks=pytest.mark.slow,
     ),
 ]
-# `make test` runs one of each family, one with more channels, and a smaller UNet.
+# `make test` runs SD 2, the refiner, a model with nine input channels, and a distilled UNet.
 # `make test-all` runs all.
 QUICK = ("SD 2 base (512)", "SDXL refiner", "SD 1.5 inpainting", "BK-SDM tiny")
 
@@ -211,7 +211,7 @@ def test_real_families_pass_the_check(
 
 
 def test_tensors_complete_a_config(published: Callable[[str], Configs]) -> None:
-    """Old configs omit defaults, which another version may have changed."""
+    """Values that an old config omits are published, because their defaults may change."""
     configs = published("sd15")
     tensors = {name: shapes(name, config) for name, config in configs.items()}
     del configs["text_encoder"]["hidden_size"]
@@ -294,7 +294,7 @@ def test_truncated_tensor_is_refused(
 
 
 def test_sdxl_unet_needs_both_text_encoders(published: Callable[[str], Configs]) -> None:
-    """A missing text encoder gives an error and no crash."""
+    """If a text encoder is missing, the message names the two encoders."""
     configs = published("sdxl")
     del configs["text_encoder"]
     tensors = {name: shapes(name, config) for name, config in configs.items()}

@@ -123,7 +123,7 @@ def test_known_pipeline_is_read():
 
 
 def test_options_that_the_pipeline_does_not_document_are_left_out():
-    """They would be passed to from_pretrained, or kept with the pipeline."""
+    """Diffusers would pass such options to from_pretrained, or keep them with the pipeline."""
     options = {"trust_remote_code": True, "custom_pipeline": 1, "torch_dtype": 7}
     pipeline = parse_pipeline(index(image_encoder=5, **options))
     assert pipeline.options == {"requires_safety_checker": True}

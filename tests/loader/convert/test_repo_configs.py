@@ -71,7 +71,7 @@ LEFT_OUT: list[Any] = [
 
 @pytest.fixture(scope="module")
 def plain(sd15, tmp_path_factory):
-    """The published configs of the repo as it is."""
+    """The folder with the published configs of the unchanged repo."""
     return publish_configs(copy_repo(sd15, tmp_path_factory.mktemp("plain") / "repo"))
 
 
@@ -140,7 +140,7 @@ def test_config_that_cannot_be_opened_is_refused(repo, name, fields, words):
 
 
 @pytest.mark.parametrize("number", ["Infinity", "NaN", "1e400", "-1e400"])
-def test_other_numbers_without_end_are_refused_in_a_scheduler(repo, number):
+def test_other_non_finite_numbers_are_refused_in_a_scheduler(repo, number):
     """Only -Infinity is a setting of diffusers."""
     text = (repo / SCHEDULER).read_text()
     replace(repo / SCHEDULER, text.replace("{", f'{{"lambda_min_clipped": {number},', 1))
@@ -176,7 +176,7 @@ QUICK = (
 )
 
 
-@pytest.mark.filterwarnings("ignore")  # numpy's, of diffusers
+@pytest.mark.filterwarnings("ignore")  # numpy warns about code of diffusers
 @pytest.mark.parametrize(
     "class_name",
     [
@@ -236,7 +236,7 @@ def test_config_of_a_whole_clip_model_is_read_as_transformers_reads_it(repo):
 
 @pytest.mark.parametrize("layers", [11, 1])
 def test_last_layers_of_a_text_encoder_can_be_skipped(repo, layers):
-    """People skip layers by the config; the result is that of diffusers."""
+    """Users skip layers with num_hidden_layers. The output is that of diffusers with the repo."""
     change_json(repo / TEXT_ENCODER, lambda config: config.update(num_hidden_layers=layers))
     out, _ = convert_repo(repo)
     names = load_file(out / TEXT)
@@ -280,7 +280,7 @@ SCHEDULER_RULES: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore")  # of deprecated algorithms
+@pytest.mark.filterwarnings("ignore")  # diffusers warns of deprecated algorithms
 @pytest.mark.parametrize(("class_name", "fields", "words"), SCHEDULER_RULES)
 def test_scheduler_whose_settings_exclude_each_other_is_refused(repo, class_name, fields, words):
     """Diffusers raises an error when it makes the scheduler."""

@@ -30,7 +30,7 @@ def refusal(repo: Path, **fields: Any) -> LoaderError:
 
 
 def test_from_safetensors_refuses_a_pickled_repo(repo):
-    """The files' content decides."""
+    """The message names spec.fromSafetensors."""
     torch.save(load_file(repo / UNET), (repo / UNET).with_suffix(".bin"))
     (repo / UNET).unlink()
     error = refusal(repo, from_safetensors=True)

@@ -30,7 +30,7 @@ Content = dict[str, tuple[str, tuple[int, ...], bytes]]
 
 
 def decoded(content: bytes = FP8) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return the numbers of float8_e4m3fn."""
+    """Return the numbers that the bytes stand for in float8_e4m3fn."""
 
     def number(code: int) -> float:
         exponent, mantissa = code >> 3 & 15, code & 7
@@ -68,12 +68,12 @@ def save(path: Path, content: Content, metadata: dict[str, str] | None = None) -
 
 
 def f32(value: float, shape: tuple[int, ...] = ()) -> tuple[str, tuple[int, ...], bytes]:
-    """Return a scale."""
+    """Return a tensor with a scale."""
     return "F32", shape, struct.pack("<f", value)
 
 
 def described(form: object) -> tuple[str, tuple[int, ...], bytes]:
-    """Return a description in a tensor."""
+    """Return a tensor with ComfyUI's description of a weight's format."""
     text = json.dumps({"format": form}).encode()
     return "U8", (len(text),), text
 
@@ -139,7 +139,7 @@ def test_any_number_of_elements_is_cast(count: int) -> None:
 @pytest.mark.parametrize("target", [Dtype.F16, Dtype.BF16, Dtype.F32])
 @pytest.mark.parametrize("source", [Dtype.F8_E4M3, Dtype.F8_E5M2])
 def test_finite_weights_that_become_infinite_are_counted(source: Dtype, target: Dtype) -> None:
-    """A large scale is found as any other overflow; infinite weights of the file do not count."""
+    """Weights that a large scale makes infinite count. Weights that were infinite do not."""
     values = np.arange(256, dtype="u1")
     out = np.empty(256, storage_dtype(target))
     single = np.empty(256, "<f4")
@@ -154,7 +154,7 @@ def test_finite_weights_that_become_infinite_are_counted(source: Dtype, target: 
 
 @pytest.mark.parametrize("dtype", [Dtype.F8_E4M3, Dtype.F8_E5M2])
 def test_nan_stays_nan(dtype: Dtype) -> None:
-    """With a scale and without."""
+    """NaN stays with a scale and without one."""
     for scale in (None, 2.0):
         out = np.empty(2, "<f2")
         cast(np.array([0x7F, 0xFF], "u1"), dtype, Dtype.F16, out, scale)
@@ -246,7 +246,7 @@ def test_bad_scales_and_other_formats_are_refused(
     ],
 )
 def test_description_in_the_header_is_checked(tmp_path: Path, text: str, message: str) -> None:
-    """It may name a format that the tensors do not show."""
+    """The description may name a format that the tensors do not show."""
     path = save(tmp_path / "file", IN_HEADER, {"_quantization_metadata": text})
     with open_tensor_file(path) as file, pytest.raises(LoaderError) as caught:
         scaled(file)
@@ -254,7 +254,7 @@ def test_description_in_the_header_is_checked(tmp_path: Path, text: str, message
 
 
 def test_file_with_scales_is_downloaded_before_it_is_planned(tmp_path: Path) -> None:
-    """The plan reads the scales. All else is known from the header."""
+    """The plan reads the scales. Everything else that it needs is in the header."""
     with open_tensor_file(save(tmp_path / "file", OLD)) as file:
         assert needs(file, CHECKPOINT).whole_file
         assert not needs(scaled(file), CHECKPOINT).whole_file

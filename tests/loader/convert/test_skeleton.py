@@ -40,7 +40,10 @@ def made(
     given: Mapping[str, bytes | Files] | None = None,
     **options: Any,
 ) -> tuple[Path, Converted]:
-    """Convert a file that lies beside a repo and beside given components, as after a download."""
+    """Convert a file that lies beside a repo and the components of the spec, as after a download.
+
+    Return the published folder and the result.
+    """
     extras = []
     tmp_path.mkdir(exist_ok=True)
     (tmp_path / "download").write_bytes(file)
@@ -81,7 +84,7 @@ def config(out: Path, name: str) -> dict[str, Any]:
 
 
 def test_file_in_diffusers_layout_keeps_its_names(tmp_path: Path) -> None:
-    """The repo's files are linked."""
+    """The transformer's tensors keep their names, and the repo's VAE is linked."""
     shapes = skeletons.published_shapes("flux")
     file = packed(typed(shapes))
     out, result = made(tmp_path, file, flux())
@@ -91,7 +94,7 @@ def test_file_in_diffusers_layout_keeps_its_names(tmp_path: Path) -> None:
 
 
 def test_vae_of_the_file_is_used(tmp_path: Path) -> None:
-    """The files that Stability AI publishes for Stable Diffusion 3.5 also contain a VAE."""
+    """A VAE in the file, as in files of Stable Diffusion 3.5, gets the config of the repo's VAE."""
     vae = original_vae(16, "first_stage_model.")
     file = packed(typed({**original_shapes("flux"), **vae}))
     repo = flux()
@@ -190,7 +193,7 @@ BAD: list[Any] = [
 def test_component_that_does_not_fit_is_refused(
     tmp_path: Path, given: dict[str, bytes | Files], reason: Reason, message: str
 ) -> None:
-    """The message names the component and the pipeline's need."""
+    """The message names the component and the reason."""
     with pytest.raises(LoaderError) as caught:
         made(tmp_path, file_of("flux"), flux(), given)
     assert caught.value.reason is reason
@@ -198,13 +201,13 @@ def test_component_that_does_not_fit_is_refused(
 
 
 def test_second_transformer_must_be_of_the_same_family(tmp_path: Path) -> None:
-    """The two transformers of Wan 2.2 have a config each."""
+    """A transformer of FLUX.1 is refused as the second transformer of Wan 2.2."""
     with pytest.raises(LoaderError, match="transformer_2 from elsewhere: the file is the transf"):
         made(tmp_path, file_of("wan"), skeletons.wan(), {"transformer_2": file_of("flux")})
 
 
 def test_scaled_fp8_becomes_fp16(tmp_path: Path) -> None:
-    """Most files with only a transformer are in fp8."""
+    """All weights become fp16, and the scales are not published."""
     shapes = original_shapes("qwen-image")
     tensors = typed(shapes, "F8_E4M3")
     tensors["img_in.scale_weight"] = ("F32", (1,))

@@ -130,7 +130,7 @@ def test_config_holds_only_known_settings(tmp_path):
     ],
 )
 def test_setting_that_is_not_valid_gets_the_usual_value(tmp_path, key, value, published):
-    """None of these settings changes a short prompt. A prompt never exceeds the text encoder."""
+    """No such setting matters for a short prompt. No length exceeds that of the text encoder."""
     files = plain()
     files[CONFIG][key] = value
     folder = publish(write(tmp_path / "source", files), tmp_path / "out")
@@ -308,7 +308,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("files", "message"), REFUSED)
 def test_tokenizer_that_transformers_cannot_open_is_refused(tmp_path, files, message):
-    """Ids without an embedding, merges without words, and forms that contradict each other."""
+    """Ids have no embedding, merges are not two known words, or forms contradict each other."""
     with pytest.raises(LoaderError) as caught:
         publish(write(tmp_path / "source", files), tmp_path / "out")
     assert caught.value.reason is Reason.CONVERSION_FAILED
@@ -316,7 +316,7 @@ def test_tokenizer_that_transformers_cannot_open_is_refused(tmp_path, files, mes
 
 
 def test_word_that_occurs_twice_has_the_last_id(tmp_path):
-    """Transformers does the same. The published file has it once."""
+    """Transformers does the same. The published vocabulary has the word once."""
     files = plain()
     files["vocab.json"] = files["vocab.json"].rstrip()[:-1] + b', "zzz": 5, "zzz": %d}' % WORDS
     folder = publish(write(tmp_path / "source", files), tmp_path / "out")
@@ -363,7 +363,7 @@ ANY_CONFIG = given(
 @settings(max_examples=30, deadline=None)
 @ANY_CONFIG
 def test_any_config_is_refused_or_opens(tmp_path_factory, config, special, added, tokens):
-    """The small vocabulary makes transformers fast."""
+    """An opened tokenizer gives only ids that the text encoder has."""
     assert_refused_or_opens(tmp_path_factory, config, special, added, tokens)
 
 

@@ -43,7 +43,7 @@ def test_table_is_up_to_date(family: str) -> None:
 
 
 def test_each_family_has_a_table() -> None:
-    """No table is left of a family that the tool does not know any more."""
+    """The tool that makes the tables knows exactly the families that have one."""
     text = (Path(__file__).parents[3] / "tools" / "transformer_families.py").read_text()
     assert all(f'    "{family}": Family(' in text for family in FAMILIES)
     assert text.count(": Family(\n") == len(FAMILIES)
@@ -60,7 +60,7 @@ def test_every_tensor_of_a_file_gets_its_place(family: str, prefix: str) -> None
 
 
 def test_rows_and_halves_of_one_tensor_become_several() -> None:
-    """Query, key and value are rows of one tensor; scale and shift change their places."""
+    """Query, key and value are rows of one tensor; scale and shift are swapped."""
     found = bound("flux", original_shapes("flux"))
     inner = SIZES["inner"]
     assert found["single_transformer_blocks.1.attn.to_v.weight"] == (inner, inner)
@@ -74,7 +74,7 @@ def test_rows_and_halves_of_one_tensor_become_several() -> None:
     assert row.op == "swap"
 
 
-def test_last_layer_of_sd3_lacks_what_the_others_have() -> None:
+def test_last_layer_of_sd3_has_fewer_tensors_for_the_text() -> None:
     """The last layer has no output for the text, and its modulation has two parts, not six."""
     found = bound("sd-3", original_shapes("sd-3", layers=3))
     inner = SIZES["inner"]
@@ -87,7 +87,7 @@ def test_last_layer_of_sd3_lacks_what_the_others_have() -> None:
 
 
 def without(shapes: dict[str, tuple[int, ...]], part: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes without the names that contain a part."""
+    """Return the shapes whose names do not contain this part."""
     return {name: shape for name, shape in shapes.items() if part not in name}
 
 
@@ -129,7 +129,7 @@ def test_queries_of_lumina_are_as_wide_as_the_model(heads: int) -> None:
 
 
 def test_dual_attention_of_sd3_widens_the_modulation_of_its_layer() -> None:
-    """SD 3.5 medium has a second attention in some layers only."""
+    """Layers of SD 3.5 medium with a second attention have nine parts of modulation, not six."""
     shapes = without(original_shapes("sd-3", layers=3), "joint_blocks.1.x_block.attn2.")
     inner = SIZES["inner"]
     for part in ("weight", "bias"):
@@ -192,8 +192,8 @@ def test_values_equal_those_of_diffusers_converter(family: str, tmp_path: Path) 
     from sd_loader.formats import open_tensor_file
     from tools.transformer_families import FAMILIES as MADE
 
-    # Some converters work only with the published width. The number of columns matters only to
-    # Lumina 2, whose queries have as many rows as there are columns.
+    # Some converters work only with the published number of rows. To save memory, matrices have
+    # two columns, except those of Lumina 2, whose queries have as many rows as columns.
     shapes = {
         name: shape if len(shape) < 2 or family == "lumina2" else (shape[0], 2)
         for name, shape in original_shapes(family, sizes=MADE[family].sizes).items()

@@ -101,7 +101,7 @@ def test_sizes_follow_from_the_config_as_diffusers_computes_them(
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**99, True, "2.7", None, [3]])
 def test_a_factor_that_gives_no_size_counts_as_missing(number: object) -> None:
-    """An untrusted config may have any value there."""
+    """An untrusted config may have any value as a factor."""
     [difference] = differences("flux2", KLEIN | {"mlp_ratio": number}, {"mlp": 48}, ())
     assert (difference.config, difference.file) == ("missing", "48")
 
@@ -127,7 +127,7 @@ def test_size_is_not_divided_by_less_than_one(number: float) -> None:
 def test_values_that_add_tensors_are_known_or_named(
     family: str, config: dict[str, Any], key: str | None
 ) -> None:
-    """The key tables have no rows for tensors that no published model has."""
+    """If a value would add tensors that no key table has, its key is returned."""
     assert unknown_value(family, config) == key
 
 
@@ -155,7 +155,7 @@ def test_layers_with_a_second_attention_must_be_the_same() -> None:
     ],
 )
 def test_file_in_diffusers_layout_has_the_same_sizes(family: str) -> None:
-    """Such a file is published under the names that it has."""
+    """The two layouts of a file give the same sizes and the same published names."""
     file = {
         name: Tensor(-1, Dtype.BF16, shape, 0) for name, shape in original_shapes(family).items()
     }

@@ -99,7 +99,7 @@ def compare(ours: Path, model: AutoencoderKL) -> None:
 
 
 def public(config: Any) -> dict[str, Any]:
-    """The config without its origin and without keys that do not change an image."""
+    """The config without private keys and without keys that do not change an image."""
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in config.items()
@@ -109,7 +109,7 @@ def public(config: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Case:
-    """A file in one precision that is published in another.
+    """A VAE file, its precision, and the spec.revision to publish it in.
 
     If `revision` is None, the file's precision is kept.
     """
@@ -123,7 +123,7 @@ class Case:
 
 
 def some(rows: Sequence[Any]) -> list[Any]:
-    """Mark four of five rows as slow. The others still cover each kind of model and file."""
+    """Mark four of five rows as slow. The others still cover each family and each layout."""
     return [
         row if number % 5 == 0 else pytest.param(row, marks=pytest.mark.slow)
         for number, row in enumerate(rows)

@@ -36,7 +36,7 @@ SDXL_LABEL = {"conditioner.embedders.0.x": (1,)}
 
 @pytest.fixture
 def opened() -> Iterator[OpenFiles]:
-    """Files that a plan opens."""
+    """The files that a plan opens. They are closed after the test."""
     with ExitStack() as stack:
         yield OpenFiles(stack)
 
@@ -153,7 +153,7 @@ def test_a_vae_of_16_channels_gets_the_config_of_its_family(
 def test_a_vae_of_another_family_is_refused(
     opened: OpenFiles, shapes: Shapes, given: str | None, reason: Reason, words: str
 ) -> None:
-    """The message names the number of channels, or the families that have it."""
+    """The message names the number of channels, the family, or the unknown tensor."""
     with pytest.raises(LoaderError) as caught:
         planned(opened, shapes, base_model=given)
     assert caught.value.reason is reason

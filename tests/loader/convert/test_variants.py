@@ -72,6 +72,6 @@ def test_the_configs_show_the_variant() -> None:
 
 @pytest.mark.parametrize("base", FAMILIES)
 def test_exactly_the_described_variants_are_found(base: str) -> None:
-    """The contract describes what each value means."""
+    """The variants that the loader finds are those that the contract describes."""
     found = {row[-1] for row in CASES if row[0] == base} - {None}
     assert found == FAMILIES[base].variants.keys()

@@ -1,4 +1,4 @@
-"""Files of training programs are loaded if their content is a known model, or named."""
+"""Files of training programs are loaded if they hold a known model. If not, they are named."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ WRAPPED: list[Any] = [
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The digests of a checkpoint that is not wrapped."""
+    """The published files of a checkpoint that is not wrapped, with their digests."""
     folder = tmp_path_factory.mktemp("plain")
     file = save_safetensors(folder / "model.safetensors", tiny_sd15())
     return dict(convert_file(file, folder / "out").files)
@@ -67,7 +67,7 @@ def test_safetensors_with_a_prefix_give_the_same_files(
 
 @pytest.mark.parametrize("model_type", ["custom_ckpt", "embeddings", "lora", "vae", "controlnet"])
 def test_hypernetwork_is_named(tmp_path: Path, model_type: str) -> None:
-    """It is a pickle whose keys are the widths of layers."""
+    """A hypernetwork is a pickle whose keys are the widths of layers."""
     half = {"linear.0.weight": torch.ones(4, 4), "linear.0.bias": torch.ones(4)}
     content = {768: (half, half), 320: (half, half), "step": 1, "name": "h"}
     torch.save(content, tmp_path / "hyper.pt")
@@ -77,8 +77,8 @@ def test_hypernetwork_is_named(tmp_path: Path, model_type: str) -> None:
     assert caught.value.message == "the file is a hypernetwork, which is not supported"
 
 
-def test_components_apart_are_named(tmp_path: Path) -> None:
-    """The message has no path, and names the keys."""
+def test_components_in_separate_dictionaries_are_named(tmp_path: Path) -> None:
+    """The message names the keys of the dictionaries, and has no path of the loader."""
     tensors = {"conv_in.weight": torch.ones(4)}
     torch.save({"unet": tensors, "text_encoder": tensors}, tmp_path / "model.ckpt")
     with pytest.raises(LoaderError) as caught:

@@ -48,14 +48,14 @@ def bits(tensor):
 
 
 class Source:
-    """A file of consecutive tensors."""
+    """A file to which tensors can be appended."""
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT)
         self._end = 3  # so that no tensor is aligned
 
     def put(self, tensor: torch.Tensor, dtype: Dtype) -> Tensor:
-        """Append a tensor. A view is stored with its whole storage."""
+        """Append a tensor, and return where it lies. A view is stored with its whole storage."""
         storage = tensor.untyped_storage()
         content = bytes(torch.tensor([], dtype=torch.uint8).set_(storage).numpy())
         start, self._end = self._end, self._end + len(content)
@@ -293,7 +293,7 @@ def test_too_small_volume_is_refused_before_writing(tmp_path, source):
 
 
 def test_one_failure_stops_all_writers(tmp_path, source):
-    """The writers of the other files stop, too."""
+    """An error in one file ends the write, though threads are writing other files."""
     good = source.put(torch.ones(2**20), Dtype.F32)
     bad = Tensor(source.fd, Dtype.F32, (2**20,), 2**40)
     files = [

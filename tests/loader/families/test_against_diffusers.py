@@ -38,7 +38,7 @@ def opened(folder: Path, revision: str | None) -> Any:
     return diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True, **dtype)
 
 
-# Chroma of diffusers warns of its own import.
+# diffusers' own Chroma uses a class that diffusers deprecates.
 @pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 @pytest.mark.parametrize("revision", [None, "fp16", "bf16"])
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,4 +1,4 @@
-"""The Ready condition says what was not checked, unless the model has drawn an image."""
+"""The Ready condition says what was not checked, unless the loader rendered an image."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Folder:
 
 
 def rendered(monkeypatch: pytest.MonkeyPatch, preview: bytes | None) -> Converted:
-    """Return the result after rendering has made this preview."""
+    """Return the result after a rendering that made this preview, or none."""
     result = SimpleNamespace(preview=preview, warning=None)
     render = SimpleNamespace(render=lambda *_arguments: result)
     monkeypatch.setitem(sys.modules, "sd_loader.render", cast("Any", render))
@@ -54,7 +54,7 @@ def test_the_message_says_that_only_names_were_checked(monkeypatch):
 
 
 def test_a_rendered_model_needs_no_such_note(monkeypatch):
-    """Its shapes are those of the architecture."""
+    """A model that renders an image has the shapes of its architecture."""
     converted = rendered(monkeypatch, b"image")
     receipt = stages._receipt(REQUEST, TYPE, FETCHED, converted, NO_CARD, {})
     assert receipt.message == "a warning"

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.timeout(600),
     # diffusers' own ControlNet uses a class that diffusers deprecates.
     pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
-    # Older versions of diffusers do not know the new name `dtype`.
+    # The snippet for users has the old name of `dtype`, which every version of diffusers knows.
     pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning"),
 ]
 
@@ -66,7 +66,7 @@ def made(row: Row) -> Any:
 
 
 def family_of(row: Row) -> str:
-    """Return the family that the status states."""
+    """Return the family that the status must state."""
     if row.architecture.startswith("SD"):
         return "sd-3"
     return {"Wan": "wan", "FLUX.2": "flux2"}.get(row.architecture, "flux")
@@ -82,7 +82,7 @@ def compare(published: Path, peer: Any) -> None:
 
 
 def public(config: Any) -> dict[str, Any]:
-    """Return the config without its origin and the size of the training images."""
+    """Return the config without private keys and without the size of the training images."""
     kept = {
         key: value
         for key, value in config.items()

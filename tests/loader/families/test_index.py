@@ -1,4 +1,4 @@
-"""The index of a pipeline is checked against the list of classes, by the name of the pipeline."""
+"""A model_index.json may name only the components and classes that are listed for its pipeline."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_components_have_roles_by_their_classes():
     }
 
 
-def test_an_index_may_leave_out_what_its_callers_give():
+def test_an_index_may_lack_components_that_callers_pass():
     """HiDream's repos have no Llama, which is gated; callers pass it to `from_pretrained`."""
     given = {"text_encoder_4", "tokenizer_4"}
     names = set(classes.parameters("HiDreamImagePipeline") or ()) - given
@@ -59,7 +59,7 @@ def test_an_index_may_leave_out_what_its_callers_give():
 
 
 def test_a_pipeline_of_stable_diffusion_is_read_by_its_own_lists():
-    """Its classes and configs have key tables."""
+    """It is not a ListedPipeline, because its classes and configs have key tables."""
     assert isinstance(read_pipeline(json.dumps(INDEX).encode()), Pipeline)
 
 
@@ -199,7 +199,7 @@ def test_options_may_be_lists_and_unknown_ones_are_left_out():
 
 
 def test_a_safety_checker_is_left_out():
-    """It blocks images, and is not part of the model."""
+    """A safety checker blocks images, and is not part of the model."""
     content = familyrepos.index(
         "StableDiffusionControlNetPipeline",
         controlnet=["diffusers", "ControlNetModel"],
@@ -231,7 +231,7 @@ def test_an_old_name_of_a_class_and_a_module_of_a_pipeline_are_known():
 
 
 def test_fields_for_stable_diffusion_are_refused_before_the_download():
-    """Without that, they would be ignored."""
+    """A pipeline of another family would ignore these fields."""
     ref = SourceRef(
         "org/x", "spec.url", ModelType.HUGGINGFACE, only_for_sd=("spec.vae", "spec.predictionType")
     )

@@ -47,7 +47,10 @@ ROWS = tuple(
 
 
 def described(python: Path | str, folders: list[Path], home: Path) -> dict[str, Any]:
-    """Open the folders with the libraries of this Python; return what the pipelines hold."""
+    """Return how `describefolders` describes the folders with this Python's libraries, by name.
+
+    Assert that nothing warns about weights.
+    """
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "HF_HUB_OFFLINE": "1"}
     command = [python, SCRIPT, PROMPT, *folders]
     ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
@@ -84,7 +87,7 @@ def save_as_of_old(repo: Path, family: str) -> None:
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What each family's pipeline holds with the old libraries and with the newest."""
+    """The descriptions of the families' pipelines by the old libraries and by the newest."""
     root = tmp_path_factory.mktemp("families")
     folders = []
     for family in FAMILIES:

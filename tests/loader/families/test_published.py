@@ -1,4 +1,4 @@
-"""Repos of other families are published: their own bytes, or narrowed as diffusers narrows them."""
+"""Repos of other families are published byte for byte, or narrowed as diffusers narrows them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHARDS = [f"{DIFFUSION}-{number:05d}-of-00002.safetensors" for number in (1, 2)]
 
 
 def fetch(files: Files, tmp_path: Path) -> tuple[Fetched, Path]:
-    """Fetch a repo from a Hub. Return the folder of the download."""
+    """Fetch a repo from a Hub. Return the record of the download and its folder."""
     into = tmp_path / "into"
     into.mkdir()
     ref = SourceRef("org/model", "spec.url", ModelType.HUGGINGFACE)
@@ -56,7 +56,7 @@ def parsed(path: Path) -> dict[str, Any]:
 
 
 def test_a_flux_repo_is_published_with_its_own_bytes(tmp_path):
-    """Weights and tokenizers are links of the downloaded files; nothing else is fetched."""
+    """Weights and tokenizers link to the download, which has no code and no unused weights."""
     repo = familyrepos.flux()
     fetched, into = fetch(repo, tmp_path)
     out, result = converted(fetched, into)

@@ -167,7 +167,7 @@ def test_a_bad_repo_is_refused_and_nothing_is_written(tmp_path, files, reason, m
 
 
 def test_a_quantized_repo_cannot_be_cast(tmp_path):
-    """Its numbers mean nothing without their scales."""
+    """Quantized numbers mean nothing without their scales."""
     message = (
         "spec.revision is fp16, but the weights of transformer are quantized (nf4, by"
         " bitsandbytes) and cannot be cast: remove spec.revision to publish them unchanged"
@@ -178,7 +178,7 @@ def test_a_quantized_repo_cannot_be_cast(tmp_path):
 def refused(
     files: Files, tmp_path: Path, reason: Reason, message: str, revision: str | None = None
 ) -> None:
-    """Check that a repo is refused in these words."""
+    """Assert that a repo is refused with this reason and message, and that nothing is written."""
     with pytest.raises(LoaderError) as caught:
         publish(files, tmp_path, revision)
     assert (caught.value.reason, caught.value.message) == (reason, message)

@@ -22,10 +22,10 @@ from tests.support.models.tinyfamilies import FAMILIES
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.filterwarnings("ignore"),  # diffusers' own
+    pytest.mark.filterwarnings("ignore"),  # diffusers warns about its own code
 ]
 TABLES = {"krea2": "krea-2", "flux2-klein": "flux2", "wan-i2v": "wan"}
-"""The key tables of tiny models that have another name."""
+"""The key tables by family, where the two names differ."""
 
 TESTED = tuple(
     name for name in FAMILIES if (TABLE_FOLDER / f"{TABLES.get(name, name)}.json").is_file()
@@ -40,7 +40,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def original(family: str, published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a transformer in the original layout, by the rows of its key table."""
+    """Return a transformer in the original layout, by applying its key table in reverse."""
     table = load_transformer(TABLES.get(family, family))
     file: dict[str, torch.Tensor] = {}
     parts: dict[str, dict[int, torch.Tensor]] = {}

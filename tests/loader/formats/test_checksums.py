@@ -1,4 +1,4 @@
-"""The checksums of a zip checkpoint's records."""
+"""The checksums of a zip checkpoint's records show damage."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_an_undamaged_file_passes(checkpoint):
 
 @pytest.mark.parametrize("at", [0, (1 << 20) - 1, 1 << 20, 4 * 700_000 - 1])
 def test_a_flipped_bit_is_found(checkpoint, at):
-    """The bit may be in any tensor. The message names the tensor."""
+    """The bit may be anywhere in a tensor. The message names the tensor."""
     damage(checkpoint, "a", at)
     with (
         open_tensor_file(checkpoint) as file,
@@ -75,7 +75,7 @@ def test_records_that_are_not_read_are_not_compared(checkpoint):
 
 
 def test_a_partly_read_record_is_read_again(checkpoint):
-    """If the file is not complete on disk, the record is skipped."""
+    """If the file is not complete on disk (read_missing=False), the record is skipped."""
     damage(checkpoint, "a", 4000)
     with open_tensor_file(checkpoint) as file:
         start = file.tensors["a"].offset

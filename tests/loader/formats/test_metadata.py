@@ -114,14 +114,14 @@ def test_damaged_metadata_is_refused(tmp_path, metadata, message):
 
 
 def test_metadata_may_be_null(tmp_path):
-    """It is read as no metadata."""
+    """Null is read as no metadata."""
     text = b'{"__metadata__":null,' + json.dumps(TENSOR).encode()[1:]
     with open_tensor_file(write(tmp_path / "model.safetensors", text)) as file:
         assert dict(file.metadata) == {}
 
 
 def test_metadata_without_an_end_is_refused(tmp_path):
-    """The rest of the header is a part of its last text."""
+    """The header ends inside the text of an entry."""
     with pytest.raises(LoaderError, match="metadata that is cut off"):
         open_tensor_file(write(tmp_path / "cut.safetensors", b'{"__metadata__":{"a":"' + LONG))
 
@@ -131,7 +131,7 @@ TEXTS = st.text(st.sampled_from('ab"\\/\n\x00ä€😀{}:, ') | st.characters(),
 
 @given(st.dictionaries(TEXTS, TEXTS, max_size=5), st.booleans(), st.sampled_from([None, 1]))
 def test_metadata_is_read_as_the_library_reads_it(tmp_path_factory, metadata, ascii_only, indent):
-    """Escapes and every character are the same."""
+    """Both read the same texts, or both refuse the file."""
     path = tmp_path_factory.mktemp("metadata") / "model.safetensors"
     content: dict[str, Any] = {"__metadata__": metadata, **TENSOR}
     try:
@@ -178,7 +178,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_memory_does_not_grow_with_the_metadata(tmp_path):
-    """A header of 95 MB takes less than 60 MB."""
+    """A header of 95 MB takes less than 60 MB of memory."""
     metadata = {str(number): "\u1234" * (5 << 20) for number in range(3)}
     text = json.dumps({"__metadata__": metadata, **TENSOR}).encode()
     assert len(text) > 90 << 20

@@ -63,7 +63,7 @@ def test_a_hostile_pickle_runs_in_python_but_is_refused_here(trap, sample):
     subprocess.run(
         [sys.executable, "-c", script], input=sample, capture_output=True, timeout=30, check=False
     )
-    (trap / "canary").unlink()  # the control: without it the sample would prove nothing
+    (trap / "canary").unlink()  # fails unless Python's pickle ran the code of the sample
 
     (trap / "model.ckpt").write_bytes(archive(sample))
     with pytest.raises(LoaderError) as caught:
@@ -82,7 +82,7 @@ def test_a_hostile_pickle_runs_in_python_but_is_refused_here(trap, sample):
     ],
 )
 def test_code_hidden_in_a_good_checkpoint_is_found(trap, place):
-    """Correct weights do not help the attacker."""
+    """The pickle is refused although it also has valid weights."""
     content = archive(place(GOOD), {"0": WEIGHT.numpy().tobytes()})
     (trap / "model.ckpt").write_bytes(content)
     with pytest.raises(LoaderError, match=r"model\.ckpt: the pickle is refused: .*posix\.system"):
@@ -171,7 +171,7 @@ def storage(kind=b"ctorch\nFloatStorage\n", key="0", count=b"K\x04", *, more=b""
 
 
 def tensor(*, offset=b"K\0", shape=b"(K\x04t", strides=b"(K\x01t", source=None):
-    """Return a dictionary with one tensor, as torch writes it."""
+    """Return the pickle of a dictionary with one tensor, as torch writes it."""
     hooks = hostile.call(hostile.name("collections", "OrderedDict"))
     rebuild = hostile.name("torch._utils", "_rebuild_tensor_v2")
     source = storage() if source is None else source
@@ -304,7 +304,7 @@ def test_values_beside_the_weights_are_bounded():
 
 
 def test_only_numbers_that_can_be_widths_are_kept_as_keys():
-    """A hypernetwork's keys are widths. Other numbers, and truth values, are not read."""
+    """A hypernetwork's keys are widths, from 0 to 65535. Other numbers and booleans are dropped."""
     content = {768: 1, 65_535: 2, 0: 3, 65_536: 4, -1: 5, 2.5: 6, True: 7, "a": 8}
     assert load(pickle_of(content))[0] == {768: 1, 65_535: 2, 0: 3, "a": 8}
 

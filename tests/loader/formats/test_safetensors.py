@@ -1,4 +1,4 @@
-"""The safetensors reader accepts exactly the files that the safetensors library accepts."""
+"""The loader reads safetensors files as the library does, and none that the library refuses."""
 
 from __future__ import annotations
 
@@ -230,8 +230,8 @@ def test_a_damaged_file_is_refused_or_read_as_the_library_reads_it(tmp_path_fact
         ),
     ],
 )
-def test_damaged_file_has_a_remedy_of_its_own(tmp_path, content, message):
-    """The safetensors library refuses these files, too. The link is right, but the file is not."""
+def test_damaged_file_must_be_uploaded_again(tmp_path, content, message):
+    """The safetensors library refuses these files, too, so another link to them would not help."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(SafetensorError):

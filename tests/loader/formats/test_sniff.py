@@ -1,4 +1,4 @@
-"""Identification of a file by its first bytes."""
+"""A file is identified by its first bytes."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_file_that_is_not_a_model_is_refused_with_its_kind(tmp_path, head, rea
 
 
 def test_a_pages_title_cannot_break_the_message():
-    """The bytes may come from any host, so nothing of them but their kind is in the message."""
+    """The bytes may come from any host, so the message names only the kind of file."""
     page = b"<html><title>\x1b[31mred\nalert\x00" + b"!" * 500 + b"</title>"
     with pytest.raises(LoaderError) as caught:
         identify(page.replace(b"\x00", b""), len(page))
@@ -114,7 +114,7 @@ def test_a_pages_title_cannot_break_the_message():
     ],
 )
 def test_a_path_that_is_not_a_file_is_refused(tmp_path, make, reason, what):
-    """The message tells that the path is not a regular file."""
+    """The message says that the path does not exist, or is not a regular file."""
     path = tmp_path / "model.ckpt"
     make(path)
     with pytest.raises(LoaderError, match=f"model.ckpt: {what}") as caught:

@@ -40,8 +40,8 @@ def test_weights_under_a_key_are_found(content: dict[str, Any]) -> None:
     assert split(content)[0] == WEIGHTS
 
 
-def test_numbers_of_all_levels_are_metadata() -> None:
-    """Some programs put them beside the weights, and others beside the key."""
+def test_values_of_all_levels_are_metadata() -> None:
+    """Some programs put values beside the weights, others beside the dictionary of the weights."""
     _, metadata = split({"epoch": 3, "model": {**WEIGHTS, "name": "x", 5: 6}})
     assert metadata == {"epoch": "3", "name": "x"}
 
@@ -75,7 +75,7 @@ def test_layers_of_a_hypernetwork_are_found_by_their_widths() -> None:
     "content", [{}, {"state_dict": {}}, {"model": {"model": {"x": 1}}}, {1: 2}]
 )
 def test_content_without_tensors_is_refused(content: dict[str, Any]) -> None:
-    """Nothing is loaded from it."""
+    """The message says that the pickle holds no tensors."""
     with pytest.raises(LoaderError, match="the pickle holds no tensors"):
         split(content)
 
@@ -95,7 +95,7 @@ def test_dictionary_that_many_keys_share_is_searched_once() -> None:
 @pytest.mark.parametrize("container", ["safetensors", "zip", "legacy"])
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "state_dict."])
 def test_prefix_of_every_name_is_left_out(tmp_path: Path, container: str, prefix: str) -> None:
-    """DistributedDataParallel, torch.compile and others add it to a trained model."""
+    """DistributedDataParallel, torch.compile and others add a prefix to a trained model's names."""
     tensors = {f"{prefix}{name}": torch.ones(2) for name in WEIGHTS}
     path = tmp_path / "model"
     if container == "safetensors":

@@ -282,7 +282,7 @@ def test_every_truncation_is_refused(tmp_path):
 
 
 def test_too_many_storages_are_refused(tmp_path):
-    """The list of keys has a limit, even if all keys are used."""
+    """The number of keys in the list of storages is limited."""
     file = Legacy(keys=tuple(map(str, range(100_001))))
     with pytest.raises(LoaderError, match="at most"):
         read(tmp_path / "model.ckpt", bytes(file))
@@ -299,7 +299,7 @@ SEEDS = [
 def test_a_damaged_file_is_refused_or_its_tensors_stay_within_it(tmp_path_factory, seed, data):
     """After any change, the result is a LoaderError, or tensors within the file.
 
-    Reading takes little memory.
+    Reading takes less than 8 MB of memory.
     """
     damaged = bytearray(seed)
     for _ in range(data.draw(st.integers(1, 3))):
@@ -323,7 +323,7 @@ def test_a_damaged_file_is_refused_or_its_tensors_stay_within_it(tmp_path_factor
 
 
 def test_the_most_expensive_text_takes_little_memory(tmp_path):
-    """The pickle has only text that takes four bytes per character in memory."""
+    """Text that needs four bytes per character in memory takes less than LIMIT, 300 MB."""
     text = ("x" * ((15 << 20) - 4) + "\U0001f600").encode()
     push = b"X" + struct.pack("<I", len(text)) + text
     path = tmp_path / "model.ckpt"

@@ -168,7 +168,7 @@ class SparseFile(io.RawIOBase):
 
 @pytest.mark.slow
 def test_an_archive_beyond_4_gigabytes_is_read(tmp_path):
-    """As torch does, the test writes sizes and positions into zip's 64-bit fields."""
+    """In such an archive, torch writes sizes and positions into zip's 64-bit fields."""
     path = tmp_path / "model.ckpt"
     large = torch.tensor([], dtype=torch.uint8).set_(torch.UntypedStorage(2**32 + 16))
     with SparseFile(path) as file:

@@ -61,7 +61,7 @@ _RESNETS = (
     "conv_out",
     "time_embedding.linear_1",
 )
-# The names that kohya uses for SDXL, where its UNet has the original layout.
+# The names of kohya's style for SDXL, whose UNet kohya trains in the original layout.
 _SGM = {
     "down_blocks.1.attentions.0": "input_blocks.4.1",
     "mid_block.attentions.0": "middle_block.1",
@@ -83,8 +83,8 @@ _SGM = {
 def pipeline(family: str) -> DiffusionPipeline:
     """Return a cached pipeline that opens LoRAs; tests must unload them again.
 
-    It is a tiny one without a VAE and tokenizers. Its transformers have one block, the only one
-    that the LoRAs change.
+    The pipeline is tiny and has no VAE and no tokenizers. Each transformer has one block, because
+    the LoRAs change only the first block.
     """
     is_sdxl = family == "sdxl"
     with tempfile.TemporaryDirectory() as folder:
@@ -150,7 +150,7 @@ def layer_shapes(family: str, *, text: bool = True) -> dict[str, tuple[int, ...]
 
 @dataclass(frozen=True)
 class Halves:
-    """The change of a layer, and the scale it is trained with."""
+    """The two matrices of a layer's LoRA, and its alpha."""
 
     down: torch.Tensor
     up: torch.Tensor
@@ -162,7 +162,7 @@ def random_halves(
 ) -> dict[str, Halves]:
     """Return random numbers for each layer; ranks differ between layers.
 
-    As kohya does it, all matrices share one alpha and all convolutions share another. diffusers
+    All matrices share one alpha, and all convolutions share another, as in kohya's LoRAs. diffusers
     0.42 ignores further alphas.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -178,7 +178,7 @@ def random_halves(
 def lora(
     family: str, style: str, *, text: bool = True, dtype: torch.dtype = torch.float16, seed: int = 0
 ) -> Tensors:
-    """Return a LoRA's tensors with the names of one of STYLES."""
+    """Return the tensors of a random LoRA, with names in one of STYLES."""
     shapes = layer_shapes(family, text=text)
     if style == "kohya":  # diffusers does not support this layer in this style
         shapes.pop("unet.add_embedding.linear_1", None)
@@ -263,7 +263,7 @@ def save(
 def loaded(
     folder: Path, tensors: Tensors, metadata: dict[str, str] | None = None, **fields: Any
 ) -> tuple[Converted, Path]:
-    """Load these tensors with the loader; return its result and the folder."""
+    """Load these tensors with the loader; return the result and the published folder."""
     out = folder / "out"
     path = save(folder / "origin", tensors, metadata=metadata)
     return convert_file(path, out, model_type="lora", **fields), out

@@ -70,7 +70,8 @@ def random_tensors(shapes: Shapes, dtype: torch.dtype, seed: int = 0) -> Checkpo
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
-# The tests of a module often make the same checkpoint, and a copy takes a fifth of the time.
+# The tests of a module often need the same checkpoint, and a copy takes a fifth of the time that
+# making it again takes.
 @lru_cache(maxsize=2)
 def _random_tensors(
     shapes: tuple[tuple[str, tuple[int, ...]], ...], dtype: torch.dtype, seed: int
@@ -144,7 +145,7 @@ def save_ckpt(
 
 @contextlib.contextmanager
 def _model_checkpoint_class() -> Iterator[type]:
-    """Provide a stand-in for the callback's class that pickle can import in the context."""
+    """Yield a stand-in for the callback's class. Inside the `with` block, pickle can import it."""
     module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
     callback = type("ModelCheckpoint", (), {"__module__": module.__name__})
     module.ModelCheckpoint = callback  # type: ignore[attr-defined]
@@ -164,7 +165,7 @@ def tiny_configs(folder: Path, architecture: str) -> Path:
     """Write the diffusers configs of `tiny_sd15` ("sd15") or `tiny_sdxl` ("sdxl").
 
     The tokenizers know single bytes only, so a pipeline opens, but its images cannot be
-    compared.
+    compared with those of a pipeline that has CLIP's vocabulary.
     """
     components = {"sd15": _sd15_configs, "sdxl": _sdxl_configs}[architecture]()
     for name, config in components.items():

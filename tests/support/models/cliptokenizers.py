@@ -1,4 +1,4 @@
-"""Tokenizers of CLIP in the forms in which transformers has written them, and their publication."""
+"""Tokenizers of CLIP in the forms that transformers has written, and a function to publish them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _MERGES = 2000
 WORDS = 512 + _MERGES + 2
 """Number of tokens of the test vocabulary, which is the beginning of CLIP's.
 
-It has all bytes, alone and at the end of a word, the first pairs of words to merge, and the start
-and end token. CLIP's own vocabulary of 49408 tokens would take a second for each test.
+It has all bytes, alone and at the end of a word, the tokens of the first merges, and the start and
+end token. CLIP's own vocabulary of 49408 tokens would take a second for each test.
 """
 SPECIAL_WORDS = START, END = ("<|startoftext|>", "<|endoftext|>")
 SPECIAL = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
@@ -37,7 +37,7 @@ def _vocabulary() -> dict[str, bytes]:
 
 
 def plain() -> Files:
-    """The files of a tokenizer without added tokens, by name. JSON files are dictionaries."""
+    """The files of a tokenizer without added tokens, by name. Its configs are dictionaries."""
     config = {"model_max_length": 77, "tokenizer_class": "CLIPTokenizer", **SPECIAL}
     return {
         **_vocabulary(),
@@ -47,7 +47,7 @@ def plain() -> Files:
 
 
 def described(content: str, **flags: bool) -> dict[str, Any]:
-    """A token as JSON describes it."""
+    """The JSON object of an added token. Flags that are not given are false."""
     usual = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word", "special"), False)
     return {"content": content, **usual, **flags}
 
@@ -62,7 +62,7 @@ def write(folder: Path, files: Mapping[str, Any]) -> Path:
 
 
 def publish(source: Path, out: Path, rows: int = WORDS + 3) -> Path:
-    """Publish a tokenizer whose text encoder has that many rows and 77 positions."""
+    """Publish a tokenizer for a text encoder with `rows` token embeddings and 77 positions."""
     dimensions = {"text_encoder_vocabulary": rows, "text_encoder_positions": 77}
     templates = load_architecture("sd-1").templates
     for file in tokenizer_files(source, "tokenizer", templates, dimensions):
@@ -73,7 +73,7 @@ def publish(source: Path, out: Path, rows: int = WORDS + 3) -> Path:
 
 
 def _newest(files: Files) -> Files:
-    """The tokenizer as transformers 5 saves it: in tokenizer.json alone."""
+    """The tokenizer with two added tokens as transformers 5 saves it: in tokenizer.json alone."""
     import tempfile
 
     from transformers import CLIPTokenizer
@@ -105,7 +105,7 @@ def _with_flags(files: Files) -> Files:
 
 
 def _fast(files: Files) -> Files:
-    """Files of a fast tokenizer of before 4.34, which transformers saved beside the slow one's."""
+    """The files with a tokenizer.json beside them, as transformers before 4.34 saved both."""
     saved = json.loads(_newest(plain())["tokenizer.json"])
     return files | {"tokenizer.json": saved}
 
@@ -125,14 +125,14 @@ def _described_list(files: Files) -> Files:
 
 
 def _padded(files: Files) -> Files:
-    """A token for padding that the vocabulary does not have, and further tokens by name."""
+    """Set a pad token and a mask token that the vocabulary does not have."""
     files["tokenizer_config.json"] |= {"pad_token": "<my-cat>", "mask_token": "<My-Dog>"}
     files["special_tokens_map.json"] |= {"pad_token": "<my-cat>", "mask_token": "<My-Dog>"}
     return files
 
 
 def _in_vocabulary(files: Files) -> Files:
-    """Tokens that somebody wrote into vocab.json and that transformers must not split."""
+    """Write the tokens into added_tokens.json and, as words of the vocabulary, into vocab.json."""
     words = json.loads(files["vocab.json"]) | {"<my-cat>": WORDS, "<My-Dog>": WORDS + 1}
     return _by_word(files) | {"vocab.json": words}
 
@@ -159,7 +159,7 @@ FORMS: Mapping[str, Callable[[Files], Files]] = {
     "extra_special_tokens of the config": _listed("extra_special_tokens", "tokenizer_config.json"),
     "tokens with names": _padded,
 }
-"""How a repo can have the tokens <my-cat> and <My-Dog>."""
+"""Functions that put the tokens <my-cat> and <My-Dog> into a tokenizer's files, by form."""
 PROMPTS = (
     "a photo of <my-cat>",
     "<my-cat>and <My-Dog>, in the rain",

@@ -51,7 +51,7 @@ FORMS = {
         {"joint_attention_dim": None, "use_pos_embed": False, "pos_embed_type": None},
     ),
 }
-"""The published forms: the class, and what differs in the config."""
+"""The published forms: the class, and the changes to the class's config in CONFIGS."""
 
 
 def configured(form: str) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def configured(form: str) -> dict[str, Any]:
 
 
 def shapes(form: str) -> Shapes:
-    """Return the tensors of a form."""
+    """Return the tensor names and shapes of a form."""
     class_name, _ = FORMS[form]
     return dict(CLASSES[class_name]({**defaults(class_name), **configured(form)}))
 

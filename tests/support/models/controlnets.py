@@ -14,7 +14,7 @@ from devkit.controlnet_layouts import TINY, config
 from devkit.ldm_layouts import Shapes
 from tests.support.models.checkpoints import Checkpoint, random_tensors, save_safetensors
 
-# Two published sizes have fewer transformers; these are the values of their configs.
+# Two published sizes have fewer transformers than the full size; these are their config values.
 _SDXL_SIZES = {
     "SDXL mid": {"transformer_layers_per_block": [0, 0, 1]},
     "SDXL small": {

@@ -59,7 +59,7 @@ def identical(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def assert_same_tensors(published: Path, peer: Path) -> None:
-    """Compare the names, types and bits of all tensors of two pipelines' folders."""
+    """Assert that the tensors of two pipelines' folders are equal in name, type and bits."""
     found, expected = _tensors(published), _tensors(peer)
     assert found.keys() == expected.keys()
     assert not [name for name in expected if not identical(found[name], expected[name])]
@@ -68,7 +68,8 @@ def assert_same_tensors(published: Path, peer: Path) -> None:
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Return all tensors of a folder, by component and name.
 
-    Newer versions of transformers leave out the prefixes of CLIP's encoders.
+    Newer versions of transformers leave out the prefixes of CLIP's encoders, so names get the
+    prefix `text_model.` if it is missing, and lose the prefix `vision_model.`.
     """
     return {
         f"{path.parent.name}/{with_prefix(name.removeprefix('vision_model.'))}": tensor

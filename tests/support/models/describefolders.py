@@ -1,8 +1,9 @@
-"""Opens pipelines in folders, and writes what their components hold to stdout, as JSON.
+"""Opens the pipelines in folders, and writes a description of their components to stdout as JSON.
 
-The first argument is a prompt, the others are folders. A folder whose pipeline this diffusers does
-not have is null in the output. The script imports nothing of the project, so it runs in any
-environment that has diffusers. It works offline and gives diffusers no hints about the weights.
+The first argument is a prompt, the others are folders. A folder whose pipeline class the installed
+diffusers does not have is null in the output. The script imports nothing of the project, so it runs
+in any environment that has diffusers. It works offline and passes diffusers no options about the
+weight files.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import torch
 
 
 def describe(folder: str, prompt: str) -> dict[str, Any] | None:
-    """Return the digests of a component's tensors, or a tokenizer's ids, by component.
+    """Return the digests of a model's tensors, or a tokenizer's ids of the prompt, by component.
 
-    The digests have no names, because versions of transformers name the modules differently.
+    Return None if the installed diffusers does not have the pipeline's class. The digests have no
+    names, because versions of transformers name the modules differently.
     """
     index = json.loads((Path(folder) / "model_index.json").read_text())
     if not hasattr(diffusers, index["_class_name"]):

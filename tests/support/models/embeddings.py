@@ -1,4 +1,4 @@
-"""Embeddings with random numbers, and what diffusers adds to a pipeline for them."""
+"""Embeddings with random numbers, and the tokens that diffusers adds to a pipeline for them."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def save(path: Path, content, *, legacy: bool = False) -> Path:
 
 @cache
 def tokenizer():
-    """A tokenizer that knows only letters.
+    """A tokenizer that knows only single ASCII characters.
 
-    A copy of the real one's 49,408 rows for each test would be slow.
+    Each test copies the tokenizer. Copies of the real one with 49,408 tokens would be slow.
     """
     letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]

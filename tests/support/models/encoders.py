@@ -12,12 +12,12 @@ T5_VOCABULARY = 32
 
 
 def linear(name: str, out: int, width: int) -> Shapes:
-    """Return a linear layer with a bias."""
+    """Return the shapes of a linear layer with a bias."""
     return {f"{name}.weight": (out, width), f"{name}.bias": (out,)}
 
 
 def clip_shapes(width: int, *, projected: bool = False) -> Shapes:
-    """Return a CLIP of one layer."""
+    """Return the shapes of a CLIP text encoder with one layer, and a projection if `projected`."""
     shapes: Shapes = {
         "text_model.embeddings.token_embedding.weight": (VOCABULARY, width),
         "text_model.embeddings.position_embedding.weight": (77, width),
@@ -33,7 +33,7 @@ def clip_shapes(width: int, *, projected: bool = False) -> Shapes:
 
 
 def t5_shapes(width: int = T5) -> Shapes:
-    """Return an encoder of T5 of one layer."""
+    """Return the shapes of a T5 encoder with one layer."""
     block = "encoder.block.0.layer"
     attention = f"{block}.0.SelfAttention"
     return {

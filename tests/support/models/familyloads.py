@@ -14,13 +14,13 @@ from tests.support.models.familyrepos import Files
 
 
 def publish(files: Files, tmp_path: Path, revision: str | None = None) -> tuple[Path, Converted]:
-    """Convert a repo that is downloaded completely. Return the folder."""
+    """Write the files of a repo, and convert it. Return the published folder and the result."""
     familyrepos.lay(files, tmp_path / "repo")
     return converted(Fetched(kind="repo", path="repo", source=Source()), tmp_path, revision)
 
 
 def converted(fetched: Fetched, into: Path, revision: str | None = None) -> tuple[Path, Converted]:
-    """Convert a download. Return the folder."""
+    """Convert a download in the folder `into`. Return the published folder and the result."""
     out = into / "out"
     out.mkdir()
     precision = Revision(revision) if revision else None

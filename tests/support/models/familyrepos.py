@@ -21,7 +21,7 @@ Tensors = Mapping[str, tuple[str, Shape]]
 DIFFUSION, ENCODER = "diffusion_pytorch_model", "model"
 _FORMATS = {"F32": "f", "F16": "e"}
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
-"""Bytes of a number; those of all other types have one."""
+"""Bytes of a number by type. All other types have one byte."""
 
 
 def weights(tensors: Tensors, *, seed: int = 0, metadata: Mapping[str, str] | None = None) -> bytes:
@@ -47,7 +47,7 @@ def zeros(tensors: Tensors) -> bytes:
 
 
 def typed(shapes: Mapping[str, Shape], dtype: str = "BF16") -> dict[str, tuple[str, Shape]]:
-    """Return the shapes with a type for each."""
+    """Return tensors of these shapes, all of one type."""
     return {name: (dtype, shape) for name, shape in shapes.items()}
 
 
@@ -148,7 +148,7 @@ def t5_tensors(dtype: str) -> Tensors:
 
 
 def t5_tokenizer(folder: str) -> Files:
-    """Return the files of a T5 tokenizer; the large ones are not JSON that a loader may parse."""
+    """Return the files of a T5 tokenizer. spiece.model and tokenizer.json hold no vocabulary."""
     return {
         f"{folder}/spiece.model": b"\n\x0e\n\x05<pad>" * 4,
         f"{folder}/tokenizer.json": b"{" + b" " * 64 + b"}",
@@ -176,7 +176,7 @@ FLOW = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
 FLUX_TRANSFORMER: list[Tensors] = [
     {"x_embedder.weight": ("BF16", (8, 4)), "context_embedder.weight": ("BF16", (8, 8))},
     {
-        # Out of alphabetical order, as no writer of ours would put them
+        # Not in alphabetical order, so a file that the loader wrote again would differ
         "transformer_blocks.0.attn.to_q.weight": ("BF16", (8, 8)),
         "proj_out.bias": ("BF16", (4,)),
     },
@@ -184,7 +184,7 @@ FLUX_TRANSFORMER: list[Tensors] = [
 
 
 def flux() -> Files:
-    """Return FLUX.1 in bf16: shards, a second tokenizer of T5, and files that nobody needs."""
+    """Return FLUX.1 in bf16, with shards, a T5 tokenizer, and files that are not published."""
     transformer = {
         "_class_name": "FluxTransformer2DModel",
         "_diffusers_version": "0.30.0",

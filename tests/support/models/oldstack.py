@@ -24,9 +24,9 @@ _NO_REGISTRY = re.compile(
 
 
 def python() -> Path:
-    """Return its interpreter; install the packages of LIST first if they are missing.
+    """Return the environment's interpreter; install the packages of LIST first if necessary.
 
-    A test that needs it is skipped only if no package registry is reachable.
+    Skip the test if the packages must be installed and no package registry is reachable.
     """
     folder = CACHE / hashlib.sha256(LIST.read_bytes()).hexdigest()[:16]
     done = folder / "installed"

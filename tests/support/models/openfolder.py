@@ -2,8 +2,8 @@
 
 A third argument is the folder of a LoRA, which the model is rendered with.
 
-The script imports nothing of the project, so it runs in any environment that has diffusers. It is
-offline and gives diffusers no hints about the weights.
+The script imports nothing of the project, so it runs in any environment that has diffusers. It
+works offline and passes diffusers no options about the model's weight files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main(folder: str, out: str, lora: str | None = None) -> None:
         folder, local_files_only=True, torch_dtype=torch.float32
     )
     if lora is not None:
-        # Older versions do not look for the file while they are offline.
+        # Older versions do not look for the file while they are offline, so they get its name.
         pipeline.load_lora_weights(lora, weight_name=LORA_FILE, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(

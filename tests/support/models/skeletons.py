@@ -1,4 +1,4 @@
-"""Tiny files that hold only a transformer, and repos that give the rest of their pipelines.
+"""Tiny files that hold only a transformer, and repos that supply the rest of their pipelines.
 
 They are made without torch, with real names of tensors and the sizes of `transformershapes`.
 """
@@ -114,7 +114,7 @@ def wan() -> Files:
 
 
 def with_class(component: str, library: str | None, class_name: str | None) -> Files:
-    """Return the index of FLUX.1 with another class for a component, or with none."""
+    """Return FLUX.1's model_index.json with another class, or [null, null], for a component."""
     index = json.loads(flux()["model_index.json"])
     return {"model_index.json": encoded({**index, component: [library, class_name]})}
 

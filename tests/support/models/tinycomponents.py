@@ -27,7 +27,7 @@ def clip_tokenizer() -> Any:
 
 
 def word_tokenizer(**options: Any) -> Any:
-    """Return a tokenizer of a few words, in the form of those of T5 and language models."""
+    """Return a tokenizer of a few words, in the form that T5 and language models use."""
     pieces = ["<pad>", "</s>", "<unk>", "\u2581", *(f"\u2581{word}" for word in WORDS)]
     unigram = tokenizers.models.Unigram([(piece, -2.0) for piece in pieces], 2)
     tokenizer = tokenizers.Tokenizer(unigram)

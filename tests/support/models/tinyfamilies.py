@@ -123,7 +123,7 @@ def z_image() -> Pipeline:
 
 
 def lumina2() -> Pipeline:
-    """Return Lumina 2, whose encoder no signature names."""
+    """Return Lumina 2, whose encoder's class is not in the pipeline's signature."""
     return diffusers.Lumina2Pipeline(
         scheduler=tiny.flow(),
         text_encoder=tiny.language("Gemma2Model"),

@@ -40,7 +40,7 @@ _CROSS_UP, _PLAIN_UP = "CrossAttnUpBlock2D", "UpBlock2D"
 
 @dataclass(frozen=True)
 class TinyModel:
-    """An architecture: its tiny checkpoint, its configs and what diffusers makes of it."""
+    """An architecture: its tiny checkpoint, its configs, and the expected result of a load."""
 
     title: str
     pipeline: str

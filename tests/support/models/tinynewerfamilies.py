@@ -1,4 +1,4 @@
-"""Tiny pipelines with random weights: newer families, and those that take more than a prompt."""
+"""Tiny pipelines with random weights: newer families, and families whose input is not only text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Pipeline = Any
 
 
 def ltx() -> Pipeline:
-    """Return LTX-Video, with a VAE of its own."""
+    """Return LTX-Video, whose VAE class no other family has."""
     return diffusers.LTXPipeline(
         scheduler=tiny.flow(),
         text_encoder=tiny.t5(),
@@ -82,7 +82,10 @@ def _flux2_transformer(*, guided: bool) -> Any:
 
 
 def flux2() -> Pipeline:
-    """Return FLUX.2 dev, whose encoder also reads pictures. Its processor needs torchvision."""
+    """Return FLUX.2 dev, whose encoder also reads pictures.
+
+    The tokenizer is a plain one: the processor of the published model needs torchvision.
+    """
     text = {"model_type": "mistral", "vocab_size": 32, "hidden_size": 8, "intermediate_size": 8,
             "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
             "head_dim": 4}  # fmt: skip
@@ -102,7 +105,7 @@ def flux2() -> Pipeline:
 
 
 def flux2_klein() -> Pipeline:
-    """Return FLUX.2 Klein, with a language model and an option of the pipeline."""
+    """Return FLUX.2 Klein, with a language model as encoder, and `is_distilled` in its index."""
     return diffusers.Flux2KleinPipeline(
         scheduler=tiny.flow(),
         text_encoder=tiny.language("Qwen3ForCausalLM"),

@@ -97,7 +97,7 @@ def write_configs(folder: Path) -> Path:
 
 
 def write_t5_tokenizer(folder: Path) -> None:
-    """Write a tokenizer of letters in the form of T5's."""
+    """Write a tokenizer that knows only letters, in the form of T5's tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     pieces = ["<pad>", "</s>", "<unk>", "\u2581", *"abcdefghijklmnopqrstuvwxyz"]

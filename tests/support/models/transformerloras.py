@@ -90,7 +90,7 @@ def style_id(case: tuple[str, int]) -> str:
 
 
 def layers_of(family: str, style: LoraStyle) -> Iterator[tuple[str, tuple[int, ...], list[str]]]:
-    """Return the layers that diffusers reads: names in the table, shapes, modules in diffusers."""
+    """Yield each layer that diffusers reads: its name in the table, shape, modules in diffusers."""
     for template, kind in layer_kinds(family, style.layout).items():
         if not style.matches(template):
             continue
@@ -104,7 +104,7 @@ def layers_of(family: str, style: LoraStyle) -> Iterator[tuple[str, tuple[int, .
 
 
 def named(style: LoraStyle, layer: str, half: Half) -> str:
-    """The name of a tensor in a style."""
+    """The name of a layer's tensor in a style."""
     role = next(role for role, found in style.halves.items() if found is half)
     return f"{style.prefix}{layer.replace('.', style.separator)}.{role}"
 
@@ -112,7 +112,7 @@ def named(style: LoraStyle, layer: str, half: Half) -> str:
 def halves(
     style: LoraStyle, layer: str, shape: tuple[int, ...], *, alphas: bool, rank: int = RANK
 ) -> Shapes:
-    """The tensors of a layer of this shape."""
+    """The tensors of a LoRA for one layer of this shape."""
     found = {
         named(style, layer, Half.DOWN): (rank, *shape[1:]),
         named(style, layer, Half.UP): (shape[0], rank, *[1] * (len(shape) - 2)),
@@ -121,12 +121,12 @@ def halves(
 
 
 def has_alphas(style: LoraStyle) -> bool:
-    """Whether the LoRAs here have alphas in this style: they do if they may."""
+    """Whether this module's LoRAs have alphas in this style: yes, if the style permits them."""
     return style.alphas is not Alphas.FORBIDDEN and Half.ALPHA in style.halves.values()
 
 
 def lora_shapes(family: str, style: LoraStyle) -> Shapes:
-    """A LoRA of all layers that diffusers reads, with one block of each kind."""
+    """A LoRA of each layer that diffusers reads, but only of the first block of each kind."""
     found: Shapes = {}
     for layer, shape, _ in layers_of(family, style):
         found |= halves(style, layer, shape, alphas=has_alphas(style))
@@ -150,7 +150,7 @@ def control_shapes() -> Shapes:
 
 
 def clip_shapes(style: LoraStyle, prefix: str, *, width: int = 768, layer: int = 0) -> Shapes:
-    """A LoRA of the attention and the first projection of a layer of CLIP-L."""
+    """A LoRA of one encoder layer of CLIP-L: its attention and its first projection."""
     names = {f"self_attn.{name}_proj": width for name in ("q", "k", "v", "out")}
     own = replace(style, prefix=prefix)
     found: Shapes = {}

@@ -39,7 +39,7 @@ SIZES = {
     "image_positions": 14,
     "experts": 4,
 }
-"""Small sizes, by the names that the tables give them."""
+"""Small sizes, by their names in the key tables."""
 
 Shape = tuple[int, ...]
 
@@ -47,7 +47,7 @@ Shape = tuple[int, ...]
 def original_shapes(
     family: str, prefix: str = "", sizes: Mapping[str, int] = SIZES, layers: int = LAYERS
 ) -> dict[str, Shape]:
-    """Return the tensors of a file that has all that the family's variants may have."""
+    """Return the shapes of a file in the original layout that has the tensors of all variants."""
     table = load_transformer(family)
     rows = table.component(_names(table, layers)).rows
     return {prefix + row.source: _source_shape(row, sizes) for row in rows}
@@ -61,7 +61,7 @@ def _names(table: TransformerTable, layers: int) -> Iterator[str]:
 
 
 def _source_shape(row: Row, sizes: Mapping[str, int]) -> Shape:
-    """Return the shape of the tensor that a row takes something of."""
+    """Return the shape of the whole source tensor, of which the row may take only some rows."""
     height, *rest = (evaluate(size, sizes) for size in row.shape.split())
     match row.op.split():
         case ["rows", ends, "of", parts]:
