@@ -1,4 +1,4 @@
-"""The alerts fire when they should, in the plain file and as the chart renders it."""
+"""The alerts fire when they should: those of the plain file, and those that the chart renders."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_alerts_exclude_only_known_reasons(rule: dict[str, Any]) -> None:
     ids=["the monitors' job", "a job of another scrape"],
 )
 def test_every_series_is_matched_by_the_release(job: str, expected: str) -> None:
-    """The rendered expressions differ from the plain ones only by the job, everywhere."""
+    """In rendered rules, each selector has the release's job; otherwise they equal the file."""
     plain = yaml.safe_load(ALERTS.read_text())
     rendered = rules_of("sd-operator", "one", job)
     for rule in (rule for group in plain["groups"] for rule in group["rules"]):
@@ -124,7 +124,7 @@ def test_every_series_is_matched_by_the_release(job: str, expected: str) -> None
     assert rendered == plain
 
 
-# The rules in a real Prometheus, with what the processes serve and the monitors scrape.
+# The rules in a real Prometheus that scrapes processes as the chart's monitors say.
 
 
 @contextmanager
@@ -154,7 +154,7 @@ def wait_for_alerts(
 
 @pytest.mark.parametrize("kind", ["podMonitor", "serviceMonitor"])
 def test_a_real_prometheus_tells_operators_and_releases_apart(kind: str, tmp_path: Path) -> None:
-    """Only the gateway of one release is up; the other release's operator has a failed model."""
+    """Alerts about a missing operator or leader fire only for the release that has none."""
     values = {"metrics": {kind: {"enabled": True}}, "gateway": {"enabled": True}}
     monitors = [
         monitor

@@ -78,7 +78,7 @@ def test_helm_lint_passes(program: str, chart: Path, full: bool) -> None:
 
 
 def test_without_values_every_needed_object_is_rendered() -> None:
-    """The objects do not need the CRDs of another operator."""
+    """By default, no object needs a CRD of another operator."""
     assert {(item["kind"], item["metadata"]["name"]) for item in render()} == BY_DEFAULT
 
 
@@ -100,7 +100,7 @@ def test_every_value_is_explained() -> None:
         for before, line in zip(["", *lines], lines, strict=False)
         if re.match(r" *[A-Za-z]+:", line) and not before.lstrip().startswith("#")
     ]
-    # What a value consists of where its default is a list or an object of Kubernetes' own.
+    # Keys inside defaults that are lists or objects of Kubernetes.
     ours = {"namespaceSelector", "matchLabels", "podSelector", "cidr", "operator", "effect"}
     known = {"requests", "limits", "cpu", "memory"} | ours
     assert [line for line in unexplained if line.strip().partition(":")[0] not in known] == []
@@ -121,7 +121,7 @@ SHARE = 10
 
 
 def test_full_values_differ_from_every_default() -> None:
-    """A new value must be added to FULL with a value that is not its default."""
+    """Each new value must be added to FULL; only switches may have their defaults there."""
     same = {path for path in PATHS if at(FULL, path) == at(VALUES, path)}
     switches = {path for path in same if isinstance(at(VALUES, path), bool)}
     assert same == switches
@@ -222,7 +222,7 @@ def test_kubernetes_knows_every_field(version: str) -> None:
 
 
 def test_the_operator_is_redundant_probed_and_restricted() -> None:
-    """The operator has two replicas on two nodes, probes, and only the rights that it needs."""
+    """The operator has two replicas, a disruption budget, probes and a read-only root."""
     objects = render()
     deployment = one(objects, "Deployment")
     (container,) = pod_of(deployment)["containers"]

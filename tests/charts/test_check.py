@@ -58,7 +58,7 @@ def probes_port(cluster: Cluster) -> int:
 
 
 def test_check_succeeds_with_a_running_operator(cluster: Cluster, tmp_path: Path) -> None:
-    """The operator is ready, the CRD is served, and the PVC exists."""
+    """If the PVC is missing, or the Pod has no token, the check fails nevertheless."""
     env = env_of(render({"models": {"namespaces": [cluster.namespace]}}))
     in_a_pod = {"KUBERNETES_SERVICE_HOST", "HOME"}
     cluster.start_operator(**{key: env[key] for key in env.keys() - in_a_pod})

@@ -47,14 +47,14 @@ def may(release: Release, verb: str, resource: str, namespace: str) -> bool:
 
 @pytest.fixture(params=sorted(HELMS))
 def release(request: pytest.FixtureRequest, backend: Backend, tmp_path: Path) -> Iterator[Release]:
-    """A namespace for a release; skips the test without a real API server."""
+    """A release in a new namespace; the test is skipped without a real API server."""
     with released(backend, request.param, tmp_path) as made:
         yield made
 
 
 @contextlib.contextmanager
 def released(backend: Backend, program: str, work: Path) -> Iterator[Release]:
-    """A namespace for a release, and one of the two Helm versions."""
+    """Give a release in a new namespace, with this version of Helm; uninstall it afterwards."""
     if backend.name == "standalone":
         pytest.skip("standalone has no Deployments and no RBAC: KUBECONFIG or KUBEBUILDER_ASSETS")
     cluster = Cluster(backend, f"test-{secrets.token_hex(4)}", work)
@@ -117,7 +117,7 @@ def test_the_api_server_accepts_every_object(backend: Backend, tmp_path: Path, g
 
 
 def apply(cluster: Cluster, manifest: Json) -> subprocess.CompletedProcess[str]:
-    """Apply an object and ignore the outcome."""
+    """Apply an object and return the outcome, which may be an error."""
     return cluster.run("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
 
 

@@ -89,7 +89,7 @@ def job(url: str, hub: FakeHub, **spec: Any) -> dict[str, Any]:
 
 
 def test_the_loader_publishes_a_model(slim: Image, volume: Path, tmp_path: Path) -> None:
-    """As in a Job, the uid is arbitrary, no capability is left, and only mounts are writable."""
+    """The containers of a Job fetch and convert a tiny model, and its files have the Job's uid."""
     checkpoint = tmp_path / "tiny.safetensors"
     write_checkpoint(checkpoint)
     with FakeHub() as hub:
@@ -203,7 +203,7 @@ def for_the_image(file: Path, copy: Path) -> Path:
 def test_the_operators_image_loads_a_model(
     operator: Image, operated: Operated, tmp_path: Path
 ) -> None:
-    """The operator's image runs on a cluster under the same uid and without capabilities."""
+    """The container has the image's uid and no capabilities, as in a Pod."""
     kubeconfig = for_the_image(
         operated.cluster.backend.operator_kubeconfig, tmp_path / "kubeconfig"
     )

@@ -1,4 +1,4 @@
-"""Tests of the Containerfiles and locks; test_image_builds builds the images."""
+"""Tests of the Dockerfiles and locks; test_image_builds builds the images."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_no_host_and_no_secret_is_named(dockerfile: Dockerfile) -> None:
 
 @both
 def test_copied_paths_exist_in_the_build_context(dockerfile: Dockerfile) -> None:
-    """.dockerignore does not exclude them."""
+    """The copied paths are in the repository, and .dockerignore does not exclude them."""
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in lines, "what is not named stays out"
     allowed = [line[1:] for line in lines if line.startswith("!")]
@@ -198,7 +198,7 @@ def test_copied_paths_exist_in_the_build_context(dockerfile: Dockerfile) -> None
 
 
 def test_dockerignore_names_existing_paths_only() -> None:
-    """Each path of .dockerignore is in the repository."""
+    """Each path that .dockerignore does not exclude is in the repository."""
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         if line.startswith("!"):
             assert (ROOT / line[1:]).exists(), line
@@ -235,7 +235,7 @@ def test_locks_are_complete(lock: lock_images.Lock) -> None:
 
 
 def test_both_images_of_the_loader_decode_pictures() -> None:
-    """The slim image loads adapters and VAEs, whose sources have pictures as well."""
+    """Both have pillow: sources of adapters and VAEs, which the slim image loads, have pictures."""
     locked = [set(_pins(lock)) for lock in lock_images.LOCKS if lock.extra in ("loader", "verify")]
     assert [packages & {"pillow"} for packages in locked] == [{"pillow"}, {"pillow"}]
 
@@ -259,7 +259,7 @@ def test_the_operator_imports_few_generated_kubernetes_classes() -> None:
 
 @both
 def test_hadolint_reports_no_problem(dockerfile: Dockerfile) -> None:
-    """No rule is switched off."""
+    """The program prints nothing with its default rules."""
     program = Path(sys.executable).with_name("hadolint")
     done = subprocess.run([program, dockerfile.path], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "")

@@ -39,7 +39,7 @@ VALUES_OF = {
 }
 """The values that the operator writes for a label. `outcome` is matched for webhook calls only."""
 OPEN_LABELS = {"code", "job", "namespace", "persistentvolumeclaim", "verb"}
-"""Labels with values of the cluster."""
+"""Labels whose values come from the cluster, not from the operator."""
 
 
 def queries() -> Iterator[str]:
@@ -139,7 +139,7 @@ def test_every_panel_that_can_be_filtered_is_filtered_or_says_otherwise() -> Non
 
 
 def test_the_namespace_can_be_chosen() -> None:
-    """The variable offers the namespaces that have models, and all of them at first."""
+    """The variable offers the namespaces that have models; at first, all are chosen."""
     (variable,) = [one for one in BOARD["templating"]["list"] if one["name"] == "namespace"]
     assert variable["query"] == "label_values(sdmodel_models, namespace)"
     assert variable["multi"]
@@ -148,7 +148,7 @@ def test_the_namespace_can_be_chosen() -> None:
 
 
 def test_operators_and_gateways_are_counted_apart() -> None:
-    """Both serve sdmodel_build_info."""
+    """Both serve sdmodel_build_info, so each query of this metric selects a component."""
     assert 'sdmodel_build_info{component="operator"}' in queries_of("Operators running and leading")
     assert 'sdmodel_build_info{component="gateway"}' in queries_of("Gateways running")
     for query in queries():
@@ -164,7 +164,7 @@ def test_times_of_stages_are_not_mixed(query: str) -> None:
 
 
 def test_panels_do_not_overlap() -> None:
-    """Grafana would move the panels, and ids must be unique."""
+    """Grafana would move overlapping panels. The ids of the panels are unique."""
     taken = set()
     for panel in BOARD["panels"]:
         place = panel["gridPos"]

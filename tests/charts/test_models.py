@@ -65,7 +65,7 @@ def test_a_model_takes_missing_fields_from_the_defaults() -> None:
 
 
 def test_an_empty_catalog_is_valid() -> None:
-    """By default there are no models, and labels and annotations are the user's."""
+    """By default there are no models. A model has the labels and annotations of the values."""
     assert render({}, CATALOG) == []
     (model,) = render(
         {"models": {"a": {"url": LINK}}, "labels": {"team": "x"}, "annotations": {"note": "z"}},
@@ -121,7 +121,7 @@ def test_a_catalog_is_installed_changed_rolled_back_and_removed(
 
 @pytest.mark.cluster
 def test_rules_between_fields_are_checked_in_a_dry_run(cluster: Cluster, tmp_path: Path) -> None:
-    """The command of docs/operations.md names the rule that Helm does not know; nothing is made."""
+    """The command of docs/operations.md reports the broken rule, which Helm does not check."""
     (command,) = re.findall(
         r"`(helm template models [^`]*)`", (ROOT / "docs" / "operations.md").read_text()
     )

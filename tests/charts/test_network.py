@@ -63,7 +63,7 @@ def reaches(rule: Json, address: Address) -> bool:
 
 @pytest.mark.parametrize("policy", EGRESS)
 def test_the_network_policies_permit_what_the_address_guard_permits(policy: str) -> None:
-    """Both have the same ranges: private networks, metadata services and their IPv6 equivalents."""
+    """Both refuse the same ranges: private networks, metadata services and their IPv6 forms."""
     rule = public_egress(*EGRESS[policy])
     edges = [edge for network in REFUSED for edge in (network[0], network[-1])]
     literals = [literal for literal in PRIVATE_LITERALS if is_address(literal)]
@@ -98,7 +98,7 @@ def is_address(text: str) -> bool:
 def test_the_network_policies_open_the_ports_of_the_values(
     policy: str, values: Json, ports: set[int]
 ) -> None:
-    """Besides 80 and 443, only ports that the administrator names."""
+    """Besides 80 and 443, only ports that the values name are open."""
     name, enabled = EGRESS[policy]
     rule = public_egress(name, enabled | values)
     assert {port["port"] for port in rule["ports"]} == set(PORTS) | ports
@@ -114,12 +114,12 @@ def test_additional_ranges_can_be_blocked() -> None:
 
 
 def test_the_ranges_are_those_of_the_address_guard() -> None:
-    """`make chart` writes the file."""
+    """`make crd` writes the file."""
     assert (OPERATOR / "files" / "network.yaml").read_text() == network()
 
 
 def test_the_operators_network_policy_is_off_and_complete_if_it_is_on() -> None:
-    """It needs the API server's addresses; probes and scrapes may come in."""
+    """The policy needs the API server's addresses, and lets probes and scrapes in."""
     assert "sd-operator" not in {
         item["metadata"]["name"] for item in of_kind(render(), "NetworkPolicy")
     }
@@ -137,7 +137,7 @@ def test_the_operators_network_policy_is_off_and_complete_if_it_is_on() -> None:
     assert {port["port"] for port in dns["ports"]} == {53, 5353}
 
 
-def test_only_loads_have_egress_besides_dns() -> None:
+def test_only_loads_have_egress() -> None:
     """Clean-ups, sweeps and checks need only the volume. No Pod may connect to a loader."""
     objects = render({"loader": {"extraEgress": [{"ports": [{"port": 3128}]}]}})
     shut = one(objects, "NetworkPolicy", "sd-operator-loader")["spec"]

@@ -30,9 +30,9 @@ Right = tuple[str, str]
 """A verb, and a resource with its subresource."""
 
 WITHOUT_REQUEST = {("update", "stablediffusionmodels/finalizers")}
-"""The admission plugin OwnerReferencesPermissionEnforcement requires it for blocking owners."""
+"""An admission plugin requires it for ownerReferences with blockOwnerDeletion."""
 OF_NAMESPACES = {("get", "namespaces")}
-"""A ClusterRole of its own grants it, for the listed namespaces."""
+"""A separate ClusterRole grants this right, for the listed namespaces."""
 GIVEN_BY_USERS = {("get", "secrets")}
 """Users grant it with a Role that names the Secret of spec.webhookSecretRef."""
 
@@ -123,7 +123,7 @@ def test_the_cluster_tests_run_under_the_charts_rights() -> None:
 
 
 @pytest.mark.parametrize("cluster_wide", [False, True], ids=["per namespace", "cluster-wide"])
-def test_no_secret_is_read_and_no_pod_entered(cluster_wide: bool) -> None:
+def test_no_role_can_read_secrets_or_enter_pods(cluster_wide: bool) -> None:
     """No role can read Secrets or exec into Pods, and none has a wildcard."""
     objects = render({"models": {"clusterWide": cluster_wide}, "gateway": {"enabled": True}})
     for role in of_kind(objects, "Role") + of_kind(objects, "ClusterRole"):

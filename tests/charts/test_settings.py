@@ -189,7 +189,7 @@ def test_the_sweep_uses_the_volume_and_image_of_loads() -> None:
 
 @pytest.mark.parametrize("values", [{"sweep": {"enabled": True}}, FULL], ids=["default", "full"])
 def test_the_operators_sweep_is_that_of_the_chart(values: dict[str, Any]) -> None:
-    """The two Pods differ only in resources, and each side recognises the other's Job."""
+    """The two Pods differ at most in resources, and their Jobs have the same labels."""
     objects = render(values)
     settings = Settings.from_env(env_of(objects))
     template = of_kind(objects, "CronJob")[0]["spec"]["jobTemplate"]

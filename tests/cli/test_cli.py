@@ -81,7 +81,7 @@ def test_list_does_not_cut_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_panel_of_a_loaded_model_shows_its_path_and_size() -> None:
-    """The panel has the phase, the path in the PVC, and the size with its shared part."""
+    """The panel has the phase, the path in the PVC, the size and the shared bytes."""
     text = printed(views.model_panel(READY, [], NOW))
     for line in ("sketch in art: Ready", "sketch in PVC models", "2.1 GB in 12 files, 500 MB"):
         assert line in text
@@ -115,7 +115,7 @@ def test_panel_of_a_running_load_shows_a_progress_bar() -> None:
 
 
 def test_panel_of_a_load_that_is_tried_again_shows_its_last_failure() -> None:
-    """The conditions describe the running load, so they do not have it."""
+    """The conditions describe the running load, so they do not show the failure."""
     last = {"reason": "RateLimited", "message": "Pod sketch-1 failed (RateLimited: 429)"}
     text = printed(views.model_panel(resource(phase="Downloading", lastFailure=last), [], NOW))
     assert "last failure" in text

@@ -1,4 +1,4 @@
-"""`kubectl sdm logs` prints the containers that have started, one after the other."""
+"""`kubectl sdm logs` prints the logs of the containers that have started, one by one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Recorder:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait between two looks at a Pod."""
+    """Do not wait between two reads of a Pod."""
     monkeypatch.setattr(podlogs, "POLL_SECONDS", 0)
 
 
@@ -88,6 +88,6 @@ def test_followed_logs_end_if_the_next_container_cannot_start() -> None:
 
 
 def test_job_without_a_pod_is_an_error_with_the_next_step() -> None:
-    """The message names the command that says more."""
+    """The message names a command that shows the cause."""
     with pytest.raises(KubectlError, match=r"Job job has no Pod.*kubectl sdm status"):
         podlogs.show(Recorder(), "job")

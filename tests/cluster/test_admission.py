@@ -15,7 +15,7 @@ from tests.support.kube.cluster import Backend, Cluster, namespace_of
 pytestmark = pytest.mark.cluster
 
 NO_POD_AT_ALL = {"HostProcess", "Privileged Containers", "/proc Mount Type"}
-"""Controls whose fields make our Pods invalid, so the API server rejects the Pods earlier."""
+"""Controls whose fields make our Pods invalid, so validation rejects them before the standard."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def manifest(pod: Json) -> str:
 
 @pytest.mark.parametrize("pod", JOB_PODS)
 def test_the_pods_of_jobs_are_admitted(restricted: Cluster, pod: Callable[[], Json]) -> None:
-    """Each is admitted by itself."""
+    """The API server accepts each Pod in a dry run."""
     restricted.kubectl("create", "--dry-run=server", "-f", "-", stdin=manifest(pod()))
 
 

@@ -1,4 +1,4 @@
-"""A model's life ends the same with every fault of the API server at every request.
+"""With every fault of the API server at every request, a model's life ends as without faults.
 
 The requests are recorded from runs without faults. Many models run at once, each with its own
 faults. If the operator ends, the test restarts it, as the Deployment would.
@@ -48,7 +48,7 @@ def begin(behind: Behind) -> Begin:
         pytest.param(1, id="every request", marks=pytest.mark.slow),
     ],
 )
-def test_a_request_may_fail(begin: Begin, tally: Tally, share: int) -> None:
+def test_the_operator_survives_a_failed_request(begin: Begin, tally: Tally, share: int) -> None:
     """Each request fails once. The faults alternate and do not end the operator."""
     trial = begin()
     faults = itertools.cycle(REQUEST_FAULTS + WATCH_FAULTS)
@@ -73,7 +73,7 @@ def test_a_request_may_fail(begin: Begin, tally: Tally, share: int) -> None:
     ],
 )
 def test_every_fault_at_every_request(begin: Begin, faults: Sequence[Fault], tally: Tally) -> None:
-    """Every fault hits every request; the last two faults end the operator each time."""
+    """Every fault hits every request; KILLS and WATCH_FAILURES end the operator each time."""
     trial = begin()
     attacks = attacks_at(trial.points, faults)
     tally("fault points survived", trial.survive(attacks))

@@ -53,7 +53,7 @@ def lose(operated: Operated, name: str) -> None:
 # Slow, because test_loads.py also tests the adoption of retained files.
 @pytest.mark.slow
 def test_a_restored_model_adopts_its_files(operated: Operated) -> None:
-    """The model has a new uid, and no byte is downloaded. Its old owner is left out."""
+    """The restored model has a new uid and no ownerReferences, and no byte is downloaded."""
     cluster = operated.cluster
     claim = cluster.get("pvc", "models")["metadata"]
     manifest = model_manifest("sketch", url=operated.link())

@@ -152,7 +152,7 @@ def bad(
 
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_named_with_its_remedy(bad: Operated, case: str) -> None:
-    """Conditions, an Event and the webhook report it, and nothing is published."""
+    """Conditions, an Event and the webhook have the reason or the remedy; nothing is published."""
     reason, detail = EXPECTED[case]
     item = bad.stalled(case, reason.value)
     ready = condition(item, "Ready")

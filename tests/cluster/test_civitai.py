@@ -129,7 +129,7 @@ def test_the_form_of_the_gallery_needs_only_the_page(site: Site, kind: Kind) -> 
 
 
 @pytest.mark.slow
-def test_other_bytes_than_those_that_civitai_states_are_refused(site: Site) -> None:
+def test_a_file_with_another_digest_than_civitai_states_is_refused(site: Site) -> None:
     """The SHA-256 that the API states is checked although spec.sha256 is not set."""
     page = site.page(KINDS[1])
     other = site.folder / "model.safetensors"

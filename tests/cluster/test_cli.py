@@ -123,7 +123,7 @@ def test_the_doctor_finds_what_is_missing(plugin: Plugin, operated: Operated) ->
         done.stdout,
     )
 
-    # The gateway's Pods have the operator's name, and are none.
+    # The gateway's Pods have the operator's name label, but must not count as operators.
     labels = {names.LABEL_NAME: names.FIELD_MANAGER, names.LABEL_COMPONENT: "gateway"}
     container = {"name": "x", "image": "x"}
     pod = {"restartPolicy": "Never", "containers": [container]}

@@ -45,7 +45,7 @@ class Pair:
         return self.operated.metrics(which).get(("sdmodel_leader",)) == 1
 
     def took_over(self, within: float) -> None:
-        """Wait until the standby leads."""
+        """Wait until the standby leads, and check that it does so within this many seconds."""
         begun = time.monotonic()
         self.operated.eventually(lambda: "serving" in self.log(1))
         assert time.monotonic() - begun < within

@@ -116,7 +116,7 @@ def test_killed_during_the_clean_up(operated: Operated, propagation: str) -> Non
 
 
 @pytest.mark.slow
-def test_a_namesake_is_another_model(operated: Operated) -> None:
+def test_a_recreated_model_of_the_same_name_is_another_model(operated: Operated) -> None:
     """The new model has another uid and takes over only the files of the previous model."""
     operated.start()
     first = operated.load(url=operated.link())

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.cluster
 Json = dict[str, Any]
 FORGED_DIGEST = "blake3:" + "6" * 64
 LOOK_SECONDS = 1.5
-"""How long a forgery could have an effect before a test looks."""
+"""How long a test waits before it checks that a forged Job has no effect."""
 
 
 class Forger:
@@ -55,7 +55,7 @@ class Forger:
         container = {"name": "convert", "image": "x", "imageID": "", "ready": False}
         status = container | {"restartCount": 0, "state": {"terminated": ended}}
         self._status(f"{self._pods}/{pod}", phase="Succeeded", containerStatuses=[status])
-        # Now that it has ended: the Job controller deletes the running Pods of a suspended Job.
+        # The owner is set only now: the Job controller deletes running Pods of a suspended Job.
         owned = {"metadata": {"ownerReferences": [_owner(job_body)]}}
         assert self._api.patch(f"{self._pods}/{pod}", owned).code == 200
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -117,7 +117,7 @@ def ready(cluster: Cluster, name: str) -> Json:
 
 @pytest.fixture(scope="module")
 def one_at_a_time(shared_stub_cluster: Cluster) -> Cluster:
-    """A namespace with an operator that allows one load at a time; models have different names."""
+    """A namespace with an operator that runs one load at a time; each test uses other names."""
     shared_stub_cluster.start_operator(SD_OPERATOR_MAX_LOADS="1", SD_OPERATOR_RESYNC_SECONDS="1")
     return shared_stub_cluster
 
@@ -132,8 +132,8 @@ OWNED = pytest.mark.parametrize(
 
 
 @OWNED
-def test_a_forged_job_makes_no_queued_model_ready(one_at_a_time: Cluster, owned: str) -> None:
-    """The model loads when its turn comes; the foreign Job stays as it is."""
+def test_forged_jobs_do_not_make_a_queued_model_ready(one_at_a_time: Cluster, owned: str) -> None:
+    """The model loads once it is admitted; the forged Job stays as it is."""
     cluster, name, forged = one_at_a_time, f"queued-{owned}", f"forged-{owned}"
     first = f"first-{owned}"
     model(cluster, first, seconds=60)
@@ -155,8 +155,8 @@ def test_a_forged_job_makes_no_queued_model_ready(one_at_a_time: Cluster, owned:
 
 
 @OWNED
-def test_forged_jobs_hold_no_model_back(one_at_a_time: Cluster, owned: str) -> None:
-    """They neither count as loads nor stand in for the model's own Job."""
+def test_forged_jobs_do_not_delay_a_model(one_at_a_time: Cluster, owned: str) -> None:
+    """The Jobs neither count as loads nor stand in for the model's own Job."""
     cluster, name, forged = one_at_a_time, f"held-{owned}", f"idle-{owned}"
     victim = model(cluster, name, suspend=True)
     uid = Forger(cluster, victim).job(forged, owned=owned == "owner")

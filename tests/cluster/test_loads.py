@@ -81,8 +81,8 @@ def test_a_controlnet_of_the_table_and_a_vae_are_loaded(operated: Operated, tmp_
 def test_a_load_costs_few_requests(light_operated: Operated) -> None:
     """A load writes finalizer, Job and at most four status patches, and reads only the log.
 
-    Beside it, the operator reads the Lease for sweeps when it sees the first model of a namespace,
-    and again when it sees the Lease that it has created.
+    In addition, the operator reads the Lease for sweeps when it sees the first model of a
+    namespace, and again when it sees the Lease that it has created.
     """
     operated = light_operated
     operated.start(SD_OPERATOR_POLL_SECONDS="60", SD_OPERATOR_RESYNC_SECONDS="600")
@@ -171,7 +171,7 @@ def test_a_changed_source_is_served_when_it_is_complete(shared_light_operated: O
 
 
 def test_a_source_that_is_changed_back_is_served_again(shared_light_operated: Operated) -> None:
-    """The Job of its first load still has the name of the next one, but its result is old."""
+    """The ended Job of the first load has the name of the new Job, so it is replaced."""
     operated = shared_light_operated
     urls = [operated.light_link(name) for name in ("one", "another")]
     first = operated.load("back", url=urls[0])["status"]
@@ -277,7 +277,7 @@ def test_a_pvc_that_is_created_later_is_found(operated: Operated) -> None:
 
 @pytest.mark.slow
 def test_a_pvc_that_is_not_for_models_is_not_mounted(operated: Operated) -> None:
-    """Its label wakes the model; once the model is published, the label is not needed."""
+    """Labelling the PVC wakes the model; once the model is published, no label is needed."""
     operated.start()
     cluster = operated.cluster
     cluster.apply(claim_manifest("database", for_models=False))
@@ -318,7 +318,7 @@ def test_a_model_id_has_one_owner(served: Operated) -> None:
     before = link.readlink()
     served.cluster.model("second", url=served.link(1, name="second"), modelId="served")
     item = served.stalled("second", "ModelIdConflict")
-    # Ready may tell of the next attempt already.
+    # The message of Ready may already be about the next attempt.
     assert "served" in condition(item, "Stalled")["message"]
     served.delete("second")
     served.gone("second")
@@ -368,7 +368,7 @@ def test_a_missing_webhook_secret_is_named(shared_light_operated: Operated) -> N
 
 
 def test_giving_the_files_up_releases_the_resource(shared_light_operated: Operated) -> None:
-    """The annotation that skips the clean-up is for volumes that no longer exist."""
+    """With the annotation skip-cleanup, no clean-up Job is created, and the files stay."""
     operated = shared_light_operated
     operated.load("given-up", url=operated.light_link("given-up"))
     operated.cluster.annotate("sdm", "given-up", {names.ANNOTATION_SKIP_CLEANUP: "true"})

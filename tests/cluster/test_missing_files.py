@@ -108,7 +108,7 @@ def test_a_model_is_ready_again_when_its_files_are_back(operated: Operated) -> N
 
 
 def test_an_empty_volume_is_reported_on_the_pvc_only(operated: Operated) -> None:
-    """Another volume may be mounted by mistake."""
+    """The status of the model stays, since another volume may be mounted by mistake."""
     item = operated.ready("kept")
     store = operated.cluster.store / ".store"
     moved = store.rename(operated.cluster.store / "elsewhere")

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture
 def proxy(backend: Backend, tmp_path: Path) -> Iterator[RbacProxy]:
-    """A proxy that enforces the Roles, which an API server alone may not do."""
+    """A proxy that enforces the operator's Roles; not every API server of the tests does."""
     server, token, ca = credentials(backend.kubeconfig)
     with RbacProxy(server, token, ca, tmp_path / "proxy.kubeconfig") as made:
         yield made
@@ -35,7 +35,7 @@ def other(backend: Backend, tmp_path: Path) -> Iterator[Cluster]:
 def test_a_namespace_is_deleted_with_the_rights_in_it(
     light_operated: Operated, other: Cluster, proxy: RbacProxy
 ) -> None:
-    """The restarted operator releases its model, and goes on loading in the other namespace."""
+    """The restarted operator releases the namespace's model, and loads in the other namespace."""
     operated = light_operated
     env = {
         "KUBECONFIG": str(proxy.kubeconfig),
@@ -60,7 +60,7 @@ def test_a_namespace_is_deleted_with_the_rights_in_it(
 def test_a_namespace_is_deleted_while_the_operator_runs(
     light_operated: Operated, other: Cluster, proxy: RbacProxy
 ) -> None:
-    """Its watches end without a traceback, and the operator goes on."""
+    """The watches of that namespace end without a traceback, and the operator goes on."""
     operated = light_operated
     operated.start(
         KUBECONFIG=str(proxy.kubeconfig),

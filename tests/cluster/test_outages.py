@@ -95,7 +95,7 @@ class Outage:
 
 @pytest.fixture
 def outage(behind: Behind) -> Iterator[Outage]:
-    """A model with a running operator."""
+    """An operator that is restarted whenever it ends, until the test ends."""
     made = Outage(behind)
     yield made
     made.close()
@@ -128,7 +128,7 @@ def test_a_job_that_is_deleted_during_an_outage_is_not_repeated(outage: Outage) 
 
 
 @pytest.mark.slow
-def test_a_model_recreated_while_the_operator_is_down_is_another(outage: Outage) -> None:
+def test_a_model_recreated_while_the_operator_is_down_is_new(outage: Outage) -> None:
     """The running Job of the previous model does not count as a Job of the new one."""
     outage.load(seconds=60)
     outage.pod()

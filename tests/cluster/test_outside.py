@@ -1,4 +1,4 @@
-"""`make test-cluster` on an existing cluster, which is here a standalone of its own.
+"""`make test-cluster` on an existing cluster, which is here another standalone.
 
 To a run it looks like a foreign cluster: it has a node, its kubeconfig names a CA file, and only
 variables name the image of the Pods, their sources and their volumes.
@@ -77,7 +77,7 @@ def env(outside: Cluster) -> dict[str, str]:
 
 @pytest.fixture
 def without_crd(outside: Cluster) -> Iterator[None]:
-    """The cluster lacks the CRD while the test runs."""
+    """Delete the CRD before the test, and apply it again afterwards."""
     outside.kubectl("delete", "crd", CRD_NAME)
     yield
     outside.kubectl_apply(CRD)

@@ -80,7 +80,7 @@ def test_a_volume_that_cannot_be_mounted_is_reported(light_operated: Operated) -
 def test_a_model_on_a_pvc_that_is_never_bound_says_why_and_is_released(
     light_operated: Operated,
 ) -> None:
-    """No clean-up Job is made for it: its Pod could not start."""
+    """No clean-up Job is created, since its Pod could not start."""
     operated = light_operated
     operated.start()
     unbound = claim_manifest("unbound")
@@ -97,8 +97,8 @@ def test_a_model_on_a_pvc_that_is_never_bound_says_why_and_is_released(
     assert operated.jobs("remove") == []
 
 
-def test_the_pvc_is_deleted_at_once_after_its_models(shared_light_operated: Operated) -> None:
-    """The finished clean-up Job is deleted, so that its Pod does not keep the PVC for its TTL."""
+def test_deleted_models_leave_no_pod_that_keeps_the_pvc(shared_light_operated: Operated) -> None:
+    """The finished clean-up Job is deleted before its TTL, since its Pod would keep the PVC."""
     operated = shared_light_operated
     operated.load(url=operated.light_link("sketch"))
     operated.delete()

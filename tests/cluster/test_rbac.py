@@ -43,7 +43,7 @@ def test_a_request_is_mapped_to_its_right(method: str, target: str, expected: st
 
 @pytest.fixture
 def proxy(backend: Backend, tmp_path: Path) -> Iterator[RbacProxy]:
-    """A proxy between the test's operators and the API server, which may not enforce RBAC."""
+    """A proxy that enforces RBAC for the test's operators; not every API server here does."""
     server, token, ca = credentials(backend.kubeconfig)
     with RbacProxy(server, token, ca, tmp_path / "proxy.kubeconfig") as made:
         yield made
@@ -60,7 +60,7 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other(
         "SD_OPERATOR_LEADER_ELECTION": "true",
         "SD_OPERATOR_LEASE_NAMESPACE": operated.cluster.namespace,
     }
-    # Rarely looking by itself: the Pods that are held back would be seen by that.
+    # A long interval, since a resync would find the Pods whose watch events are held back.
     operated.start(**env, SD_OPERATOR_RESYNC_SECONDS="300")
     leader = operated.operator
     operated.eventually(lambda: "serving" in operated.cluster.operator_log())
@@ -85,7 +85,7 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other(
     operated.cluster.model("sketch", url=url)
     operated.ready()
 
-    # Another operator leads. A Job that is not its own has the name that it needs, and is replaced.
+    # Another operator leads. It replaces a foreign Job that has the name of the Job to create.
     assert leader is not None
     leader.terminate()
     assert leader.wait(10) == 0
@@ -98,7 +98,7 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other(
     operated.cluster.patch("sdm", "other", {"spec": {"suspend": False}})
     operated.ready("other")
 
-    # A loaded model looks after itself and its claim now and then.
+    # At each resync, the operator reads a loaded model and its PVC.
     looks = {Right(names.GROUP, names.PLURAL, "get"), Right("", "persistentvolumeclaims", "get")}
     operated.eventually(lambda: looks <= proxy.used)
     for model in ("sketch", "other"):
@@ -112,7 +112,7 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other(
 
 @pytest.mark.cluster
 def test_a_missing_right_is_reported(operated: Operated, proxy: RbacProxy) -> None:
-    """The proxy enforces rights: without the right to create Jobs there is no Job."""
+    """Without the right to create Jobs, the status shows the API server's message."""
     proxy.allowed -= {Right("batch", "jobs", "create")}
     operated.start(KUBECONFIG=str(proxy.kubeconfig))
     operated.cluster.model("sketch", url=operated.link())
@@ -123,7 +123,7 @@ def test_a_missing_right_is_reported(operated: Operated, proxy: RbacProxy) -> No
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_a_leader_that_cannot_renew_its_lease_ends(operated: Operated, proxy: RbacProxy) -> None:
-    """The leader ends nine seconds after its last renewal, before its Lease expires."""
+    """The leader ends 6 s after its last renewal, before its Lease expires."""
     operated.start(
         KUBECONFIG=str(proxy.kubeconfig),
         SD_OPERATOR_LEADER_ELECTION="true",

@@ -1,7 +1,7 @@
 """No secret of a load appears on a cluster, whatever a server sends to the loader.
 
-Secrets in a url appear only where the user wrote them: in the spec, and in the request of the Job.
-The contents of Secrets appear nowhere else.
+A password or key in a url appears only where the user wrote it, in the spec, and in the request of
+the Job. The content of a Secret appears only in the Secret.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def test_failed_loads_show_no_secret(operated: Operated, kinds: list[str]) -> No
             operated.stalled(kind, KINDS[kind][1])
             operated.wait(
                 kind,
-                # The latter where RBAC is in force, and no Role lets the operator read it.
+                # SecretNotReadable where RBAC is enforced, since no Role lets the operator read it.
                 lambda one: (
                     condition(one, "WebhookDelivered").get("reason")
                     in ("DeliveryFailed", "SecretNotReadable")

@@ -57,7 +57,7 @@ def test_each_card_fits_and_no_result_becomes_too_long(card: Card) -> None:
 
 
 def test_empty_field_is_left_out_of_the_status() -> None:
-    """`kubectl describe` would show a title without words."""
+    """Otherwise `kubectl describe` would show a field without a value."""
     status = Card(title="Pony").model_dump(mode="json", by_alias=True, exclude_none=True)
     assert status == {"title": "Pony"}
 
@@ -90,7 +90,7 @@ def test_a_card_is_cut_field_by_field_in_a_fixed_order() -> None:
     ],
 )
 def test_a_text_loses_what_is_not_printable(text: str, shown: str) -> None:
-    """Every card is cleaned, even one in a result that a taken-over Pod wrote."""
+    """Every card is cleaned, even one in a result that a compromised Pod wrote."""
     card = Card(title=text, trigger_words=(text,))
     assert (card.title, card.trigger_words) == (shown, (shown,))
     assert Card.decode(json.dumps({"title": text}).encode()).title == shown

@@ -38,7 +38,7 @@ def script(command: str, shell: str, capsys: pytest.CaptureFixture[str]) -> str:
 def test_script_has_commands_options_and_choices(
     command: str, shell: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The script is made from the parser, so it cannot lag behind."""
+    """The script is made from the parser, so it always has the parser's options."""
     text = script(command, shell, capsys)
     for word in (command, *OPTIONS[command]):
         assert word.removeprefix("--") in text

@@ -89,7 +89,7 @@ def test_a_controlnet_of_the_vendors_table_has_a_url():
 
 @pytest.mark.parametrize("name", ["a", "a" * 63, "a.b-c", "a" * 39 + ".b"])
 def test_a_job_name_is_a_dns_label(name):
-    """Pods carry the Job's name as a label, and their host names are labels."""
+    """Kubernetes uses the Job's name as a label value and in the Pods' host names."""
     job = names.job_name(name, "uid", "0" * 16, 0)
     assert len(job) <= 52
     assert "." not in job

@@ -118,5 +118,5 @@ COUNTS = st.none() | st.integers(0, COUNT_MAX)
     )
 )
 def test_any_progress_fits_into_the_status(progress: Progress) -> None:
-    """The loader's numbers are untrusted, and the CRD accepts the text of any of them."""
+    """The loader's numbers are untrusted; the text of any numbers has at most 64 characters."""
     assert 0 < len(StatusProgress.of(progress).text) <= 64

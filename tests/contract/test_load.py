@@ -136,7 +136,7 @@ def test_the_longest_request_of_a_check_fits_into_an_argument() -> None:
     ],
 )
 def test_a_request_of_a_check_names_published_versions(versions: list[object]) -> None:
-    """The loader opens no other paths."""
+    """The loader makes paths from these fields, so it refuses any other value."""
     with pytest.raises(ValidationError, match="versions"):
         CheckRequest.from_argument(json.dumps({"versions": versions}))
 

@@ -1,6 +1,6 @@
 """The load hash: a golden file of hashes that every release keeps.
 
-A changed hash would reload every such model in every cluster.
+A release that changes a hash would reload each model with such a spec in every cluster.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def leaves(value: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def fields_set_alone() -> Iterator[str]:
-    """Return the fields of a case that change the hash, if the case sets no field besides them."""
+    """Return each field that a case adds to URL_ONLY as its only change, if the hash differs."""
     for case in CASES.values():
         added = [path for path, _ in set(leaves(case["spec"])) - set(leaves(URL_ONLY["spec"]))]
         if len(added) == 1 and case["hash"] != URL_ONLY["hash"]:

@@ -39,7 +39,7 @@ def test_no_login_is_shown_by_accident() -> None:
 
 
 def test_every_secret_is_known_by_its_value() -> None:
-    """A server may quote a login as it received it: as a header, or quoted in a url."""
+    """A server may repeat a login as it received it: in a header, or percent-encoded in a url."""
     logins = Logins(proxy="user:a long word", trained="a/key")
     encoded = basic("user:a long word").removeprefix("Basic ")
     assert set(logins.secrets()) == {"a long word", encoded, "a/key", "a%2Fkey"}

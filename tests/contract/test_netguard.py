@@ -18,7 +18,7 @@ def guard(*answers: str, allowed: tuple[str, ...] = ()) -> Guard:
 
 @pytest.mark.parametrize("literal", PRIVATE_LITERALS)
 def test_private_literals_are_refused_in_every_spelling(literal):
-    """The guard refuses such an address in a url (also behind a proxy) and in a DNS response."""
+    """The guard refuses such an address in a url, and as a host whose addresses are asked for."""
     host = f"[{literal}]" if ":" in literal else literal
     with pytest.raises(AddressRefusedError, match="may not be called"):
         guard().check_url(f"https://{host}/x")
@@ -44,8 +44,8 @@ def test_a_name_with_one_private_address_is_refused(literal):
         ([], False),
     ],
 )
-def test_host_for_later_is_refused_if_all_its_addresses_are(answers, refused):
-    """Such a host is resolved again when it is called; an exempt host is not resolved."""
+def test_a_host_to_call_later_is_refused_if_all_its_addresses_are(answers, refused):
+    """The guard checks all addresses when the host is called. An allowed host is not refused."""
     expected = pytest.raises(
         AddressRefusedError, match=r"example\.com may not be called: 10\.0\.0\.1"
     )

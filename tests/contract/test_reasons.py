@@ -18,7 +18,7 @@ SOURCES = [
     path
     for folder in ("operator", "loader-image", "tools", "devkit")
     for path in sorted((ROOT / folder).rglob("*.py"))
-    # It stands in for Kubernetes, and writes Kubernetes' own conditions.
+    # Standalone stands in for Kubernetes, and writes Kubernetes' own conditions.
     if "standalone" not in path.relative_to(ROOT).parts
 ]
 
@@ -43,7 +43,7 @@ def test_no_reason_is_a_literal_elsewhere(folder: str) -> None:
 
 
 def test_a_literal_would_be_found() -> None:
-    """The search of the previous test also covers f-strings and calls."""
+    """The search of the previous test finds arguments of calls, but ignores comments."""
     assert "Loaded" in literals("f'{x}'; put(reason='Loaded')")
     assert "Loaded" not in literals("ReadyReason.LOADED  # Loaded")
 
@@ -56,7 +56,7 @@ def test_a_running_load_has_its_phase_as_reason(phase: Phase) -> None:
 
 
 def test_a_reason_is_read_from_a_condition() -> None:
-    """A reason of a later version is read as unknown."""
+    """A word that this version does not know as a Reason is read as None."""
     assert Reason.parse("TooLarge") is Reason.TOO_LARGE
     assert Reason.parse("Loaded") is None
 

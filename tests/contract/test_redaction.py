@@ -77,7 +77,7 @@ def test_secrets_in_a_text_are_redacted(text, shown):
     ],
 )
 def test_known_secrets_are_hidden(text, shown):
-    """A part of a secret is hidden as well."""
+    """The beginning of a secret is hidden as well, if it is long enough to identify the secret."""
     request = {
         "url": "https://h/x?size=pruned&t=0123456789",
         "vae": [{"url": "h?k=a%2Bb%2Fc%3Dd0e"}],

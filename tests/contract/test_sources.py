@@ -53,7 +53,7 @@ def test_a_url_has_one_meaning(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", REFUSED)
-def test_a_url_of_another_form_is_refused_in_words_of_its_own(url: str) -> None:
+def test_a_url_of_another_form_is_refused_with_its_own_message(url: str) -> None:
     """The words say what is wrong and which form is right, for every model type."""
     for model_type in OTHER_TYPES:
         meaning = read_source(url, model_type)
@@ -177,7 +177,7 @@ def rejections(url: str, model_type: ModelType | None) -> list[str]:
 
 
 def expected_rejections(url: str, model_type: ModelType | None) -> list[str]:
-    """Return what the reader says, except for a link of a mirror, which the CRD cannot know."""
+    """Return the reader's refusal, except NOT_ON_THE_HUB: the CRD does not know the mirrors."""
     meaning = read_source(url, model_type or Spec(url=url).effective_model_type())
     if isinstance(meaning, Unreadable) and not meaning.words.startswith(NOT_ON_THE_HUB):
         return [f"spec.url {meaning.words}"]
@@ -201,7 +201,7 @@ def one_of_each_kind() -> list[Any]:
 
 @pytest.mark.parametrize("url", one_of_each_kind())
 def test_the_crd_rejects_what_the_reader_refuses_in_the_same_words(url: str) -> None:
-    """The rules are made from the reader's patterns, and an API server uses RE2."""
+    """The rules are made from the reader's patterns, but an API server evaluates them with RE2."""
     for model_type in (None, API_TRAINED):
         assert rejections(url, model_type) == expected_rejections(url, model_type)
 
@@ -277,7 +277,7 @@ def test_every_text_is_read_or_refused(
 
 @given(URLS, st.none() | TYPES)
 def test_the_crd_and_the_reader_agree_on_every_text(url: str, model_type: ModelType | None) -> None:
-    """No text is accepted by one of them and refused by the other."""
+    """They differ only for links that may be on a mirror, which the CRD must accept."""
     if url:
         assert rejections(url, model_type) == expected_rejections(url, model_type)
 

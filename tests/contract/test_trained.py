@@ -73,7 +73,7 @@ def test_any_other_template_is_refused(template: str) -> None:
     "template", ["https://{key}@e.com/{id}?x={key}", "https://{key}.e.com/{id}"]
 )
 def test_a_key_is_never_a_part_of_the_host(template: str) -> None:
-    """It would be sent to a name server."""
+    """The key would be sent to a name server."""
     with pytest.raises(ValueError, match=r"with \{id\} where"):
         check_template(template)
 
@@ -126,8 +126,8 @@ def test_an_ordinary_template_contains_no_key(template: str) -> None:
         pytest.param("{id}#shortsecret1", id="fragment"),
     ],
 )
-def test_what_may_be_a_key_is_found(rest: str) -> None:
-    """In the query, whatever is not plain may be a key; in the path, what looks random."""
+def test_a_possible_key_in_a_template_is_found(rest: str) -> None:
+    """In the query, any text that is not plain may be a key; in the path, any random text."""
     assert contains_key(check_template(f"{HOST}/{rest}"))
 
 

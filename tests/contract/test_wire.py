@@ -86,7 +86,7 @@ def test_a_message_is_read_as_it_was_written(message: Message) -> None:
 
 
 def of_a_later_version(message: Any, path: str = "") -> Any:
-    """A message with an unknown field at each level; `files` is a mapping without fields."""
+    """Return a message with an unknown field at each level, except in the mapping `files`."""
     if not isinstance(message, dict):
         return message
     fields = {key: of_a_later_version(value, f"{path}.{key}") for key, value in message.items()}

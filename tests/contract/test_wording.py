@@ -91,7 +91,7 @@ def test_message_at_a_shell_names_options(message: str, words: str) -> None:
     ],
 )
 def test_message_names_the_fields_of_a_surface(message: str, words: str) -> None:
-    """A field that the surface does not have keeps its name in the resource."""
+    """A surface is the API or a form. A field that it does not have keeps its name in the spec."""
     own = {
         "spec.url": "url",
         "spec.gitRevision": "the branch",

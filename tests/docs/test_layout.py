@@ -8,7 +8,7 @@ MODULES = sorted((ROOT / "tests").rglob("*.py"))
 
 
 def imported(path, *, anywhere=True):
-    """Return the modules that a file imports, in functions too if asked for."""
+    """Return the modules that a file imports; without `anywhere`, only at its top level."""
     tree = ast.parse(path.read_text())
     found = set()
     for node in ast.walk(tree) if anywhere else tree.body:

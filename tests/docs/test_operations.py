@@ -86,7 +86,7 @@ def test_every_kubectl_command_about_models_runs(shared_cluster: Cluster, comman
 
 
 def test_the_list_of_images_is_complete() -> None:
-    """The page's command prints this list."""
+    """The page's command prints the images of the operator, the loader and the slim loader."""
     (command,) = [line for line in COMMANDS if line.startswith("helm template")]
     path = f"{helm_path().parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     done = subprocess.run(
@@ -99,7 +99,7 @@ def test_the_list_of_images_is_complete() -> None:
 
 
 def test_what_an_uninstall_leaves_is_named() -> None:
-    """Helm keeps the Pod of a test, and does not know the Lease."""
+    """The page deletes the test's Pod, which Helm keeps, and the Lease, which Helm did not make."""
     (pod,) = of_kind(render(), "Pod")
     assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
     assert "hook-succeeded" not in pod["metadata"]["annotations"]["helm.sh/hook-delete-policy"]

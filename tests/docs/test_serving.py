@@ -59,7 +59,7 @@ def hub() -> Iterator[FakeHub]:
 
 @pytest.fixture
 def published(hub: FakeHub, tmp_path: Path) -> Published:
-    """A model that the loader published."""
+    """A volume, and a tiny model that the test loads onto it."""
     checkpoint = tmp_path / "tiny.safetensors"
     write_checkpoint(checkpoint, sd15_shapes(SMALLEST_SD15))
     containers = Containers.reaching(hub, tmp_path)
@@ -80,7 +80,7 @@ def pod_of(item: Json) -> Json:
 
 
 def as_typed(item: Json, kind: str) -> Json:
-    """Return only the fields that the API's type has; raise ValueError if one is missing."""
+    """Return the fields that the API's type has; raise ValueError if a required one is missing."""
     sanitized = client.ApiClient().sanitize_for_serialization(getattr(client, kind).from_dict(item))
     return dict(sanitized)
 
@@ -167,10 +167,10 @@ def serving(link: Path, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_the_server_makes_images_and_ends_after_a_reload(
+def test_the_server_makes_images_and_asks_for_a_restart_after_a_reload(
     published: Published, tmp_path: Path
 ) -> None:
-    """The model comes from the loader. A seed gives the same image again."""
+    """A seed gives the same image again. After a reload, only the liveness probe fails."""
     link = published.load()
     ask = {"prompt": "a lighthouse", "size": "64x64", "num_inference_steps": 2, "seed": 7}
 

@@ -53,7 +53,7 @@ PROGRAMS = [
 
 @pytest.fixture
 def kubeconfig(tmp_path: Path) -> dict[str, str]:
-    """A file that exists."""
+    """Return an environment whose KUBECONFIG names an existing file."""
     path = tmp_path / "kubeconfig"
     path.touch()
     return {"KUBECONFIG": str(path)}

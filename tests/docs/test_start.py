@@ -40,7 +40,7 @@ def test_the_readme_leads_to_every_page():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_page_ends_in_a_picture(page):
-    """The same two commands make it on every page."""
+    """Each page has a command that requests a picture, and the same command that decodes it."""
     (request,) = [line for line in COMMANDS[page.stem] if line.startswith("curl -sS -d")]
     (decoding,) = [line for line in COMMANDS[page.stem] if line.endswith("> picture.png")]
     assert decoding == beginning_with("python3", "-c")[0]

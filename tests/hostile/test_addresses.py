@@ -1,7 +1,8 @@
 """Every HTTP client of the project refuses every address of one table.
 
 The clients are the loader's (for links, and inside the Hub's own client) and the operator's for
-webhooks, each directly and behind a proxy. The test records at the socket where they connect.
+webhooks, each directly and behind a proxy. The fixture `connections` records every address to which
+a socket connects.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def _why(call: Callable[[], object]) -> str | None:
 
 
 def call_links(ends: Ends, urls: Sequence[str]) -> list[str | None]:
-    """Call a url as the loader's download does."""
+    """Call each url as a download of the loader does."""
 
     def get(url: str) -> None:
         with Resource(client, url).get({}) as response:
@@ -103,13 +104,13 @@ def call_links(ends: Ends, urls: Sequence[str]) -> list[str | None]:
 
 
 def call_hub(ends: Ends, urls: Sequence[str]) -> list[str | None]:
-    """Call a url as `huggingface_hub` does: that client follows redirects by itself."""
+    """Call each url as `huggingface_hub` does: that client follows redirects by itself."""
     with _loader(ends) as client:
         return [_why(lambda url=url: client.get(url)) for url in urls]  # type: ignore[misc]
 
 
 def call_webhooks(ends: Ends, urls: Sequence[str]) -> list[str | None]:
-    """Call a url as the operator's delivery does."""
+    """Call each url as the operator's delivery of webhooks does."""
 
     async def deliver() -> list[str | None]:
         settings = OperatorSettings(
@@ -166,7 +167,7 @@ def no_lookup(host: str, _port: int) -> list[str]:
 
 
 def urls_of(hosts: Sequence[str]) -> list[str]:
-    """Return links to hosts, on the usual port and on another."""
+    """Return two links to each host: a plain one, and one with a login and another port."""
     bracketed = [f"[{host}]" if ":" in host else host for host in hosts]
     return [
         f"https://{user}{host}{port}/x"
@@ -176,7 +177,7 @@ def urls_of(hosts: Sequence[str]) -> list[str]:
 
 
 def all_refused(urls: Sequence[str], whys: Sequence[str | None]) -> bool:
-    """Return whether every url was refused, and print the urls that were not."""
+    """Fail if a url was not refused, and name the url; otherwise return True."""
     let_through = [url for url, why in zip(urls, whys, strict=True) if why is None]
     assert let_through == []
     return True
@@ -200,7 +201,7 @@ def test_no_client_calls_a_forbidden_address(
 def test_the_library_calls_the_checked_address(
     call: Caller, proxied: bool, connections: Any
 ) -> None:
-    """If the library read digits differently, it could call 127.0.0.1 for a public name."""
+    """The host is refused: some libraries read its digits as 127.0.0.1, older ones as a name."""
     ends = Ends(no_lookup, proxy="http://127.0.0.1:9" if proxied else None)
     [why] = call(ends, [f"https://{LATER_DIGITS}/x"])
     assert why is not None
@@ -217,7 +218,7 @@ def test_a_name_with_a_forbidden_address_is_not_called(
     answers += [[one, "2606:4700::1111"] for one in usual]
     urls = [f"https://n{number}.example.com/x" for number in range(len(answers))]
     told = {f"n{number}.example.com": answer for number, answer in enumerate(answers)}
-    # A zone id makes no address private that is public without it.
+    # A zone id does not make a public address private.
     for name in [name for name, answer in told.items() if "2606:4700::1111%" in str(answer)]:
         urls.remove(f"https://{name}/x")
     assert all_refused(urls, call(Ends(lambda host, _port: told[host]), urls))
@@ -235,7 +236,7 @@ def test_no_redirect_leads_to_a_forbidden_address(
         urls = [
             server.serve_file(f"/{number}", b"", redirect=target)
             for number, target in enumerate(targets)
-            if target.isascii()  # as a header is
+            if target.isascii()  # as a header must be
         ]
         ends = Ends(no_lookup, allowed=frozenset({server.host}))
         looked_up = replace(ends, resolver=lambda _host, _port: ["127.0.0.1"])
@@ -263,7 +264,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def servers(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, Server]]:
-    """Two servers of one name and port, at HERE and ELSEWHERE; HERE and the port are usual."""
+    """Two servers of one name and port, at HERE and ELSEWHERE; the guard permits HERE only."""
     real = netguard.refusal
 
     def refusal(address: Address) -> str | None:
@@ -279,14 +280,14 @@ def servers(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tupl
 def test_a_name_that_moves_inside_is_not_followed(
     call: Caller, servers: tuple[Server, Server], certificate: Path, connections: Any
 ) -> None:
-    """DNS rebinding fails: a resolved address serves one connection and is not looked up again."""
+    """DNS rebinding fails: each call looks the name up once, and checks all its addresses."""
     public, private = servers
     answers = iter([[HERE], [ELSEWHERE], [HERE, ELSEWHERE]])
     ends = Ends(lambda _host, _port: next(answers), ca_file=certificate)
     url = f"https://{NAME}:{public.port}/x"
     assert call(ends, [url]) == [None]
     assert (public.names, connections) == ([NAME], [(HERE, public.port)])
-    for _ in range(2):  # each with a client of its own: a connection that is open may be kept
+    for _ in range(2):  # each with a new client, since a client may keep a connection open
         [why] = call(ends, [url])
         assert why is not None
         assert ELSEWHERE in why
@@ -298,7 +299,7 @@ def test_a_name_that_moves_inside_is_not_followed(
 def test_the_certificate_is_that_of_the_name(
     call: Caller, servers: tuple[Server, Server], certificate: Path, connections: Any
 ) -> None:
-    """For another name at the same address, the SNI differs and the certificate does not match."""
+    """The client connects to an address, but sends the name of the url as SNI."""
     public, _ = servers
     heard: list[str] = []
     ends = Ends(lambda host, _port: [heard.append(host), HERE][1:], ca_file=certificate)

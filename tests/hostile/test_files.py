@@ -100,7 +100,7 @@ def check(lines: Sequence[tuple[Laid, Line]], root: Path) -> None:
 
 COSTLY = "bombs"
 SHARE, SHARE_OF_COSTLY, LOADED = 12, 48, 8
-"""The usual run takes one in this many files; the slow run takes all."""
+"""The usual run inspects one file in so many, and loads one in LOADED of these."""
 
 
 def test_hostile_files_are_refused_without_effect(tmp_path, tally):
@@ -159,7 +159,7 @@ def test_each_malicious_file_runs_code_in_a_careless_reader(tmp_path, tally):
 
 
 def test_there_are_enough_hostile_files():
-    """No two files are the same, and at least 150 of them would run code."""
+    """Besides COSTLY, there are 300 different files; at least 150 files would run code."""
     contents = {
         hashlib.sha256(sample.bytes()).digest()
         for kind, samples in KINDS.items()

@@ -52,7 +52,7 @@ def with_end(at: int, layout: str, *values: object) -> Make:
 
 
 def renamed(old: bytes, new: bytes) -> Make:
-    """Return an archive whose directory gives one member another name."""
+    """Return a function that makes an archive whose directory gives one member another name."""
 
     def make() -> bytes:
         content = archive()
@@ -63,7 +63,7 @@ def renamed(old: bytes, new: bytes) -> Make:
 
 
 def safetensors(header: object, data: int = SIZE, length: int | None = None) -> Make:
-    """Return a safetensors file with this header and zeros."""
+    """Return a function that makes a safetensors file with this header and zeros."""
 
     def make() -> bytes:
         text = json.dumps(header).encode()
@@ -116,7 +116,7 @@ FILES = {
 
 @contextlib.contextmanager
 def loaded(root: Path, files: Mapping[str, bytes]) -> Iterator[list[tuple[Path, FileServer, Ran]]]:
-    """Load each file from a server of its own, in a folder of its own."""
+    """Load each file from its own server; yield the folder, the server and the run of each."""
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(FileServer()) for _ in files]
         lines = []

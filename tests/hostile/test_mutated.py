@@ -68,7 +68,7 @@ def mutated(draw, seed: bytes) -> bytes:
 
 
 def ours(path: Path) -> Tensors | None:
-    """Return the tensors that our reader finds after comparing checksums, or None if it refuses."""
+    """Return the tensors of our reader; None if it refuses the file or a checksum differs."""
     opened: TensorFile | LoaderError
     tracemalloc.start()
     try:
@@ -85,12 +85,12 @@ def ours(path: Path) -> Tensors | None:
     with opened:
         for (offset, size), checksum in opened.checksums.items():
             if zlib.crc32(os.pread(opened.fd, size, offset)) != checksum:
-                return None  # as whoever reads the numbers finds out
+                return None  # the loader notices when it reads the weights
         return {name: torch_tensor(tensor) for name, tensor in opened.tensors.items()}
 
 
 def by_safetensors(content: bytes) -> Tensors | None:
-    """Return the tensors that the safetensors library reads."""
+    """Return the tensors that the safetensors library reads; None if it raises an error."""
     try:
         return dict(load(content))
     except (SafetensorError, ValueError, KeyError):
@@ -98,9 +98,9 @@ def by_safetensors(content: bytes) -> Tensors | None:
 
 
 def by_torch(content: bytes) -> Tensors | None:
-    """Return the tensors that torch reads without running code."""
+    """Return the tensors that torch reads without running code; None if it raises an error."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of an unusual protocol
+        with warnings.catch_warnings(action="ignore"):  # about an unusual protocol
             found = torch.load(io.BytesIO(content), weights_only=True)
     except Exception:  # noqa: BLE001 - torch fails on damaged files in many ways
         return None
@@ -158,7 +158,7 @@ def run(tmp_path: Path, container: str, examples: int) -> int:
 
 @pytest.mark.parametrize("container", SEEDS)
 def test_a_changed_file_is_refused_or_read_correctly(tmp_path, tally, container):
-    """The reader raises no other error and finds only tensors that an independent reader finds."""
+    """The reader raises LoaderError, or finds the tensors of another reader or of the good file."""
     run(tmp_path, container, examples=60)
     tally("mutated files tried", 60)
 

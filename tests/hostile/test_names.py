@@ -134,7 +134,7 @@ def rename_in_receipt(root: Path, name: str) -> None:
 
 
 def take_from(root: Path, name: str) -> None:
-    """Change an owner record so that its previous version is another folder."""
+    """Change an owner record so that it lists this name as a previous uid of the model."""
     owner = root / ".store/uid-1/owner.json"
     content = json.loads(owner.read_text())
     owner.write_text(json.dumps(content | {"takenFrom": [name]}))
@@ -162,7 +162,7 @@ def take_from(root: Path, name: str) -> None:
 def test_a_forged_record_changes_no_other_folder(
     tmp_path: Path, tally: Tally, forge: Forge, pod: Pod, names: list[str]
 ) -> None:
-    """The run ends as usual, and files of other models stay unchanged."""
+    """The run succeeds or reports a fault, and files of other models stay unchanged."""
     volume = prepared(tmp_path / "start", [NEIGHBOURS, FIRST])
     neighbours = [volume / ".store/uid-9", volume / "neighbour"]
     before = [tree(path) for path in neighbours]
@@ -171,7 +171,7 @@ def test_a_forged_record_changes_no_other_folder(
         forge(root, name)
         code = pod.run(root)
         told = answer(root).reason if pod.answers else None
-        # A sweep ends so where files were altered.
+        # A sweep exits with 3 if files were altered.
         assert code == 0 or told is Reason.MODEL_ID_CONFLICT or (pod is SWEEP and code == 3), name
         assert [tree(root / path.relative_to(volume)) for path in neighbours] == before, name
         shutil.rmtree(root)
@@ -180,7 +180,7 @@ def test_a_forged_record_changes_no_other_folder(
 
 @pytest.mark.parametrize("name", [*OUT[1:], "unet/../../x"])
 def test_a_repo_that_lists_a_hostile_name_is_refused(tally: Tally, name: str) -> None:
-    """No file of the repo is downloaded."""
+    """The repo's list of files is refused as unsafe."""
     with pytest.raises(LoaderError, match="unsafe name") as caught:
         check_names(["model_index.json", f"unet/{name}"])
     assert caught.value.reason is Reason.UNSAFE_MODEL

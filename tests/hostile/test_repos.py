@@ -27,16 +27,15 @@ DEEP = b"[" * 900 + b"]" * 900 + b","
 
 @dataclass(frozen=True)
 class Repo:
-    """A good repo with changes.
-
-    changed: contents by file name; None removes the file. listed: further names in the Hub's
-    file list.
-    """
+    """A good repo with changes, and how the loader must refuse it."""
 
     says: str
+    """A pattern that the message must match."""
     reason: Reason
     changed: Mapping[str, bytes | None] = field(default_factory=dict)
+    """The changed contents by file name; None removes the file."""
     listed: tuple[str, ...] = ()
+    """Further names in the Hub's file list."""
 
     def lay(self, folder: Path) -> Path:
         """Write the repo's files."""

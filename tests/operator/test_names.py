@@ -9,11 +9,11 @@ from tests.support.paths import ROOT
 
 CORE = ("runtime", "reconciler", "rules", "resources", "clients", "base")
 SURFACES = ("gateway", "cli")
-"""Their functions are called with their module's name, as in `session.read`."""
+"""Functions here may share a name: they are called as in `session.read`, with their module."""
 
 
 def twice(wings: tuple[str, ...], *kinds: type[ast.stmt]) -> dict[str, list[str]]:
-    """Return the public names that more than one module of these wings defines."""
+    """Return the public names that more than one module of these folders defines."""
     found = defaultdict(list)
     for wing in wings:
         for path in (ROOT / "operator/sd_operator" / wing).rglob("*.py"):

@@ -36,7 +36,7 @@ def test_the_gallery_shows_every_type_of_model():
     assert sources.TO_PASTE not in specs
 
 
-def test_every_link_of_the_demo_means_what_its_model_is():
+def test_every_link_of_the_demo_fits_its_model():
     """All links lead to Civitai's models, except for one repo and one trained model."""
     kinds = {}
     for name, spec in sources.specs().items():
@@ -59,7 +59,7 @@ def test_pictures_are_those_of_their_seed():
 
 
 def test_the_key_stays_for_later_runs(tmp_path, capsys):
-    """Only the user can read its file. If the file cannot be written, the demo says so."""
+    """Only the user can read the key's file. If it cannot be written, the demo prints a message."""
     path = tmp_path / "demo-key"
     first = gallery.kept_key(path)
     assert gallery.kept_key(path) == first
@@ -80,7 +80,7 @@ def test_the_port_is_another_one_if_it_is_in_use():
 
 
 def test_the_gallery_demo_waits_for_the_state_of_each_model():
-    """One model fails and one still loads. A model that the visitor deleted is not waited for."""
+    """One model must fail and one still loads. The demo does not wait for deleted models."""
 
     def model(name, kind, status="True"):
         return {"metadata": {"name": name}, "status": {"conditions": [with_status(kind, status)]}}
@@ -109,7 +109,7 @@ def test_the_short_demo_ends_by_itself():
 
 @pytest.mark.slow
 def test_the_gallery_opens_and_closes():
-    """Its models become ready, its key works, and Ctrl-C ends all of its processes."""
+    """The models become Ready, the printed key works, and the demo exits with 0 on Ctrl-C."""
     command = [sys.executable, "-u", "-m", "tools.demo", "--keep"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as demo:
         try:

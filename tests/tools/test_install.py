@@ -1,4 +1,4 @@
-"""Tests of the installation with progress, on lines that pip prints."""
+"""Tests of tools/install.py, which runs pip and shows its progress."""
 
 import io
 import sys
@@ -46,7 +46,7 @@ def test_a_log_gets_one_line_at_the_start_and_one_at_the_end():
 
 
 def test_all_that_pip_printed_follows_if_it_fails():
-    """The exit code is pip's."""
+    """The exit code is that of pip."""
     out = io.StringIO()
     script = "import sys; print('Collecting numpy'); sys.exit('ERROR: no space left')"
     assert follow([sys.executable, "-c", script], out) == 1

@@ -14,7 +14,7 @@ IMAGES = "https://images.example.com/"
 
 
 def image(level: int | None, name: str = "a", *, is_video: bool = False) -> CivitaiImage:
-    """An image with a rating."""
+    """Return an image or a video with this rating; None means that it has no rating."""
     return CivitaiImage(url=f"{IMAGES}{name}", nsfw_level=level, is_video=is_video)
 
 

@@ -1,4 +1,4 @@
-"""The answer of the Hub's API about a repo is read field by field; a wrong field is absent."""
+"""The Hub API's answer about a repo is read field by field; an invalid field counts as absent."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def test_a_name_that_is_not_a_repo_is_not_taken(name: object) -> None:
 
 @pytest.mark.parametrize("name", ["<b>", "A" * 100, "", 7, ["FluxPipeline"], "Flux Pipeline"])
 def test_a_class_that_is_not_a_name_is_not_taken(name: object) -> None:
-    """It is shown to people."""
+    """The name of the class is shown to people."""
     assert read(config={"diffusers": {"_class_name": name}}).pipeline_class is None

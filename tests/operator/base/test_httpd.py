@@ -30,7 +30,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def before() -> Iterator[int]:
-    """The number of threads at work before the test; the test leaves none behind."""
+    """Give the number of serving threads before the test; after it, fail if more remain."""
     count = at_work()
     yield count
     eventually(lambda: at_work() <= count)
@@ -43,7 +43,7 @@ def at_work() -> int:
 
 @contextlib.contextmanager
 def served(serve: Serve) -> Iterator[int]:
-    """Serve until the context ends; give the port."""
+    """Give the port of a server that stops when the context ends."""
     port, stop = serve("127.0.0.1", 0)
     try:
         yield port
@@ -61,7 +61,7 @@ def get(port: int, path: str) -> int:
 
 
 def opened(port: int, count: int, sent: bytes) -> list[socket.socket]:
-    """Open connections that send the beginning of a request, as far as the server lets them."""
+    """Open connections and send these bytes on each, even if the server closes some of them."""
     clients = []
     for _ in range(count):
         client = socket.create_connection(("127.0.0.1", port), timeout=5)
@@ -90,7 +90,7 @@ UNFINISHED = {
 }
 SERVED = {"probes": (Probes, "/healthz"), "metrics": (Metrics, "/metrics")}
 QUICK = (("nothing", "metrics"), ("half a line", "probes"), ("half a head", "probes"))
-"""What `make test` runs: each beginning of a request, and each server."""
+"""The rows of `make test`; together they have each beginning of a request and each server."""
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ QUICK = (("nothing", "metrics"), ("half a line", "probes"), ("half a head", "pro
 def test_unfinished_requests_are_bounded_and_end(
     served_by: type[Probes | Metrics], page: str, sent: bytes, before: int
 ) -> None:
-    """300 of them need few threads, keep no other request out, and are gone at the deadline."""
+    """300 unfinished requests use few threads, block no other request, and end at the deadline."""
     with served(served_by().serve) as port, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(client) for client in opened(port, 300, sent)]
         assert get(port, page) == 200
@@ -122,7 +122,7 @@ def test_unfinished_requests_are_bounded_and_end(
 
 
 def test_deadline_is_for_the_whole_request() -> None:
-    """A client that sends a byte now and then gains no time."""
+    """Sending a byte now and then does not postpone the deadline."""
     with served(Probes().serve) as port:
         (client,) = opened(port, 1, b"GET /healthz HTTP/1.1\r\nX: ")
         started = time.monotonic()
@@ -152,7 +152,7 @@ class FaultyPage(BaseHTTPRequestHandler):
 def test_response_that_is_never_read_ends_at_the_deadline(
     before: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its thread ends, and nothing is logged: clients end connections at any time."""
+    """The serving thread ends. Nothing is logged, since clients may end connections at any time."""
     with served(lambda address, port: Server(address, port, LargePage).start("large")) as port:
         (client,) = opened(port, 1, b"GET / HTTP/1.0\r\n\r\n")
         eventually(lambda: at_work() == before + 1)
@@ -176,7 +176,7 @@ def test_fault_in_a_page_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 class BusyPage(BaseHTTPRequestHandler):
-    """A page whose making takes a while and counts how many are made at once."""
+    """A slow page that counts how many requests for it are served at the same time."""
 
     busy = 0
     most = 0
@@ -197,7 +197,7 @@ class BusyPage(BaseHTTPRequestHandler):
 
 
 def test_busy_threads_count_until_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that works does not notice that its connection ended, so its place is not free."""
+    """A busy thread counts towards max_connections even after its connection was shut down."""
     monkeypatch.setattr(Server, "max_connections", 3)
     with served(lambda address, port: Server(address, port, BusyPage).start("busy")) as port:
         clients = opened(port, 9, b"GET / HTTP/1.0\r\n\r\n")

@@ -36,7 +36,7 @@ def _logging() -> Iterator[None]:
 
 
 def lines(say: Callable[[], object], style: str = "json", level: str = "INFO") -> list[str]:
-    """Log one message in a format and return the lines that are written."""
+    """Set up logging with this style and level, call `say`, and return the lines that it logs."""
     stream = io.StringIO()
     logs.set_up(level, style, stream)
     say()
@@ -44,7 +44,7 @@ def lines(say: Callable[[], object], style: str = "json", level: str = "INFO") -
 
 
 def entry(say: Callable[[], object]) -> dict[str, Any]:
-    """Return the only entry that is written."""
+    """Return the only JSON entry that `say` logs."""
     (line,) = lines(say)
     found: dict[str, Any] = json.loads(line)
     return found
@@ -76,8 +76,8 @@ def test_people_read_lines() -> None:
     ]
 
 
-def test_a_terminal_is_for_people() -> None:
-    """Other streams get JSON unless the settings say otherwise."""
+def test_a_terminal_gets_text_by_default() -> None:
+    """Other streams get JSON. A style other than auto applies to every stream."""
     for stream, style, is_json in (
         (Terminal(), "auto", False),
         (io.StringIO(), "auto", True),

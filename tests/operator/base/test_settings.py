@@ -186,7 +186,7 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
     ],
 )
 def test_a_wrong_value_names_its_variable(kubeconfig: str, name: str, value: str, why: str) -> None:
-    """The message names the variable, its value and what is allowed. Links are not shown."""
+    """The message names the variable, its value and what is allowed."""
     with pytest.raises(SettingsError) as error:
         read(kubeconfig, **{name: value})
     assert str(error.value).startswith(f"SD_OPERATOR_{name} {why}")
@@ -194,7 +194,7 @@ def test_a_wrong_value_names_its_variable(kubeconfig: str, name: str, value: str
 
 
 def test_in_a_pod_the_pods_own_account_is_used() -> None:
-    """KUBECONFIG takes precedence over the Pod's account."""
+    """Without KUBECONFIG, the settings have no kubeconfig, so the client uses the Pod's account."""
     assert Settings.from_env({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}).kubeconfig is None
 
 
@@ -209,7 +209,7 @@ def pod_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("pod_namespace")
 def test_a_pod_takes_part_in_an_election(kubeconfig: str) -> None:
-    """A Pod elects in its own namespace by default. Other processes need a setting."""
+    """By default, a Pod has a Lease in its own namespace; a process with a KUBECONFIG has none."""
     pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
     off, other = {"SD_OPERATOR_LEADER_ELECTION": "false"}, {"SD_OPERATOR_LEASE_NAMESPACE": "x"}
     assert Settings.from_env(pod).lease_namespace == "ops"
@@ -317,13 +317,13 @@ def test_a_refused_secret_has_a_replacement(kubeconfig: str) -> None:
     "query", ["", "?key={key}", "?format=safetensors&id={id}&token={key}", "/{key}"]
 )
 def test_a_template_may_have_a_place_for_the_key(kubeconfig: str, query: str) -> None:
-    """The loader puts the key in."""
+    """The setting keeps the placeholder {key}, which the loader replaces."""
     settings = read(kubeconfig, TRAINED_URL_TEMPLATE=TEMPLATE + query)
     assert settings.trained_url_template == TEMPLATE + query
 
 
 def test_webhook_calls_log_in_at_the_proxy(kubeconfig: str, tmp_path: Path) -> None:
-    """The login comes from a file and never gets into the setting that Jobs have."""
+    """The login comes from a file, and the proxy setting that Jobs get does not contain it."""
     (tmp_path / "proxy").write_text("user:p@ss/word\n")
     settings = read(kubeconfig, HTTPS_PROXY="http://proxy:3128", LOGINS_DIR=str(tmp_path))
     assert settings.own_proxy == "http://user:p%40ss%2Fword@proxy:3128"

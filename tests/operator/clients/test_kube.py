@@ -201,14 +201,14 @@ def test_a_renewed_token_is_read_under_many_requests(server: Server) -> None:
 
 
 def test_refused_credentials_are_an_error(server: Server) -> None:
-    """The error is raised after the credentials were read again."""
+    """If the server rejects every token, UnavailableError is raised with the server's message."""
     server.answer(401, status(401, "Unauthorized"))
     with pytest.raises(UnavailableError, match="it is Unauthorized"):
         ask(server, lambda api: api.get(PODS, "art", "p"))
 
 
 def test_every_request_is_counted(server: Server) -> None:
-    """The counter has labels for verb, resource and status code."""
+    """The callback gets verb, resource and status code of each attempt."""
     counted: list[tuple[str, str, str]] = []
     server.answer(503)
     server.answer(201)

@@ -31,12 +31,12 @@ class Line:
         self.queue = AdmissionQueue(Limits(limit), self.cache, self.woken.extend)
 
     def put(self, job: JobView) -> None:
-        """Put a Job into the cache, as the one that its model's status records."""
+        """Put a Job into the cache, and record its uid as that of its model's Job."""
         self.cache.put_job(job)
         self.cache.record(job.model_uid, job.uid)
 
     def ask(self, uid: str, priority: int = 0) -> Awaitable[Admission]:
-        """Request admission for a model, whose name gives its age."""
+        """Request admission for a model; `a` was created before `b`."""
         created = NOW + timedelta(seconds=ord(uid))
         return asyncio.ensure_future(self.queue.ask(Waiting(uid, "art", priority, created)))
 
@@ -54,7 +54,7 @@ def run(scenario: Callable[[Line], Awaitable[None]], limit: int = 1) -> None:
 
 
 def test_simultaneous_requests_are_decided_together() -> None:
-    """Priority decides between models that ask in the same moment; no model is woken for it."""
+    """Priority decides between models that ask at the same moment, and no model is woken."""
 
     async def scenario(line: Line) -> None:
         asked = [line.ask("a"), line.ask("b"), line.ask("c", priority=1)]
@@ -66,8 +66,8 @@ def test_simultaneous_requests_are_decided_together() -> None:
     run(scenario)
 
 
-def test_the_next_starts_when_a_load_ends() -> None:
-    """An admitted model keeps its position until its Job is observed; then the Job counts."""
+def test_the_next_model_is_admitted_when_a_load_ends() -> None:
+    """After the admitted model has left the queue, its running Job counts towards the limit."""
 
     async def scenario(line: Line) -> None:
         await asyncio.gather(line.ask("a"), line.ask("b"), line.ask("c"))
@@ -115,7 +115,7 @@ def test_only_loads_count_towards_the_limit() -> None:
     run(scenario)
 
 
-def test_a_job_that_no_status_records_counts_for_nothing() -> None:
+def test_a_job_that_no_status_records_does_not_count() -> None:
     """Anyone who may create Jobs can give them the label of a model, whether it exists or not."""
 
     async def scenario(line: Line) -> None:
@@ -153,7 +153,7 @@ def test_a_changed_priority_counts_at_once() -> None:
 
 
 def test_without_limits_every_model_is_admitted_at_once() -> None:
-    """The queue does not delay a model at all."""
+    """A model is admitted without entering the queue."""
 
     async def scenario(_: Line) -> None:
         turns = AdmissionQueue(Limits(), ObjectCache(), lambda _: None)
@@ -164,7 +164,7 @@ def test_without_limits_every_model_is_admitted_at_once() -> None:
 
 
 def test_a_busy_queue_still_admits_models() -> None:
-    """A continuous stream of changes delays an admission by at most a second."""
+    """A continuous stream of changes does not keep a model from being admitted."""
 
     async def scenario(line: Line) -> None:
         turn = line.ask("a")

@@ -1,4 +1,4 @@
-"""Checks of a PVC: our own Job's only Pod is believed, and nothing else."""
+"""Checks of a PVC: the operator trusts only the single Pod of the Job that it created."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_files_that_are_back_are_found_by_one_check() -> None:
 
 
 def test_complete_models_are_not_woken() -> None:
-    """A check costs no pass over a model that stays as it is."""
+    """A check that finds all files of a Ready model starts no pass over the model."""
 
     async def play(stage: Stage) -> None:
         stage.show()
@@ -82,7 +82,7 @@ def test_complete_models_are_not_woken() -> None:
 
 
 def test_the_job_asks_about_the_published_versions() -> None:
-    """The Job is the one that the rules build, on the models' PVC; its name cannot be guessed."""
+    """The Job is the one that the rules build for the models' PVC; each Job has a new name."""
 
     async def play(stage: Stage) -> None:
         stage.show(1)
@@ -121,7 +121,7 @@ def test_many_models_are_checked_in_several_jobs() -> None:
 
 @pytest.mark.parametrize("forge", FORGED.values(), ids=list(FORGED))
 def test_only_the_jobs_own_pod_is_believed(forge: Callable[[Cluster, Json], None]) -> None:
-    """If anything else reports missing files, the check fails, and the count begins again."""
+    """Without a valid result of that Pod, the check fails, and the count of checks begins again."""
 
     async def play(stage: Stage) -> None:
         stage.show()
@@ -146,8 +146,8 @@ def test_only_the_jobs_own_pod_is_believed(forge: Callable[[Cluster, Json], None
         pytest.param(json.dumps({"outcome": "checked", "missing": [0] * 4000}), id="too long"),
     ],
 )
-def test_an_invalid_result_says_nothing(text: str) -> None:
-    """A result that breaks the contract in any way counts as a failed check."""
+def test_an_invalid_result_counts_as_a_failed_check(text: str) -> None:
+    """The operator ignores a result that breaks the contract in any way."""
 
     async def play(stage: Stage) -> None:
         stage.show()
@@ -232,7 +232,7 @@ def test_a_job_that_is_rejected_is_not_created_again_at_once(error: ApiError) ->
     "error", [UnavailableError("away", 503), AlreadyExistsError("exists", 409)]
 )
 def test_a_request_that_fails_for_a_moment_is_repeated(error: ApiError) -> None:
-    """The next Job has a new name: without a reply, the uid of the first one is not known."""
+    """The check is tried again after a short delay, and completes."""
 
     async def play(stage: Stage) -> None:
         stage.show()
@@ -243,7 +243,7 @@ def test_a_request_that_fails_for_a_moment_is_repeated(error: ApiError) -> None:
 
 
 def test_jobs_are_kept_only_for_their_log() -> None:
-    """Other Jobs are deleted: even a Pod that has ended keeps a PVC from being deleted."""
+    """The Job of a complete check is deleted, since even an ended Pod keeps a PVC from deletion."""
 
     async def play(stage: Stage) -> None:
         stage.show()
@@ -256,7 +256,7 @@ def test_jobs_are_kept_only_for_their_log() -> None:
 
 
 def test_a_job_that_cannot_be_deleted_goes_by_its_ttl(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The result counts all the same."""
+    """The check counts nevertheless; Kubernetes deletes the Job after its TTL."""
 
     async def refuse(*_: object) -> None:
         raise ForbiddenError("no right to delete", 403)
@@ -271,7 +271,7 @@ def test_a_job_that_cannot_be_deleted_goes_by_its_ttl(monkeypatch: pytest.Monkey
 
 
 def test_an_empty_volume_is_one_event_on_the_pvc() -> None:
-    """The models stay as they are. After a good check, an empty volume is reported again."""
+    """No model counts as missing. After a complete check, an empty volume is reported again."""
 
     async def play(stage: Stage) -> None:
         stage.show(0)
@@ -321,7 +321,7 @@ def test_no_check_runs_beside_a_load() -> None:
 
 
 def test_a_model_that_is_gone_is_forgotten() -> None:
-    """A result that comes later says nothing about it, and without models nothing is checked."""
+    """A later result is ignored for the model. A PVC without models is no longer checked."""
 
     async def play(stage: Stage) -> None:
         stage.show(0)
@@ -338,7 +338,7 @@ def test_a_model_that_is_gone_is_forgotten() -> None:
 
 
 def test_a_namespace_without_rights_is_left() -> None:
-    """No request is sent there until a model is seen again."""
+    """No check is created in the namespace until a model is seen there again."""
 
     async def play(stage: Stage) -> None:
         stage.show()
@@ -355,7 +355,7 @@ def test_a_namespace_without_rights_is_left() -> None:
 
 
 def test_checks_can_be_switched_off() -> None:
-    """With an interval of 0 no PVC is looked at."""
+    """With an interval of 0, no PVC is checked."""
 
     async def play(stage: Stage) -> None:
         stage.show()

@@ -1,4 +1,4 @@
-"""Passes over models, with an API server whose responses the test delays."""
+"""Passes over models, with an API server whose objects and errors the test sets."""
 
 from __future__ import annotations
 
@@ -296,7 +296,7 @@ def test_the_job_of_a_newer_spec_is_left_alone() -> None:
 
 
 def test_a_deleted_model_is_not_seen_again() -> None:
-    """A watch from an old version repeats the model's events; a load would leave files behind."""
+    """Old events that a watch repeats start no pass, since a load would leave files behind."""
     api = Script(body())
 
     async def scenario(controller: Controller) -> None:
@@ -335,7 +335,7 @@ def test_a_decision_is_logged_when_it_changes(caplog: pytest.LogCaptureFixture) 
 
 
 class Released(Script):
-    """An API server that replies to a release with the previous version, as etcd does."""
+    """An API server that removes the finalizer in its reply but stores the model unchanged."""
 
     @override
     async def patch(
@@ -355,7 +355,7 @@ class Released(Script):
     ],
 )
 def test_an_unseen_deletion_is_reported_once(away: Exception | None) -> None:
-    """An old list that still contains the model changes nothing more."""
+    """The operator ignores an old list that still contains the released model."""
     api = Released(body(deleted_ago=1, annotations={names.ANNOTATION_SKIP_CLEANUP: "true"}))
     api.away = away
 

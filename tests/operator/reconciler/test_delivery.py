@@ -61,7 +61,7 @@ def allowing(receiver: WebhookReceiver, **settings: Any) -> Settings:
 
 
 def test_a_call_is_signed_as_standard_webhooks_says(tmp_path: Path) -> None:
-    """The receiver verifies the operator's default key by the specification."""
+    """The receiver verifies the signature, which is made with the operator's default key."""
     key_file = tmp_path / "key"
     key_file.write_text(KEY + "\n")
     with WebhookReceiver(key=KEY) as receiver:
@@ -93,7 +93,7 @@ def test_the_signature_is_that_of_the_specification() -> None:
 
 
 def secret_of(data: dict[str, str]) -> delivery.ReadSecret:
-    """Return a Secret with these keys."""
+    """Return a function that reads a Secret with these keys."""
 
     async def read(namespace: str, name: str) -> dict[str, Any]:
         assert (namespace, name) == ("art", "hook")
@@ -196,7 +196,7 @@ def test_private_addresses_are_not_called(url: str, why: str) -> None:
 def test_names_of_private_addresses_are_not_called(
     answers: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every resolved address is checked, and the operator connects only to checked addresses."""
+    """A webhook is not called if any address of its host name is private."""
     with WebhookReceiver() as receiver:
         port = receiver.host.rpartition(":")[2]
         monkeypatch.setattr(netguard, "PORTS", (int(port),))
@@ -245,7 +245,7 @@ def test_an_unreachable_receiver_is_a_failure() -> None:
 
 
 def test_a_silent_receiver_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call never hangs."""
+    """The call ends with an error after the timeout."""
     monkeypatch.setattr(delivery, "TIMEOUT_SECONDS", 0.2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -317,7 +317,7 @@ def test_a_call_is_due_at_its_time_unless_it_is_running() -> None:
 
 
 def noted(before: OutboxEntry, outcome: Outcome) -> outbox.OutboxChange:
-    """Return the outbox after a call."""
+    """Return the outbox after a call with this outcome."""
     done = Delivery(before.id, outcome, "it answered 500", NOW)
     return outbox.record([before], [done], WEBHOOK_RETRY_SECONDS)
 

@@ -41,13 +41,13 @@ def test_a_call_is_dropped_after_three_days_of_failures(tally: Tally) -> None:
     assert stage.moment - NOW > timedelta(days=2.9)
     assert stage.api.conditions["WebhookDelivered"] == "DeliveryFailed"
     assert stage.ready
-    # Each of the two calls says so at its first and at its last attempt.
+    # Each of the two calls emits the Event at its first and at its last attempt.
     assert stage.api.reasons["WebhookDeliveryFailed"] == 4
     tally(FAULTS)
 
 
 @pytest.mark.parametrize("status", [302, 404, 429, 500, 503])
-def test_a_receiver_that_fails_for_days_gets_the_call_in_the_end(status: int, tally: Tally) -> None:
+def test_a_receiver_that_fails_for_hours_gets_the_call_later(status: int, tally: Tally) -> None:
     """Every failure except 410 is retried under the same id."""
 
     async def scenario(stage: Stage) -> None:
@@ -95,7 +95,7 @@ def test_a_call_with_status_410_is_not_repeated(tally: Tally) -> None:
     ],
 )
 def test_a_receiver_may_ask_for_a_pause(asked: str, waited: float, tally: Tally) -> None:
-    """A Retry-After that is longer than the schedule is honoured, up to a day."""
+    """A Retry-After that exceeds the scheduled delay is honoured, up to a day."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -133,7 +133,7 @@ def test_a_slow_receiver_delays_nothing_else(monkeypatch: pytest.MonkeyPatch, ta
 
 
 def test_ready_comes_while_a_call_hangs(tally: Tally) -> None:
-    """The operator publishes the model and can stop without waiting for the call."""
+    """The model becomes Ready, and the operator can stop, without waiting for the call."""
 
     async def scenario(stage: Stage) -> None:
         await stage.until(lambda: len(receiver.calls) == 1)
@@ -174,7 +174,7 @@ def test_endless_headers_are_a_failure(tally: Tally) -> None:
 def test_a_receiver_with_wrong_tls_is_a_failure(
     speaks_tls: bool, tmp_path: Path, tally: Tally
 ) -> None:
-    """Nothing is sent to the receiver. After the webhook is corrected, it gets every call."""
+    """That receiver gets no call. After spec.webhook is edited, the new receiver gets them all."""
     _, certificate = pki.make_certificates()
     context = certificate.server_context(tmp_path) if speaks_tls else None
 
@@ -194,10 +194,10 @@ def test_a_receiver_with_wrong_tls_is_a_failure(
     tally(FAULTS)
 
 
-def test_a_host_that_becomes_private_is_called_no_more(
+def test_a_host_name_with_a_private_address_is_not_called(
     monkeypatch: pytest.MonkeyPatch, tally: Tally
 ) -> None:
-    """The name is resolved for every call. A corrected webhook gets the owed calls."""
+    """The calls fail. After spec.webhook is edited, the new receiver gets them."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -313,7 +313,7 @@ AWAY = UnavailableError("the API server is away")
 
 
 async def owed(stage: Stage, receiver: WebhookReceiver) -> None:
-    """The call is recorded but not made yet."""
+    """Wait until the call is recorded but not made yet."""
     stage.api.lost = AWAY
     await stage.until(lambda: stage.outbox)
     assert receiver.calls == []
@@ -321,21 +321,21 @@ async def owed(stage: Stage, receiver: WebhookReceiver) -> None:
 
 
 async def on_its_way(stage: Stage, receiver: WebhookReceiver) -> None:
-    """The receiver has the call and replies after the operator has ended."""
+    """Wait until the receiver has the call; its reply comes after the operator has ended."""
     receiver.seconds = 0.3
     await stage.until(lambda: receiver.calls)
     receiver.seconds = 0
 
 
 async def failed(stage: Stage, receiver: WebhookReceiver) -> None:
-    """The call waits for its second attempt."""
+    """Wait until the first attempt has failed and the call waits for its second."""
     receiver.status = 500
     await stage.until(lambda: stage.outbox and stage.outbox[0].get("attempts"))
     receiver.status = 204
 
 
 async def delivered(stage: Stage, receiver: WebhookReceiver) -> None:
-    """The call was made, but its outcome cannot be recorded."""
+    """Let the call be made while its outcome cannot be recorded."""
     receiver.seconds = 0.1
     await stage.until(lambda: receiver.calls)
     stage.api.away = AWAY

@@ -1,4 +1,4 @@
-"""Writes to the API server are as small as the change and never reach a namesake."""
+"""Writes to the API server are as small as the change and never reach another object."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_foreign_job_is_replaced() -> None:
 
 
 def test_a_job_that_has_ended_is_replaced() -> None:
-    """It may be the former load of a version to which the spec has returned."""
+    """Such a Job remains if the spec was changed and then changed back."""
     api = Script(body())
     existing(api)["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
     job = create(api)
@@ -133,7 +133,7 @@ class Pinned(Script):
 
 
 def test_a_foreign_job_that_cannot_be_deleted_only_holds_its_name() -> None:
-    """The next attempt has another name."""
+    """The creation fails with 409 for this attempt, so that the next one uses another name."""
     api = Pinned(body())
     existing(api, ownerReferences=[])
     for _ in range(2):

@@ -29,7 +29,7 @@ def event(kind: str, uid: str, message: str, reporter: str, **fields: Any) -> Js
 
 
 class Events(Script):
-    """An API server with some Events that counts its requests; with `fails` it is unavailable."""
+    """An API server with some Events that records its requests; with `fails`, it is unavailable."""
 
     def __init__(self, *events: tuple[str, str, str]) -> None:
         super().__init__({})
@@ -130,7 +130,7 @@ def test_a_pod_has_its_own_warnings_from_the_same_list() -> None:
 
 @pytest.mark.parametrize("reporter", ["", "policy-controller", "sd-operator", "job-controller"])
 def test_only_events_of_kubernetes_explain_why_a_pod_does_not_start(reporter: str) -> None:
-    """A later Warning of another component, named in either field, does not hide the node's own."""
+    """A later Warning of another component, in either field, does not hide that of the kubelet."""
     old = pod(job(), scheduled=NOW - timedelta(seconds=60))
     api, late = Events(), {"lastTimestamp": "2026-01-02T03:04:04Z"}
     api.events_of_jobs = [
@@ -177,7 +177,7 @@ def test_a_claim_has_warnings_about_its_binding_only() -> None:
 def test_a_pod_without_a_node_is_observed_with_the_warning_of_its_claim(
     view: ClaimView, fields: dict[str, Any], warned: bool
 ) -> None:
-    """No request is sent for a claim that does not keep a Pod waiting."""
+    """No request is sent for a PVC that does not keep a Pod waiting."""
     api, cache, hands = Events(), ObjectCache(), Hands()
     kind = "PersistentVolumeClaim"
     api.events_of_jobs = [event(kind, view.uid, "no space", "driver", reason="ProvisioningFailed")]
@@ -209,7 +209,7 @@ def test_a_new_job_causes_no_request() -> None:
 def test_a_list_is_reused_until_it_is_too_old_or_predates_a_warning(
     age: float, waited: float, lists: int
 ) -> None:
-    """`age` is the Job's age at the second read, some seconds after the first."""
+    """`age` is the Job's age at the second read, which comes `waited` seconds after the first."""
     api, hands = Events(), Hands()
     warnings = JobWarnings(api, hands.clock)
     ask(warnings, aged(30, "another"))

@@ -15,7 +15,7 @@ from tests.support.kube.scriptedapi import Script
 
 
 class Refusing(Script):
-    """An API server that refuses every deletion."""
+    """An API server that rejects every deletion with this error."""
 
     def __init__(self, error: ApiError) -> None:
         super().__init__({})
@@ -41,7 +41,7 @@ class Refusing(Script):
 def test_a_job_that_cannot_be_discarded_is_only_logged(
     error: ApiError, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its TTL or its deadline ends it."""
+    """Nothing is logged if the Job is gone. Otherwise its TTL or its deadline ends it."""
     asyncio.run(jobs.discard(Refusing(error), "art", "x", "uid"))
     warnings = [one.message for one in caplog.records if one.levelno >= logging.WARNING]
     assert "".join(warnings) == message

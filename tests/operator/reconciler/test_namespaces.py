@@ -121,10 +121,10 @@ def _served(metrics: Metrics, namespace: str) -> float | None:
     return metrics.registry.get_sample_value("sdmodel_namespace_served", {"namespace": namespace})
 
 
-def test_a_forbidden_namespace_keeps_no_other_from_being_served(
+def test_other_namespaces_are_served_if_one_is_forbidden(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is reported once, and served when the rights are back."""
+    """The forbidden namespace is reported once, and served when the rights are back."""
     api = Cluster(body())
     api.forbidden.add("art")
 
@@ -149,7 +149,7 @@ def test_a_forbidden_namespace_keeps_no_other_from_being_served(
 
 
 @pytest.mark.parametrize("error", [ApiError("etcd is slow", 500), KeyError("uid")], ids=repr)
-def test_an_error_in_one_namespace_keeps_no_other_from_being_served(
+def test_other_namespaces_are_served_if_one_cannot_be_checked(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others are checked first, then the error is raised for the log."""
@@ -187,7 +187,7 @@ def test_a_namespace_that_is_gone_is_reported(caplog: pytest.LogCaptureFixture) 
 
 @pytest.mark.parametrize("status", [{}, loading(), published()], ids=["new", "loading", "loaded"])
 def test_a_restarted_operator_releases_a_model_of_a_deleted_namespace(status: Json) -> None:
-    """The first forbidden request makes the operator read the namespace, before it tries others."""
+    """After its first forbidden request, the operator reads the namespace before anything else."""
     api = Cluster(body(status))
     api.change({"metadata": {"finalizers": [names.FINALIZER]}})
     api.delete_namespace()
@@ -205,7 +205,7 @@ def test_a_restarted_operator_releases_a_model_of_a_deleted_namespace(status: Js
 
 @pytest.mark.parametrize("status", [{}, loading(), published()], ids=["new", "loading", "loaded"])
 def test_a_running_operator_releases_a_model_of_a_deleted_namespace(status: Json) -> None:
-    """Its cache has the PVC, so it is first forbidden to create or delete a Job."""
+    """The PVC is in the cache, so the first forbidden request creates or deletes a Job."""
     api = Cluster(body(status))
     api.change({"metadata": {"finalizers": [names.FINALIZER]}})
 
@@ -221,7 +221,7 @@ def test_a_running_operator_releases_a_model_of_a_deleted_namespace(status: Json
 
 @pytest.mark.parametrize("unreadable", [False, True], ids=["alive", "unreadable"])
 def test_a_missing_right_alone_releases_nothing(unreadable: bool) -> None:
-    """The files of a deleted model are still removed once the rights are back."""
+    """A deleted model keeps its finalizer, so its files can be removed once the rights are back."""
     api = Cluster(body(published()))
     api.change({"metadata": {"finalizers": [names.FINALIZER], "deletionTimestamp": DELETED}})
     api.forbidden.add("art")

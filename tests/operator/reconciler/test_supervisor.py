@@ -98,7 +98,7 @@ def test_wake_ups_during_a_pass_make_one_more() -> None:
 def test_errors_are_logged_and_back_off(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The task retries after a growing delay, and other models are not affected."""
+    """The failed pass is tried again after a delay, and other models are not affected."""
     monkeypatch.setattr(supervisor, "BACKOFF_FIRST_SECONDS", 0.01)
     caplog.set_level(logging.ERROR)
 

@@ -35,14 +35,14 @@ LATER = NOW + timedelta(minutes=5)
 
 
 class Namespace(Api):
-    """A namespace with Jobs and a Lease, whose requests fail as a test sets."""
+    """An API server with the Jobs and the Lease of a namespace; a test sets which requests fail."""
 
     def __init__(self, lease: Json | None = None) -> None:
         super().__init__(None)
         self.lease = lease
         self.jobs: list[Json] = []
         self.fails: dict[str, list[Exception]] = {}
-        """Errors by verb and kind, as in "create jobs"; a request is not carried out."""
+        """Errors of requests that are not carried out, by verb and kind, such as "create jobs"."""
         self.loses: dict[str, list[Exception]] = {}
         """Errors of requests that are carried out, but whose response is lost."""
 
@@ -133,7 +133,10 @@ def sweep(name: str = RECORDED, uid: str = "recorded", **fields: Any) -> Json:
 
 
 def run(api: Namespace, *, until: Callable[[], bool], serve: bool = True) -> None:
-    """Run an operator until a condition holds."""
+    """Run an operator until a condition holds.
+
+    It begins to serve the namespace, or, without `serve`, sees a change of its Lease.
+    """
 
     async def work() -> None:
         sweeps = Sweeps(api, Settings(), Clock(lambda: NOW, lambda: 0.0))
@@ -252,7 +255,7 @@ def test_job_that_only_looks_like_a_running_sweep_answers_no_request(job: Json) 
 
 
 def test_job_that_the_lease_names_without_its_uid_answers_no_request() -> None:
-    """A Lease that somebody wrote by hand records nothing."""
+    """A Lease that somebody wrote by hand may lack the uid, so it records no Job."""
     api = asked()
     assert api.lease is not None
     del api.lease["metadata"]["annotations"]
@@ -262,7 +265,7 @@ def test_job_that_the_lease_names_without_its_uid_answers_no_request() -> None:
 
 
 def test_names_of_sweeps_cannot_be_foreseen() -> None:
-    """Two requests at the same time in two namespaces give Jobs of different names."""
+    """Two operators that get a request at the same time give their Jobs different names."""
     made = []
     for api in (asked(), asked()):
         run(api, until=lambda api=api: is_done(api))
@@ -316,7 +319,7 @@ def test_another_operator_may_create_the_lease_first() -> None:
 def test_namespace_that_is_gone_is_left_alone(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is no error, and it is not tried again."""
+    """The operator logs nothing and does not try again."""
     api = Namespace()
     api.fails = {"create leases": [error, AssertionError("tried again")]}
     with caplog.at_level(logging.INFO):

@@ -146,7 +146,7 @@ def test_the_running_container_of_a_pod_is_known() -> None:
 def test_a_termination_message_is_parsed_where_the_pod_is_read(
     message: str, result: LoadResult | None
 ) -> None:
-    """The text is untrusted, and the rest of the operator sees results only."""
+    """The text is untrusted, so the rest of the operator sees only a valid result or None."""
     container = ended("convert", message)
     assert container.result == result
     assert container.message == ""
@@ -198,7 +198,7 @@ UNREACHABLE = answered("fetch", failed(Reason.SOURCE_UNREACHABLE))
 def test_the_failure_of_a_job_is_explained(
     job_end: dict[str, str], containers: list[ContainerView], before: Reason | None, reason: Reason
 ) -> None:
-    """The loader's result comes first, then the container's state, then the Job's condition."""
+    """A missed deadline comes first, then the loader's result, then the state of a container."""
     failed_job = job(FAILED, **job_end)
     pods = [pod(failed_job, *containers, phase="Failed")] if containers else []
     assert diagnose.job_failure(failed_job, pods, before).reason is reason
@@ -305,7 +305,7 @@ def test_deleted_objects_are_forgotten() -> None:
 
 
 def test_a_complete_list_replaces_everything() -> None:
-    """A gap in the watch hides deletions."""
+    """Objects that the list lacks are dropped, since a gap in the watch may hide their deletion."""
     cache = ObjectCache()
     cache.put_job(job())
     cache.put_pod(pod(job()))

@@ -83,7 +83,7 @@ class Due:
     ids=lambda row: row.id,
 )
 def test_a_check_is_due(row: Due) -> None:
-    """A load has the volume to itself; a PVC that comes and goes is not an error."""
+    """No check starts while a load runs, or without a PVC that has published versions."""
     step = check.plan(Claim(row.view, row.models, row.due_in, row.rest), INTERVAL)
     if isinstance(step, Pause):
         assert step.seconds == row.expected
@@ -114,7 +114,7 @@ def test_a_thousand_models_are_checked_in_batches() -> None:
 
 
 def test_the_request_names_the_published_version() -> None:
-    """It is the one of the status, even if the spec asks for another."""
+    """The request takes uid, load hash and model id from the published version."""
     other = "f" * 16
     start = Start(claim(), (served(load_hash=other),), ())
     (version,) = start.request().versions
@@ -198,7 +198,7 @@ def test_checks_in_a_row_are_counted(results: list[CheckResult | None], missed: 
     ],
 )
 def test_another_version_is_counted_from_the_start(change: dict[str, Any]) -> None:
-    """The check before was about a folder that is superseded."""
+    """The earlier check was about a folder that the new version has replaced."""
     known = check.findings({}, (served(),), MISSED)
     known = check.findings(known, (served(**change),), MISSED)
     assert known["uid-0000"].missed == 1
@@ -244,7 +244,7 @@ def test_a_check_only_reads() -> None:
 
 
 def test_a_check_is_not_a_load() -> None:
-    """Neither the operator's queue nor Kueue counts it, and nothing takes it for a model's Job."""
+    """Its Job has no labels or owner of a model's Job, and does not wait for Kueue."""
     made_by = made(LoaderSettings(kueue_queue="queue"))
     assert made_by["metadata"]["labels"] == {names.LABEL_NAME: names.CHECK_NAME}
     assert made_by["spec"]["template"]["metadata"]["labels"] == made_by["metadata"]["labels"]
@@ -253,7 +253,7 @@ def test_a_check_is_not_a_load() -> None:
 
 
 def test_a_check_that_cannot_start_ends() -> None:
-    """It does not wait without end for a volume that another node holds, and is not retried."""
+    """Its Job has a deadline, since another node may hold the volume, and is not retried."""
     spec = made()["spec"]
     assert (spec["activeDeadlineSeconds"], spec["backoffLimit"]) == (600, 0)
     assert spec["ttlSecondsAfterFinished"] == 600
@@ -270,13 +270,13 @@ def test_the_request_of_a_check_reaches_the_loader() -> None:
 
 
 def test_checks_are_placed_as_loads_are() -> None:
-    """The administrator's node selector and tolerations count."""
+    """The Pod has the node selector that the administrator sets for loads."""
     loader = LoaderSettings(placement=JobOverrides(node_selector={"disk": "fast"}))
     assert made(loader)["spec"]["template"]["spec"]["nodeSelector"] == {"disk": "fast"}
 
 
 def test_the_event_about_an_empty_volume_says_what_to_check() -> None:
-    """Nothing is reported about the models."""
+    """The message has the number of models that cannot be checked, and the next step."""
     event = check.empty_event(3)
     assert event.reason == "StoreMissing"
     assert event.message == (

@@ -219,13 +219,13 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
-def test_a_model_uses_only_a_claim_for_models(case: Case) -> None:
-    """Files that were published on a claim stay there, whatever becomes of its label."""
+def test_a_model_uses_only_a_pvc_for_models(case: Case) -> None:
+    """A model that was published on a PVC may use this PVC even if its label is removed."""
     case.check()
 
 
 def test_an_administrator_can_list_claims() -> None:
-    """A listed claim needs no label."""
+    """A PVC that the settings list needs no label."""
     settings = Settings(allowed_claims=frozenset({"database"}))
     resource = model(storage=DATABASE)
     assert decided(resource, observed(claim=FOREIGN), settings).rule == "load_is_due"
@@ -244,7 +244,7 @@ def test_an_administrator_can_list_claims() -> None:
     ],
 )
 def test_the_label_has_one_value(labels: dict[str, str] | None, for_models: bool) -> None:
-    """Only "true" lets models use the claim; annotations do not count."""
+    """Only "true" lets models use the PVC; annotations do not count."""
     metadata = {"name": "database", "namespace": "art", "uid": "c", "labels": labels}
     metadata["annotations"] = {names.LABEL_MODELS: "true"}
     assert ClaimView.from_body({"metadata": metadata}).for_models is for_models

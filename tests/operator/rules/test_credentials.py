@@ -43,7 +43,7 @@ def test_repos_of_missing_components_mount_the_secret_of_the_hub() -> None:
 
 
 def mounted(manifest: dict[str, Any]) -> set[str]:
-    """Return the names of the Secrets that the Pod mounts for hosts."""
+    """Return the names of the default Secrets that the Pod mounts; check that all are optional."""
     volumes = manifest["spec"]["template"]["spec"]["volumes"]
     sources = [source for it in volumes for source in it.get("projected", {}).get("sources", ())]
     assert all(source["secret"]["optional"] for source in sources)
@@ -87,17 +87,17 @@ def mounted(manifest: dict[str, Any]) -> set[str]:
 def test_load_mounts_only_the_secrets_of_hosts_that_it_names(
     spec: dict[str, Any], expected: set[str]
 ) -> None:
-    """A taken-over loader cannot read a token for another host."""
+    """A compromised loader cannot read a token for another host."""
     assert mounted(load(**spec)) == expected
 
 
 @pytest.mark.parametrize(
     ("url", "expected"), [("org/name", {"hub-token"}), ("https://other.example/x", set())]
 )
-def test_naming_the_secret_of_the_administrator_gives_no_more_than_the_default(
+def test_a_model_that_names_a_default_secret_gets_only_the_default_access(
     url: str, expected: set[str]
 ) -> None:
-    """Private repos stay closed, and the token stays with its host."""
+    """The Secret is mounted only for its own host, and not as the model's own credentials."""
     manifest = load(url=url, credentialsSecretRef={"name": "hub-token"})
     assert mounted(manifest) == expected
     pod = manifest["spec"]["template"]["spec"]
@@ -106,7 +106,7 @@ def test_naming_the_secret_of_the_administrator_gives_no_more_than_the_default(
     assert not request.credentials
 
 
-def test_caller_of_the_gateway_uses_only_the_tokens_that_are_for_it() -> None:
+def test_caller_of_the_gateway_uses_only_the_tokens_for_the_gateway() -> None:
     """The administrator marks the entries that callers of the gateway may use."""
     by_gateway = {names.ANNOTATION_REQUESTED_BY: names.REQUESTED_BY_GATEWAY}
     assert mounted(load(url="org/name", annotations=by_gateway)) == set()

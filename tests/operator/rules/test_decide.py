@@ -80,7 +80,7 @@ def test_a_waiting_model_says_what_it_waits_for() -> None:
 
 @pytest.mark.parametrize("reason", [reason for reason in Reason if reason.retry is Retry.RESYNC])
 def test_a_retried_failure_shows_the_next_attempt(reason: Reason) -> None:
-    """The message has the reason, the cause, the remedy and the time of the next attempt."""
+    """The message starts with the cause and ends with the time of the next attempt."""
     seen = with_pod(job(FAILED), answered("fetch", failed(reason, "the host example.com")))
     decision = act(model(loading()), seen)
     ready = conditions.find(decision.status.conditions, ConditionType.READY)

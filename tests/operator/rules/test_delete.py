@@ -292,12 +292,12 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_a_deleted_model_is_cleaned_up(case: Case) -> None:
-    """The finalizer is removed when the files are gone or cannot be removed."""
+    """The finalizer stays until the files are removed, gone with their volume, or given up."""
     case.check()
 
 
 def test_released_model_leaves_no_clean_up_job() -> None:
-    """Pods of clean-up Jobs would keep the PVC, so all Jobs go, not only the recorded one."""
+    """All clean-up Jobs are deleted, not only the recorded one: their Pods would keep the PVC."""
     recorded, other = cleanup_job(), cleanup_job(attempt=1)
     skip = {names.ANNOTATION_SKIP_CLEANUP: "true"}
     skipped = model(cleaning(), deleted_ago=5, annotations=skip)

@@ -253,5 +253,5 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_a_changed_model_is_loaded_again(case: Case) -> None:
-    """The published version is served until another is published."""
+    """A published version is served until another is published, or its PVC is gone."""
     case.check()

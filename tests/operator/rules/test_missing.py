@@ -1,4 +1,4 @@
-"""Published files that are missing: only two checks of the same version in a row decide it."""
+"""Published files count as missing only after two checks of the same version in a row."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SERVED = "sketch is published on claim models"
 CAUSE = f"files of sketch (.store/{UID}/{WANTED}) on claim models are missing or cut off"
 MESSAGE = with_remedy(CAUSE, Reason.ARTIFACT_MISSING)
 GONE = published(missingTime=SINCE)
-"""The artifact of a model whose files are missing."""
+"""A status whose artifact has missingTime, but whose conditions do not report it."""
 MISSING = stalled(Reason.ARTIFACT_MISSING, base=GONE)
 """The status of a model whose files are missing; its condition Ready is not changed yet."""
 
@@ -270,12 +270,12 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_missing_files(case: Case) -> None:
-    """Each row is a state of the world, with its decision and all that users see."""
+    """After two checks in a row, the model is not Ready; a request or a new PVC loads it again."""
     case.check()
 
 
 def artifact_after(status: dict[str, Any], *jobs: Any, missed: int | None) -> StatusArtifact | None:
-    """Return the artifact that the status has after a pass with a finding, or without any."""
+    """Return the artifact in the status after a pass; if `missed` is None, without a finding."""
     observation = observed(*jobs) if missed is None else seen(missed, *jobs)
     return act(model(status), observation).status.artifact
 
@@ -296,13 +296,13 @@ def artifact_after(status: dict[str, Any], *jobs: Any, missed: int | None) -> St
 def test_the_status_keeps_since_when_files_are_missing(
     before: str | None, missed: int | None, after: str | None
 ) -> None:
-    """A restarted operator reads it there; everything else about the artifact stays."""
+    """A restarted operator reads the time there; the other fields of the artifact stay."""
     artifact = artifact_after(published(missingTime=before), missed=missed)
     expected = published(missingTime=after)["artifact"]
     assert artifact == StatusArtifact.model_validate(expected)
 
 
-def test_missing_files_change_nothing_twice() -> None:
+def test_a_second_pass_does_not_report_missing_files_again() -> None:
     """The second pass writes the same status, and emits no Event."""
     resource = model(published())
     first = act(resource, seen(2)).status
@@ -311,7 +311,7 @@ def test_missing_files_change_nothing_twice() -> None:
 
 
 def test_missing_files_do_not_start_a_load() -> None:
-    """A download may be large, and the volume may come back: somebody must ask for it."""
+    """A user must request the load: a download may be large, and the volume may come back."""
     assert Reason.ARTIFACT_MISSING.retry is Retry.ON_CHANGE
     decision = act(model(published()), seen(2))
     assert decision.job is None
@@ -333,8 +333,8 @@ def test_missing_files_are_not_a_load_that_failed() -> None:
     assert [call.entry.event for call in calls] == ["model.load_failed"]
 
 
-def test_a_model_with_missing_files_may_still_use_its_claim() -> None:
-    """The reload publishes where the model was published before."""
+def test_a_model_with_missing_files_is_loaded_onto_its_pvc_again() -> None:
+    """The PVC is neither labelled nor allowed by name, but the model was published on it."""
     storage = {"claimName": "database"}
     gone = published(claimName="database", missingTime=SINCE)
     resource = model(gone, annotations={names.ANNOTATION_RELOAD: "2"}, storage=storage)

@@ -42,7 +42,7 @@ EVENTS = {"started": STARTED, "loaded": DONE, "failed": BROKEN, "deleted": DELET
 
 
 def call(text: str, **fields: Any) -> OutboxEntry:
-    """Return a call that a text such as `b loaded` names: an event of load a or b."""
+    """Return the call for an event of load a or b, from a text such as `b loaded`."""
     load, event = text.split()
     load_hash = load * 16
     identity = {
@@ -108,7 +108,7 @@ def test_a_dropped_call_that_failed_before_has_an_event() -> None:
 
 
 def test_an_event_that_is_owed_already_replaces_nothing() -> None:
-    """It is not newer than the calls that wait."""
+    """The event is not newer than the calls in the outbox."""
     owed = outbox.OutboxChange(tuple(calls("a started, b started")))
     assert outbox.add(owed, call("a started")) == owed
 
@@ -195,14 +195,14 @@ def test_outcomes_of_one_pass_are_recorded_in_any_order() -> None:
 
 
 def test_a_new_event_is_the_newest_again() -> None:
-    """After it, the outcomes of the previous newest event no longer change the condition."""
+    """The condition becomes DeliveryPending, although the previous newest call was delivered."""
     after = recorded(calls("a started, a failed"), ("a failed", OK))
     assert after.newest_ended
     again = outbox.add(after, call("a loaded"))
     assert (again.reason, again.newest_ended) == ("DeliveryPending", False)
 
 
-# The same through decisions.
+# The same rules, tested by whole decisions.
 
 
 def owing(status: dict[str, Any], *owed: OutboxEntry, **webhook: Any) -> dict[str, Any]:
@@ -292,7 +292,7 @@ def test_each_load_of_a_version_has_ids_of_its_own(before: Act, again: Act) -> N
     assert first.entry.id != second.entry.id
 
 
-def test_a_queued_reload_drops_nothing() -> None:
+def test_a_suspended_reload_drops_no_calls() -> None:
     """No newer event is owed while the new load has not started."""
     status = owing(published(), *of_load(WANTED, STARTED, DONE))
     changed = model(status, generation=2, revision="fp16", webhook=HOOK, suspend=True)

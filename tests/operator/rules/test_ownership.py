@@ -56,7 +56,7 @@ def test_recorded_jobs_and_their_pods_are_the_models_own() -> None:
 )
 @pytest.mark.parametrize("state", list(JobState))
 def test_owner_name_and_uid_of_a_load_job_must_match(forged: JobView, state: JobState) -> None:
-    """Labels, annotations, owner and name are written by whoever creates the Job."""
+    """Whoever creates a Job writes its labels, annotations, owner and name, but not its uid."""
     forged = dataclasses.replace(forged, state=state)
     seen = ownership.observed(model(loading()), [forged], [], claim())
     assert (seen.load_job, seen.cleanup_job) == (None, None)
@@ -107,7 +107,7 @@ def test_other_clean_ups_of_the_model_are_known_by_their_name() -> None:
     ],
 )
 def test_only_running_loads_with_owner_and_name_are_unrecorded(foreign: JobView) -> None:
-    """The operator leaves all other running Jobs alone."""
+    """The operator leaves every other Job alone."""
     assert ownership.observed(model(), [foreign], [], claim()).unrecorded == ()
 
 
@@ -186,7 +186,7 @@ def as_created(manifest: Json) -> Json:
     ],
 )
 def test_a_job_of_a_lost_reply_is_recognised(settings: Settings) -> None:
-    """API servers add defaults, leave out what is empty, and rewrite quantities."""
+    """API servers add defaults, omit empty values, and rewrite quantities."""
     made = as_created(planned(settings))
     if settings is EMPTY:
         del made["spec"]["template"]["spec"]["securityContext"]
@@ -318,7 +318,7 @@ FETCH, CONVERT = (*POD, "initContainers", 0), (*POD, "containers", 0)
     ],
 )
 def test_a_job_that_differs_is_not_taken_over(forge: Callable[[Json], None]) -> None:
-    """Otherwise whoever creates the Job first decides what is loaded, or that nothing is."""
+    """Otherwise, whoever creates the Job first could decide what is loaded, or prevent the load."""
     forged = as_created(planned())
     forge(forged)
     assert not ownership.is_as_planned(forged, planned())

@@ -168,7 +168,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_a_pod_that_does_not_start_is_reported_with_its_cause(case: Case) -> None:
-    """The condition has the Event's words after 30 s, and is stalled after the usual time."""
+    """The conditions quote the Event after 30 s, and the model is Stalled after 900 s."""
     case.check()
 
 
@@ -214,7 +214,7 @@ def test_a_deletion_does_not_hang_silently(case: Case) -> None:
 
 
 def test_a_forged_event_cannot_push_the_remedy_out() -> None:
-    """Its text is one printable line of bounded length."""
+    """The Event's text is cut to one printable line, so the message still ends with the remedy."""
     forged = WarningEvent.from_body(
         {
             "reason": "FailedMount",
@@ -232,7 +232,7 @@ def test_a_forged_event_cannot_push_the_remedy_out() -> None:
 
 @pytest.mark.parametrize(("ago", "wake"), [(1, 29), (29, 1), (30, 60), (880, 20)])
 def test_a_pod_that_does_not_start_is_read_again(ago: float, wake: float) -> None:
-    """Events do not wake a model, so it is read again in time."""
+    """Events do not wake a model, so the next pass is scheduled in time."""
     assert act(model(loading()), scheduled(ago)).wake_after == wake
 
 
@@ -241,14 +241,14 @@ FAILURE = "Pod POD failed (RateLimited: 429 from example.com)"
 
 
 def limited() -> Any:
-    """Return the Pod of the Job that failed and is tried again."""
+    """Return a failed Pod of the Job, which is going to create another one."""
     return pod(job(), answered("fetch", LIMITED), age=90, phase="Failed")
 
 
 def test_the_last_failure_of_a_job_stays_until_its_next_pod_runs() -> None:
-    """Its words stay in the condition, and status.reason names it, also after the Pod is gone.
+    """The conditions quote the failure, and status.reason names it, even after the Pod is gone.
 
-    The words are recorded in status.lastFailure, not read back out of the condition.
+    The failure is read from status.lastFailure, not from the text of a condition.
     """
     failing = act(model(loading()), observed(job(), pods=(limited(),))).status
     between = f"{FAILURE}; Job JOB is about to create another Pod"
@@ -273,7 +273,7 @@ def test_the_last_failure_of_a_job_stays_until_its_next_pod_runs() -> None:
 
 
 def test_the_last_failure_of_another_job_does_not_count() -> None:
-    """The next Job of the load has not failed yet; the condition Stalled has the earlier one."""
+    """The next Job has not failed yet, so the last failure of the previous Job is dropped."""
     status = loading() | {"lastFailure": {"reason": "RateLimited", "message": "429"}}
     other = job(attempt=1)
     moved = status | {"job": job_status(1) | {"uid": "another"}}
@@ -320,7 +320,7 @@ def test_another_spec_forgets_the_last_failure() -> None:
 def test_the_column_reason_does_not_repeat_the_phase(
     seen: Any, phase: str, reason: str | None
 ) -> None:
-    """It is empty while all is well, and names the cause of a delay before the Pod is stuck."""
+    """The column is empty while all is well; it names a delay's cause before the Pod is stuck."""
     status = act(model(loading() if seen.load_job else None), seen).status
     assert (status.phase, status.reason) == (phase, reason)
 
@@ -338,6 +338,6 @@ def test_the_column_reason_does_not_repeat_the_phase(
 def test_the_column_reason_adds_to_the_phase(
     status: Any, options: dict[str, Any], phase: str, reason: str | None
 ) -> None:
-    """A reason that the phase does not tell is shown."""
+    """The column shows a reason that does not follow from the phase."""
     result = act(model(status, **options), observed(admitted=False, position=3)).status
     assert (result.phase, result.reason) == (phase, reason)

@@ -1,4 +1,4 @@
-"""Which PriorityClasses a model's Job may have: none but those that the administrator allows."""
+"""Which PriorityClasses a model's Job may have: only those that the administrator allows."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_no_priority_class_is_allowed_by_default(case: Case) -> None:
-    """A class could preempt Pods of others."""
+    """With a PriorityClass, a load could preempt other people's Pods."""
     case.check()
 
 
@@ -94,6 +94,6 @@ def test_an_allowed_class_is_used(loader: LoaderSettings) -> None:
 
 
 def test_forbidden_overrides_are_ignored_as_a_whole() -> None:
-    """An administrator who forbids spec.job has decided already."""
+    """If the settings forbid overrides, spec.job is ignored, and the model is loaded."""
     settings = Settings(loader=LoaderSettings(allow_overrides=False))
     assert decided(model(job=CRITICAL), observed(), settings).rule == "load_is_due"

@@ -100,7 +100,7 @@ def test_the_queue_uses_its_limits_fully_and_never_exceeds_them(
     ],
 )
 def test_a_position_is_shown_in_steps(position: int, text: str) -> None:
-    """When the queue moves, the status is written less often."""
+    """A rounded position changes less often, so the status is written less often."""
     assert queue.describe_position(queue.shown_position(position)) == text
 
 
@@ -114,6 +114,6 @@ def test_a_position_is_shown_in_steps(position: int, text: str) -> None:
         ),
     ],
 )
-def test_how_many_loads_may_run(settings: Settings, limits: Limits) -> None:
+def test_the_limits_of_the_queue_come_from_the_settings(settings: Settings, limits: Limits) -> None:
     """A Kueue queue turns the operator's own limits off."""
     assert Limits.from_settings(settings) == limits

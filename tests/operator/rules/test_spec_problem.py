@@ -27,8 +27,8 @@ def test_operator_reads_every_form_of_a_url(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", [url for url in REFUSED if url])
-def test_operator_refuses_other_forms_with_the_right_form(url: str) -> None:
-    """The words are those of the loader and of the CRD's rules."""
+def test_operator_refuses_other_forms_and_names_the_right_one(url: str) -> None:
+    """The message gives the right form, in the same words as the loader and the CRD's rules."""
     assert (problem(url=url) or "").startswith(f"spec.url {REFUSED[url]}")
     assert (problem(vae={"url": url}) or "").startswith(f"spec.vae.url {REFUSED[url]}")
 
@@ -54,7 +54,7 @@ def test_link_with_model_type_huggingface_must_be_on_the_hub_or_its_mirror() -> 
 
 
 def test_components_are_read_like_the_url() -> None:
-    """Only a whole repo can give the components that a file lacks."""
+    """Unlike the other urls, components.from must be a diffusers repo of the Hub."""
     link = "https://example.com/flux.safetensors"
     assert (
         problem(url=link, components={"from": "org/flux", "transformer_2": {"url": link}}) is None

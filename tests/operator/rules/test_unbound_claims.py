@@ -1,4 +1,4 @@
-"""A claim without a volume: one that was never bound, and one that lost its volume."""
+"""A PVC without a volume: it was never bound, or it has lost its volume."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ REMOVED = published() | {"cleanupJob": job_status(role=names.ROLE_REMOVE)}
 
 
 def warning(message: str = NO_CLASS, ago: float = 5) -> WarningEvent:
-    """Return a Warning Event about the binding of the claim."""
+    """Return a Warning Event about the binding of the PVC."""
     return WarningEvent("ProvisioningFailed", message, NOW - timedelta(seconds=ago))
 
 
 def waiting(unscheduled: str = UNBOUND, age: float = 50, **fields: Any) -> Observed:
-    """Return an observation of a load's Pod that has no node, with a claim without a volume."""
+    """Return an observation of a loader Pod without a node, whose PVC was never bound."""
     seen = {"claim": NEVER, "claim_warning": warning()} | fields
     return with_pod(job(), unscheduled=unscheduled, age=age, **seen)
 
@@ -160,7 +160,7 @@ LOADS = [
 
 @pytest.mark.parametrize("case", LOADS, ids=by_id)
 def test_a_load_says_why_its_claim_is_not_bound(case: Case) -> None:
-    """The message names the claim and its cause, not only that no node fits the Pod."""
+    """The message says why the PVC is not bound, not only that no node fits the Pod."""
     case.check()
 
 
@@ -311,7 +311,7 @@ def test_a_published_model_whose_volume_is_lost_is_not_ready(case: Case) -> None
 
 @pytest.mark.parametrize("case", DELETIONS, ids=by_id)
 def test_a_model_whose_claim_was_never_bound_is_released(case: Case) -> None:
-    """No clean-up Job could start. If the claim was ever bound, there may be files: it waits."""
+    """No clean-up Job could start. If the PVC may have files, the model waits for the clean-up."""
     case.check()
 
 
@@ -344,7 +344,7 @@ def test_a_model_whose_claim_was_never_bound_is_released(case: Case) -> None:
 def test_a_claim_counts_as_never_bound_only_if_its_status_says_so(
     changes: dict[str, Any], never_bound: bool, lost: bool
 ) -> None:
-    """In doubt, a claim counts as bound: a model with files must not be released."""
+    """In doubt, a PVC counts as bound: a model with files must not be released."""
     metadata = {"name": "models", "namespace": "art", "uid": "c"} | changes.get("metadata", {})
     view = ClaimView.from_body({"spec": {}} | changes | {"metadata": metadata})
     assert (view.never_bound, view.lost) == (never_bound, lost)
@@ -358,7 +358,7 @@ def test_a_pod_that_waits_for_its_claim_is_read_again(age: float, wake: float) -
     assert act(model(loading()), seen).wake_after == wake
 
 
-def test_a_running_loader_is_not_asked_about_its_claim() -> None:
-    """A claim that a Pod has mounted may lose its volume: the load goes on, or ends by itself."""
+def test_a_running_load_ignores_that_its_pvc_is_lost() -> None:
+    """If a mounted PVC loses its volume, the load goes on or fails by itself."""
     seen = with_pod(job(), running("fetch"), claim=LOST, scheduled=NOW)
     assert act(model(loading()), seen).status.phase == "Downloading"

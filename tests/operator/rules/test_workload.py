@@ -106,12 +106,12 @@ def test_an_adapter_or_vae_renders_only_if_asked(
     loader: LoaderSettings,
     expected: tuple[bool, object],
 ) -> None:
-    """It cannot draw an image alone, so it asks for no GPU by itself."""
+    """It cannot draw an image without a base model, so by default it gets no GPU."""
     assert needed(of_type(model_type, **fields), loader) == expected
 
 
 def test_every_model_type_is_in_a_table() -> None:
-    """A new model type needs a decision."""
+    """A new model type must be added to one of the tables above."""
     assert set(WHOLE) | set(OTHERS) == set(ModelType)
 
 

@@ -66,7 +66,7 @@ def keep(*answers: str) -> tuple[str, int]:
 
 
 def test_a_lease_that_cannot_be_renewed_is_lost() -> None:
-    """The leader gives up before others see the Lease expire. A single failure does no harm."""
+    """The leader gives up after failures for RENEW_SECONDS. A single failure does no harm."""
     why, asked = keep("us", "problem", "us", *["problem"] * 100)
     assert why.endswith("could not be renewed for 0 s: get Lease: no answer")
     assert 4 < asked < 20
@@ -122,7 +122,7 @@ def test_a_standby_ends_on_request() -> None:
 
 
 def test_the_log_shows_changes_only(caplog: pytest.LogCaptureFixture) -> None:
-    """A standby logs nothing for days."""
+    """While nothing changes, a standby logs nothing."""
     caplog.set_level("INFO")
     acquire("them", "them", "problem", "problem", "they", "they", "us")
     assert [record.getMessage() for record in caplog.records] == [
@@ -196,7 +196,7 @@ def test_a_candidate_holds_the_lease_until_it_releases_it(
 
 @pytest.mark.cluster
 def test_a_standby_knows_when_the_lease_lapses(candidates: Candidates) -> None:
-    """The time counts from the last renewal that the standby saw; its clock alone decides."""
+    """The standby's own clock counts the time from the last renewal that the standby saw."""
 
     async def scenario(one: Lease, other: Lease) -> None:
         assert await one.hold()

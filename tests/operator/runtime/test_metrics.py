@@ -86,8 +86,8 @@ def test_requests_loads_and_build_have_metrics() -> None:
     assert samples["sdmodel_build_info", "operator", installed_version()] == 1
 
 
-# Everything the design names but what the gateway serves, with its labels; the rest is the client
-# library's. Nothing but info names a model, and no histogram has more than a few series.
+# All metrics of the operator, with their types and labels. Only sdmodel_info names a model, so
+# that every other metric has few series.
 EXPECTED = {
     "sdmodel_reconcile_total": ("counter", {"result"}),
     "sdmodel_reconcile_duration_seconds": ("histogram", set()),
@@ -112,7 +112,7 @@ EXPECTED = {
 
 
 def test_every_metric_has_a_name_type_labels_and_help() -> None:
-    """The page is read as Prometheus reads it."""
+    """The page has exactly the metrics of EXPECTED, each with a help text."""
     metrics = Metrics()
     metrics.show("1", state("a"))
     metrics.count_request("get", "jobs", "200")
@@ -146,7 +146,7 @@ def test_two_operators_may_live_in_one_process() -> None:
 
 
 class Clock:
-    """A clock that stands still."""
+    """A clock that stands still unless a test moves it."""
 
     now = 0.0
 

@@ -45,16 +45,16 @@ KINDS = {
 
 @dataclass
 class Server:
-    """An empty cluster.
-
-    known: whether it has our CRD. error: the error event that ends every watch. away: whether
-    every connection is cut. away_for: the path of which every connection is cut.
-    """
+    """The API server of an empty cluster."""
 
     known: bool = True
+    """Whether the cluster has our CRD."""
     error: dict[str, Any] | None = None
+    """The error event that ends every watch."""
     away: bool = False
+    """Whether every connection is cut."""
     away_for: str = ""
+    """The path whose requests are cut off."""
     lease: Any = None
     watches: list[dict[str, list[str]]] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -115,7 +115,7 @@ def _resource(kind: str, plural: str) -> dict[str, Any]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """The server, named by tmp_path/kubeconfig."""
+    """The running server, to which tmp_path/kubeconfig leads."""
     state = Server()
     with Loopback(state.respond) as http:
         write_kubeconfig(tmp_path / "kubeconfig", http.url)
@@ -131,7 +131,7 @@ class Operator:
     log: Path
 
     def wait_for(self, holds: Callable[[str], object]) -> str:
-        """Wait until the log contains a text."""
+        """Wait until a condition holds for the text of the log, and return this text."""
         deadline = time.monotonic() + START_SECONDS
         while not holds(text := self.log.read_text()):
             assert time.monotonic() < deadline, text
@@ -145,7 +145,7 @@ class Operator:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Operator]]:
-    """Start the operator, which ends with the test."""
+    """Return a function that starts an operator; keywords are variables. Kill it after the test."""
     started: list[subprocess.Popen[bytes]] = []
 
     def run(**env: str) -> Operator:
@@ -186,7 +186,7 @@ def last_line(operator: Operator) -> str:
 
 
 def test_operator_watches_only_what_it_needs(server: Server, start: Start) -> None:
-    """The operator selects our Jobs and Pods by label. Timeouts detect dead connections."""
+    """Jobs and Pods are selected by label. Each watch has a timeout, to detect dead connections."""
     operator = start()
     operator.wait_for(lambda _: len(server.watches) == 4)
     by_path = {one["path"][0]: one for one in server.watches}
@@ -206,7 +206,7 @@ def test_operator_watches_only_what_it_needs(server: Server, start: Start) -> No
 
 
 def test_operator_with_namespaces_stays_in_them(server: Server, tmp_path: Path) -> None:
-    """The operator makes no cluster-wide request."""
+    """Every watch is limited to a namespace."""
     settings = Settings(
         tmp_path / "kubeconfig",
         namespaces=("art", "ops"),
@@ -232,7 +232,7 @@ def test_operator_with_namespaces_stays_in_them(server: Server, tmp_path: Path) 
 def test_operator_restarts_an_expired_watch_and_ends_when_one_fails(
     server: Server, start: Start, code: int
 ) -> None:
-    """410 is normal after a quiet time. After any other error, no changes would be seen."""
+    """410 is normal after a quiet time. After another error, the operator would see no changes."""
     operator = start()
     operator.wait_for(lambda _: len(server.watches) == 4)
     server.error = {"kind": "Status", "code": 410, "message": "too old"}
