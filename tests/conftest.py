@@ -1,4 +1,4 @@
-"""What tests of several folders share: the cluster, an operator at work, and the counts."""
+"""Fixtures that several folders of tests share: the cluster, a running operator, and counts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.operator.operated import Operated, operated_in
 from tests.support.tally import Tally
 
 # Tests that set no number of examples try few, and in `make test-all` many.
-# A machine with few cores reaches hypothesis' deadline of 0.2 s now and then.
+# There is no deadline: a machine with few cores misses hypothesis' 0.2 s now and then.
 settings.register_profile("few", max_examples=40, deadline=None)
 settings.register_profile("many", max_examples=500, deadline=None)
 settings.load_profile("few")
@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print what the tests have counted, and what ran on another API server than standalone."""
+    """Print the tests' counts, and the outcomes of cluster tests if standalone is not used."""
     tallies.print_sums(terminalreporter)
     if os.environ.get("KUBEBUILDER_ASSETS") or os.environ.get("KUBECONFIG"):
         print_table(terminalreporter)
@@ -62,7 +62,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture
 def tally(record_property: Callable[[str, object], None]) -> Tally:
-    """Count what the test has shown, once it has shown it."""
+    """Return a function that reports a count under a name; the run prints the sums."""
     return tallies.tally(record_property)
 
 
@@ -75,14 +75,14 @@ def backend() -> Iterator[Backend]:
 
 @pytest.fixture
 def cluster(backend: Backend, tmp_path: Path) -> Iterator[Cluster]:
-    """A namespace of its own, with a PVC."""
+    """A namespace with a PVC, for one test."""
     with namespace_of(backend, tmp_path) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def shared_cluster(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A namespace that the tests of a module share: they use different names."""
+    """A namespace that the tests of a module share; their objects have different names."""
     with namespace_of(backend, tmp_path_factory.mktemp("cluster")) as made:
         yield made
 
@@ -144,7 +144,7 @@ def shared_operated(
 def shared_light_operated(
     backend: Backend, checkpoints: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Operated]:
-    """As `shared_operated`, with stubloader.py in place of the loader unless it has nodes."""
+    """As `shared_operated`, with stubloader.py for the loader unless the cluster has nodes."""
     work = tmp_path_factory.mktemp("operated")
     with (
         namespace_of(backend, work, stub=backend.local_pods) as cluster,

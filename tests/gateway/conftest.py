@@ -16,7 +16,7 @@ from tests.support.kube.cluster import CLAIM, Cluster
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine, a server on loopback may take longer to answer than a visitor waits."""
+    """Let look-ups wait for 60 s, since on a busy machine a server on loopback may be slow."""
     monkeypatch.setattr(lookups, "LOOKUP_SECONDS", 60.0)
 
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.cluster
 def test_ready_model_is_reported_until_it_is_deleted(
     gateway: Gateway, shared_cluster: Cluster
 ) -> None:
-    """verify_model, get_all_models and system_details agree before and after the deletion."""
+    """verify_model, get_all_models and system_details report it; afterwards it is not found."""
     model_id = f"My_Model.{secrets.token_hex(3)}"
     load(gateway, model_id)
     models = shared_cluster.list("sdm")
@@ -77,7 +77,7 @@ def test_models_are_found_by_their_effective_id(gateway: Gateway, shared_cluster
 def test_loading_again_changes_only_the_differences(
     gateway: Gateway, shared_cluster: Cluster
 ) -> None:
-    """A repeated request writes nothing. Fields that a request cannot set keep their values."""
+    """A repeated request writes nothing. Storage and priority stay; sha256 goes with its url."""
     model_id = a_name()
     storage = {"claimName": "fast"}
     shared_cluster.apply(claim_manifest("fast"))
@@ -99,7 +99,7 @@ def test_loading_again_changes_only_the_differences(
 
 
 def test_source_that_a_caller_chose_is_marked(gateway: Gateway, shared_cluster: Cluster) -> None:
-    """The operator gives a marked model fewer tokens. A change of another field adds no mark."""
+    """The operator gives a marked model fewer tokens. Changes of other fields add no mark."""
 
     def mark(model_id: str) -> str | None:
         annotations = shared_cluster.get("sdm", model_id)["metadata"].get("annotations", {})
@@ -358,7 +358,7 @@ def test_calls_are_limited_per_key_and_failures_per_address(
 
 
 def test_unavailable_api_server_gives_status_503(shared_cluster: Cluster, tmp_path: Path) -> None:
-    """The message has no address; both probes succeed, because the gateway itself works."""
+    """The message has no address. Both probes succeed; readiness needs only the key file."""
     text = shared_cluster.kubeconfig.read_text()
     kubeconfig = tmp_path / "kubeconfig"
     kubeconfig.write_text(re.sub(r"(server: https?://[^:]+):\d+", r"\1:1", text))

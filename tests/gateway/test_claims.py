@@ -1,4 +1,4 @@
-"""Which PersistentVolumeClaims the gateway lets a model name: the operator's rule."""
+"""Tests of the gateway's check of the PVC that a model names; the rule is the operator's."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ CASES = [
 
 @pytest.mark.parametrize(("body", "allowed", "asked"), CASES)
 def test_a_model_names_only_a_pvc_for_models(body: Json, allowed: bool, asked: list[str]) -> None:
-    """A PVC is read only if the settings do not decide."""
+    """Other PVCs are rejected with 403. A PVC is read only if the settings do not decide."""
     api, settings = Claims(), GatewaySettings(Path(), allowed_claims=frozenset({"listed"}))
     if allowed:
         asyncio.run(claims.check(api, settings, "art", body))

@@ -20,7 +20,7 @@ from tests.support.gateway.gatewayrun import Gateway, write_keys
 HEAD = f"POST {PREFIX}/get_all_models HTTP/1.1\r\nHost: x\r\n"
 
 
-# Which connection has to go
+# Which connection is closed
 
 
 @dataclass(eq=False)
@@ -43,16 +43,16 @@ class Peer:
 
     @property
     def open(self) -> bool:
-        """Whether the server has not closed it."""
+        """Whether the connection is still open."""
         return self.transport.open
 
 
 def test_connection_that_has_waited_longest_makes_room() -> None:
-    """Unfinished requests keep nobody out; those at work stay."""
+    """A new client is let in; a connection whose request is being served stays open."""
     bounds = Bounds(3, 3, ())
     working, second, third = (Peer(bounds, address) for address in "abc")
     bounds.waits(working, waits=False)
-    bounds.waits(second, waits=True)  # waits for something new, so it has now waited less
+    bounds.waits(second, waits=True)  # its wait starts again, so `third` has waited longest
 
     fourth = Peer(bounds, "d")
 
@@ -92,7 +92,7 @@ def test_closed_connections_do_not_count() -> None:
 
 @pytest.mark.parametrize("proxies", ["192.0.2.1", "192.0.2.0/24"])
 def test_trusted_proxy_may_have_all_connections(proxies: str) -> None:
-    """All callers of an Ingress have its address."""
+    """All callers behind an Ingress have its address, so the limit per address does not apply."""
     bounds = Bounds(3, 1, (proxies,))
     peers = [Peer(bounds, "192.0.2.1") for _ in range(3)]
     assert all(peer.open for peer in peers)
@@ -123,7 +123,10 @@ def connect(port: int, sent: bytes = b"") -> socket.socket:
 
 
 def seconds_until_closed(client: socket.socket, drip: bytes = b"") -> tuple[float, bytes]:
-    """Return when the server closed a connection, and what it sent; `drip` is sent repeatedly."""
+    """Return the seconds until the server closes a connection, and what it sent meanwhile.
+
+    `drip` is sent repeatedly.
+    """
     begin, received = time.monotonic(), b""
     client.settimeout(0.1)
     while time.monotonic() - begin < 10:
@@ -174,7 +177,7 @@ def seconds_until_closed(client: socket.socket, drip: bytes = b"") -> tuple[floa
 def test_request_that_is_never_finished_is_given_up(
     impatient: Gateway, sent: str, drip: str, response: str
 ) -> None:
-    """Single bytes do not prolong the deadline. A late body gets a message if it is read."""
+    """Single bytes do not prolong the deadline. A late body gets a message if it is needed."""
     with connect(impatient.port, sent.encode()) as client:
         seconds, received = seconds_until_closed(client, drip.encode())
 
@@ -212,7 +215,7 @@ def _accepts(client: socket.socket) -> bool:
 
 @pytest.mark.cluster
 def test_slow_but_steady_caller_is_served(gateway: Gateway) -> None:
-    """Head and body each have their own time, and the next request has them again."""
+    """Pauses within the head and the body are allowed, and also in the next request."""
     body = json.dumps({"key": gateway.key}).encode()
     head = f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode()
     with connect(gateway.port) as client:
@@ -225,7 +228,7 @@ def test_slow_but_steady_caller_is_served(gateway: Gateway) -> None:
 
 @pytest.mark.cluster
 def test_wrong_key_in_the_header_is_refused_before_the_body_is_read(gateway: Gateway) -> None:
-    """A body costs memory until its key is known; a good key in the body does not help then."""
+    """A body costs memory. A good key in it does not help if the key in the header is wrong."""
     head = f"{HEAD}Authorization: Bearer wrong\r\nContent-Length: 50000\r\n\r\n"
     with connect(gateway.port, head.encode()) as client:
         assert client.recv(65536).startswith(b"HTTP/1.1 401")

@@ -1,4 +1,4 @@
-"""A flood of unfinished requests against a gateway with the limits of its container."""
+"""A flood of unfinished requests against a gateway, within its container's memory limit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LIMIT_BYTES = 256 * 2**20
 
 @dataclass
 class Process:
-    """A gateway with the limits of the chart, in a process of its own."""
+    """A gateway in its own process, with the default limits."""
 
     pid: int
     port: int
@@ -102,7 +102,7 @@ def _found(log: Path, pattern: str) -> str:
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """Let this process have 6,000 connections."""
+    """Let this process open 6,000 connections, if its hard limit allows it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 6000), hard), hard))
     yield
@@ -133,12 +133,16 @@ def slow_body() -> bytes:
 
 
 def slow_body_of_a_proxy() -> bytes:
-    """Return such a request of a client behind a proxy."""
+    """Return a request whose body is never complete, as a proxy sends it for its client."""
     return slow_body().replace(b"Host: x", b"Host: x\r\nX-Forwarded-For: 192.0.2.7")
 
 
 def flood(gateway: Process, request: bytes, connections: int, most: int) -> None:
-    """Open connections with unfinished requests; good requests and probes stay served."""
+    """Open connections with unfinished requests, and check that the gateway stays healthy.
+
+    Meanwhile it serves probes and good requests. Afterwards it has at most
+    `most` + 10 more open files than before, and its memory has stayed below LIMIT_BYTES.
+    """
     at_rest = gateway.open_files()
     with contextlib.ExitStack() as stack:
         for number in range(connections):
@@ -160,7 +164,7 @@ def flood(gateway: Process, request: bytes, connections: int, most: int) -> None
 CONNECTIONS = pytest.mark.parametrize(
     "connections", [1000, pytest.param(4000, marks=pytest.mark.slow)]
 )
-"""More than the gateway accepts."""
+"""The numbers of connections to open, which are more than the gateway accepts."""
 
 
 @pytest.mark.cluster
@@ -179,7 +183,7 @@ def test_flood_of_unfinished_requests_keeps_nobody_out(direct: Process, connecti
 def test_flood_through_one_proxy_keeps_nobody_out(
     behind_a_proxy: Process, connections: int
 ) -> None:
-    """The proxy has no limit of its own; the limit of all connections holds."""
+    """The limit per address does not apply to the proxy; the limit of all connections does."""
     most = GatewaySettings(behind_a_proxy.keys).max_connections
     assert most < connections
     flood(behind_a_proxy, slow_body_of_a_proxy(), connections, most)
@@ -187,7 +191,7 @@ def test_flood_through_one_proxy_keeps_nobody_out(
 
 @pytest.mark.cluster
 def test_probes_have_a_port_of_their_own(direct: Process) -> None:
-    """Probes do not wait for the API's connections, and report whether a valid key exists."""
+    """The port serves only the probes, and readiness needs a valid key."""
     assert direct.get("/healthz", direct.probes_port) == 200
     assert direct.get("/readyz", direct.probes_port) == 200
     lines = direct.keys.read_text()

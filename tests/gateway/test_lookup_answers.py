@@ -1,4 +1,4 @@
-"""Tests of look-ups whose sources answer with anything, or not at all."""
+"""Tests of look-ups whose sources send hostile or unreadable answers, or none."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_an_untrusted_answer_stays_inert(
     ],
 )
 def test_an_answer_of_another_form_is_not_read(sources: Sources, body: bytes) -> None:
-    """At most 2 MB are read."""
+    """An answer that is not a JSON object, or is longer than 2 MB, leads to a note."""
     path = "/api/models/org/Style.v2/revision/main"
     sources.hub.links[path] = (body, Faults(headers={"Content-Type": "application/json"}))
     (note,) = sources.facts("org/Style.v2").notes
@@ -91,7 +91,7 @@ def test_an_answer_of_another_form_is_not_read(sources: Sources, body: bytes) ->
 
 
 def test_an_odd_description_hides_no_facts(sources: Sources) -> None:
-    """A creator writes the description, in which half of a surrogate pair is not a character."""
+    """The creator's description has half of a surrogate pair; the other facts are shown."""
     answer = b'{"id": "org/Style.v2", "description": "\\ud83d", "cardData": {"license": "mit"}}'
     path = "/api/models/org/Style.v2/revision/main"
     sources.hub.links[path] = (answer, Faults(headers={"Content-Type": "application/json"}))
@@ -103,7 +103,7 @@ def test_an_odd_description_hides_no_facts(sources: Sources) -> None:
 def test_a_server_that_does_not_answer_is_given_up(
     sources: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The visitor waits for a few seconds at most."""
+    """After LOOKUP_SECONDS, the visitor gets a note, or for a link the proposed name."""
     monkeypatch.setattr(lookups, "LOOKUP_SECONDS", 0.1)
     url = sources.hub.serve_file("/slow.ckpt", WEIGHTS * 100, rate=1)
     path = "/api/models/org/Style.v2/revision/main"

@@ -1,4 +1,4 @@
-"""Tests of look-ups: what Civitai, the Hub and plain servers say before a model is loaded."""
+"""Tests of look-ups: what Civitai, the Hub and other servers report before a load."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_model_of_civitai_is_described(sources: Sources, url: str) -> None:
 def test_a_note_says_what_keeps_a_version_from_loading(
     sources: Sources, change: dict[str, Any], note: str
 ) -> None:
-    """The loader gives the same reasons."""
+    """Early access, a usage limit, an unreadable format and a choice of files lead to a note."""
     weights = sources.folder / "weights"
     files = {
         "one": [File(700, weights)],
@@ -99,7 +99,7 @@ def test_a_file_of_the_hub_is_described(sources: Sources) -> None:
 
 
 def test_a_gated_repo_says_how_a_token_is_used(sources: Sources) -> None:
-    """Its terms are accepted on its page; the token is in a Secret of the namespace."""
+    """The note says where to accept the terms and where to name the Secret with the token."""
     sources.hub.add_repo("org/gated", sources.folder / "repo", gated=True, token="hf_secret")
     found = sources.facts("org/gated")
     assert found.is_gated
@@ -159,7 +159,7 @@ def test_a_link_shows_host_name_and_size(
 
 
 def test_a_look_up_calls_no_private_address(sources: Sources) -> None:
-    """The note says why the load would be refused, too."""
+    """The note says that a load would be refused."""
     urls = (
         "https://127.0.0.1/model.safetensors",
         "https://169.254.169.254/latest/meta-data",
@@ -183,7 +183,7 @@ def test_a_redirect_of_a_look_up_leads_to_no_private_address(sources: Sources) -
 
 
 def test_a_link_with_a_secret_is_not_called(sources: Sources) -> None:
-    """Only the load sends it."""
+    """Only the load sends the secret."""
     for secret in ("/m.ckpt?token=geheim", "/m.ckpt?X-Amz-Signature=geheim"):
         found = sources.facts(f"{sources.hub.url}{secret}")
         assert "contains a secret" in found.notes[0]
@@ -192,7 +192,7 @@ def test_a_link_with_a_secret_is_not_called(sources: Sources) -> None:
 
 
 def test_an_unreadable_url_is_not_looked_up(sources: Sources) -> None:
-    """The form's own errors say what is wrong with it."""
+    """There are no facts and no request; the form's own errors say what is wrong."""
     urls = ("", "not a link", "bare-id", "s3://bucket/x", "https://civitai.com/user/x", "x" * 5000)
     assert sources.ask(*urls) == [None] * len(urls)
     assert sources.requests == []
@@ -216,7 +216,7 @@ def test_an_answer_is_kept_even_if_it_is_a_failure(sources: Sources) -> None:
 
 
 def test_kept_answers_expire(sources: Sources) -> None:
-    """A failure is kept for a shorter time. Afterwards a look-up asks the source again."""
+    """A failure is kept for a shorter time than facts; then a look-up asks the source again."""
 
     async def run() -> list[int]:
         made = sources.lookups()

@@ -48,5 +48,5 @@ def test_a_proposed_name_is_a_valid_name(texts: list[str]) -> None:
     ],
 )
 def test_a_name_is_made_from_the_whole_name_of_a_file(file: str, name: str) -> None:
-    """Only a suffix such as .safetensors is dropped, not the words after a dot of a version."""
+    """Only a suffix such as .safetensors is dropped, not what follows the dot of a version."""
     assert facts.of_link(f"https://example.com/{file}").name == name

@@ -67,7 +67,7 @@ def test_document_describes_every_endpoint(document: dict[str, Any]) -> None:
 
 
 def test_document_describes_the_progress_of_a_load(document: dict[str, Any]) -> None:
-    """The endpoint status has its parameter, and both endpoints the fields of a loading model."""
+    """Status has its parameter; status and verify_model have the fields of a loading model."""
     ((method, status),) = document["paths"][STATUS].items()
     assert method == "get"
     assert "requestBody" not in status
@@ -145,7 +145,7 @@ def test_docs_page_works_offline(gateway: Gateway, document: dict[str, Any]) -> 
     ],
 )
 def test_words_between_backticks_are_code(text: str, html: str) -> None:
-    """The descriptions are Markdown for other readers of the document."""
+    """The page shows code in the descriptions' Markdown as HTML, and escapes all text."""
     assert with_code(text) == html
 
 
@@ -190,5 +190,5 @@ def test_random_requests_cause_no_server_error(
 def test_many_random_requests_cause_no_server_error(
     gateway: Gateway, path: str, method: str, tally: Any
 ) -> None:
-    """Each endpoint gets hundreds of requests, made by schemathesis."""
+    """Each endpoint gets up to 120 requests, made by schemathesis."""
     tally("requests made of the OpenAPI document", explore(gateway, path, method, THOROUGH))

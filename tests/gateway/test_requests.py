@@ -17,7 +17,7 @@ def test_broken_json_is_not_reported_as_a_wrong_key(gateway: Gateway) -> None:
 
 
 def test_endpoint_with_a_slash_at_its_end_works(gateway: Gateway) -> None:
-    """The vendor's own pages show some endpoints that way."""
+    """The vendor's own pages show some endpoints with a slash."""
     assert gateway.call("get_all_models/")[0] == 200
 
 
@@ -29,10 +29,10 @@ def test_unknown_fields_are_ignored_with_a_warning(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["text2img", "img2img/", "fetch/12"])
-def test_other_endpoints_of_the_vendor_are_refused_with_a_sentence(
+def test_other_endpoints_of_the_vendor_are_rejected_with_an_explanation(
     gateway: Gateway, endpoint: str
 ) -> None:
-    """Generation belongs to an inference server."""
+    """The message says that images come from an inference server."""
     code, answer = gateway.call(endpoint, prompt="a fox")
     assert code == 404
     assert answer["status"] == "error"
@@ -41,7 +41,7 @@ def test_other_endpoints_of_the_vendor_are_refused_with_a_sentence(
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 @pytest.mark.parametrize("path", ["/api/v6/images/text2img", "/api/v3/dreambooth/", "/api/v1"])
-def test_other_apis_of_the_vendor_are_refused_with_the_same_sentence(
+def test_other_apis_of_the_vendor_are_rejected_with_the_same_explanation(
     gateway: Gateway, path: str, method: str
 ) -> None:
     """A client may call the vendor's community API by a mistake in its base URL."""
@@ -57,7 +57,7 @@ def test_other_apis_of_the_vendor_are_refused_with_the_same_sentence(
 def test_endpoint_with_the_wrong_method_names_the_right_one(
     gateway: Gateway, method: str, endpoint: str, right: str
 ) -> None:
-    """A link in a browser, for example, sends GET."""
+    """The Allow header and the message name the method."""
     code, headers, body = gateway.request(method, f"{PREFIX}/{endpoint}", b"{}")
     assert (code, headers["Allow"]) == (405, right)
     assert f"This endpoint takes only {right} requests".encode() in body

@@ -114,7 +114,7 @@ def test_hub_repo_has_changed_if_its_branch_has_another_commit(
 def test_hub_file_has_changed_if_its_digest_or_size_differs(
     hub: FakeHub, loaded: dict[str, Any], has_moved: bool
 ) -> None:
-    """The Hub reports digest and size in its redirect."""
+    """A known digest decides, otherwise the size; if neither is known, the file is unchanged."""
     for url in (
         f"{hub.url}/org/name/resolve/main/model.safetensors",
         "https://huggingface.co/org/name/blob/main/model.safetensors",
@@ -212,7 +212,7 @@ def test_page_of_civitai_has_changed_if_the_model_has_a_newer_version(
 def test_model_whose_versions_are_not_reported_counts_as_unchanged(
     hub: FakeHub, answer: bytes
 ) -> None:
-    """Civitai may answer with anything."""
+    """An answer of another form is not an error."""
     hub.serve_file("/api/v1/models/7", answer)
     page = body("https://civitai.com/models/7", version="7@70+1")
     assert moved(hub, page, civitai_endpoint=hub.url) == []

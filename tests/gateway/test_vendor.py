@@ -51,7 +51,7 @@ SPEC_OF_REQUEST = {
     ],
 )
 def test_spec_of_a_load_model_request(fields: dict[str, Any], spec: dict[str, Any]) -> None:
-    """A row gives None for a field that must be absent from the spec."""
+    """None stands for a field that the resource's spec must not have."""
     assert LoadModel.model_validate(REQUEST | fields).spec() == SPEC_OF_REQUEST | spec
 
 
@@ -208,10 +208,10 @@ def test_body_is_parsed_as_json_or_as_a_form(
         pytest.param(b"a=1&" * 101, bodies.FORM, "more than 100 fields", id="many fields"),
     ],
 )
-def test_unreadable_body_is_refused_with_its_fault(
+def test_unreadable_body_is_rejected_with_the_cause(
     raw: bytes, content_type: str, words: str
 ) -> None:
-    """The status is 400, whatever the key is."""
+    """The status is 400, and the message says what is wrong with the body."""
     with pytest.raises(bodies.BodyError) as error:
         bodies.parse(raw, content_type)
     assert error.value.status == 400
@@ -235,7 +235,7 @@ def test_unreadable_body_is_refused_with_its_fault(
     ],
 )
 def test_warnings_name_the_unknown_fields(fields: dict[str, Any], words: str | None) -> None:
-    """A response without unknown fields is exactly the vendor's."""
+    """Without unknown fields there is no warning. Long names and long lists of names are cut."""
     expected = {} if words is None else {"warnings": [words]}
     assert vendor.warnings(LoadModel, fields) == expected
 
@@ -299,12 +299,12 @@ WITHOUT_SOURCE_FIELDS = {"sha256": None, "baseModel": None}
     ],
 )
 def test_spec_patch_has_only_the_differences(wanted: dict[str, Any], patch: dict[str, Any]) -> None:
-    """Storage and priority, which no request can set, are never in the patch."""
+    """A new url removes the fields of the old source. Storage and priority are never changed."""
     assert spec_patch(SPEC, wanted) == patch
 
 
 def body(name: str, *, ready: bool = True, **status: Any) -> dict[str, Any]:
-    """Return a resource with this status, which has been Ready or not since 12:00."""
+    """Return a resource with this status, whose Ready condition changed at 12:00."""
     since = "2026-05-01T12:00:00Z"
     conditions = [{"type": "Ready", "status": str(ready), "lastTransitionTime": since}]
     metadata = {"name": name, "creationTimestamp": "2026-05-01T11:00:00Z"}
@@ -324,7 +324,7 @@ def test_ready_models_are_listed_by_id_with_their_load_time() -> None:
 
 
 def test_model_whose_files_are_missing_is_not_on_the_server() -> None:
-    """Callers learn why, and what to do."""
+    """It is not listed, and the message has the cause and the remedy."""
     model = body("a", ready=False, phase="Failed", artifact={"lastUpdateTime": "2026-01-01"})
     why = f"files of a are missing. {Reason.ARTIFACT_MISSING.remedy}"
     stalled = {"type": "Stalled", "status": "True", "reason": "ArtifactMissing", "message": why}
@@ -334,7 +334,7 @@ def test_model_whose_files_are_missing_is_not_on_the_server() -> None:
 
 
 def test_queue_time_is_the_wait_of_the_oldest_queued_model() -> None:
-    """The wait starts when the model became unready; models that are not queued do not count."""
+    """The wait starts when the model became unready, or was created. Only queued models count."""
     now = datetime(2026, 5, 1, 12, 1, 30, tzinfo=UTC)
     queued = body("a", ready=False, phase="Queued")
     created = {"creationTimestamp": "2026-05-01T12:01:00Z"}
@@ -359,7 +359,7 @@ def test_message_of_an_unready_model_has_phase_and_cause() -> None:
 
 
 def test_api_errors_do_not_reveal_accounts_values_or_addresses() -> None:
-    """The response has a status code and a message without the API server's own text."""
+    """The response has a status code, and a message without values, accounts and addresses."""
     invalid = InvalidError("secret", 422)
     value = 'Invalid value: "https://a/?token=\\"secret": too long by far'
     invalid.causes = (("spec.url", value), ("spec.url", value))

@@ -1,4 +1,4 @@
-"""Tests of the check of webhooks: one that can never be called is refused with the request."""
+"""Tests of the check of webhooks: a request fails if its webhook can never be called."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_allowed_host_may_be_private(url: str) -> None:
 
 
 def test_mirror_of_the_hub_is_not_exempt() -> None:
-    """sync_models may call it, but the operator calls no webhook there."""
+    """sync_models may call the mirror, but the operator calls no webhook there."""
     settings = replace(SETTINGS, hub_endpoint="https://inside.example.com")
     assert refusal("https://inside.example.com/x", settings) is not None
 

@@ -1,4 +1,4 @@
-"""`||` and `&&` of CEL rules stop once the result is certain, and give the same as in celpy."""
+"""Tests of `||` and `&&` in CEL rules: they stop once the result is certain, and match celpy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The controllers' caches live on while the API server does not serve a resource."""
+"""Tests that the controllers' caches survive while the API server does not serve a resource."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOT_FOUND = {"kind": "Status", "code": 404, "reason": "NotFound", "message": "no
 def test_a_cache_waits_for_a_crd_that_was_deleted(
     answer: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without its caches, standalone would run no Job and collect no garbage."""
+    """The cache does not fail, but lists again until the API server serves the resource."""
     monkeypatch.setattr(client, "RETRY_SECONDS", 0.01)
     item = {"metadata": {"uid": "u"}}
     listing = {"kind": "ThingList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}}

@@ -1,4 +1,4 @@
-"""No manifest can run code on the machine or reach files outside its volumes."""
+"""Tests that no manifest can run code on the machine or reach files outside its volumes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MOUNTED = Mounts(
 
 
 def variables(**env: str) -> dict[str, str]:
-    """Return what a container with these variables gets."""
+    """Return the environment of a container whose manifest sets these variables."""
     listed = [{"name": name, "value": value} for name, value in env.items()]
     return environment({"terminationMessagePath": LOG, "env": listed}, POD, MOUNTED)
 
@@ -69,7 +69,7 @@ def test_variable_that_no_loader_job_has_is_refused(name):
     ["/etc/cron.d/x", "/tmp/log", "/models/log", f"{LOG}/../log", f"{LOG}/x", "log", "/"],
 )
 def test_termination_log_is_the_containers_own(path):
-    """The loader overwrites this file, so another path would be a file of the machine."""
+    """The loader overwrites this file, so any other path is refused."""
     with pytest.raises(RefusedError, match="must be the terminationMessagePath /dev/termination"):
         variables(SD_LOADER_TERMINATION_LOG=path)
 
@@ -91,12 +91,12 @@ def test_termination_log_is_the_containers_own(path):
     ],
 )
 def test_folder_outside_the_volumes_is_empty(name, path, place):
-    """A home may hold code, and a token that the loader would send to the model's host."""
+    """Paths outside the volumes lead below the empty root: a real home may have code and tokens."""
     assert variables(**{name: path})[name] == place
 
 
 def test_mount_of_the_root_does_not_open_the_machine():
-    """Text below the mount path / is not translated, so it would stay a path of the machine."""
+    """A path that no mount translates, such as /root, leads below the empty root."""
     mounts = Mounts({"/": Path("/state/volume")}, Path("/state/root"))
     env = [{"name": "HOME", "value": "/root"}]
     container = {"terminationMessagePath": LOG, "env": env}
@@ -126,7 +126,7 @@ def test_variables_of_a_loader_job_are_set():
 
 
 def test_every_variable_of_our_jobs_is_in_the_list():
-    """The list of sd_api is complete, so standalone runs each Job of the operator."""
+    """The list of sd_api has all variables of sweep and check Jobs, so standalone runs them."""
     loader = LoaderSettings(retain_previous_seconds=60)
     version = CheckedVersion(uid="u", load_hash="0" * 16, model_id="m")
     for made in (
@@ -138,7 +138,7 @@ def test_every_variable_of_our_jobs_is_in_the_list():
 
 
 def test_the_loaders_interpreter_ignores_the_environment(tmp_path):
-    """Even a variable that got through adds no code to the loader."""
+    """Even if PYTHONPATH reaches the loader, it adds no code."""
     marker = tmp_path / "ran"
     (tmp_path / "sitecustomize.py").write_text(f"open({str(marker)!r}, 'w').close()")
     command = [*LOADER, "--help"]
@@ -169,12 +169,12 @@ def _rejection(**spec: Any) -> str:
 
 @pytest.mark.parametrize("name", ["../../x", "/x", "..", ".", "", "x/y", "X", "x" * 64])
 def test_name_of_a_volume_is_a_label(name):
-    """The node creates a folder of this name."""
+    """Other names are rejected, because the node creates a folder with the volume's name."""
     assert "spec.volumes[2].name" in _rejection(volumes=[*VOLUMES, {"name": name, "emptyDir": {}}])
 
 
 def test_names_of_volumes_are_distinct():
-    """Two volumes would share one folder."""
+    """A repeated name is rejected, because both volumes would share one folder."""
     volumes = [*VOLUMES, {"name": "tmp", "emptyDir": {}}]
     assert 'spec.volumes[2].name: Duplicate value: "tmp"' in _rejection(volumes=volumes)
 
@@ -247,7 +247,7 @@ def test_key_of_a_secret_is_a_file_name(shared_stub_cluster: Cluster, key: str):
 
 @pytest.mark.cluster
 def test_bytes_that_are_not_utf8_are_a_client_error(backend):
-    """Headers and bodies of any bytes get a Status, never a traceback."""
+    """Such headers and bodies get status 400, 401, 403 or 415; such an Accept is ignored."""
     if backend.name != "standalone":
         pytest.skip(f"this test is for standalone, not for {backend.name}")
     api = RawApi(backend.kubeconfig)

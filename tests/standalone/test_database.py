@@ -1,4 +1,4 @@
-"""Tests of what standalone keeps of its objects when it ends, also when it is killed."""
+"""Tests that standalone keeps its objects when it ends or is killed."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _with_finalizer(item: Json) -> Json:
 
 
 def test_events_end_with_the_run(runs):
-    """They are many, and nobody relies on them."""
+    """Events are not stored, because they are many and nobody relies on them."""
     registry = runs.start().registry
     event = {"apiVersion": "v1", "kind": "Event", "metadata": {"generateName": "e-"}}
     event["involvedObject"] = {"namespace": "default"}
@@ -111,7 +111,7 @@ def test_events_end_with_the_run(runs):
 
 
 def test_revisions_of_a_run_are_above_those_of_all_earlier_runs(runs, monkeypatch):
-    """They are, even if the clock went back, or if only Events got the last revisions."""
+    """They are even if the clock went back, or if only Events got the last revisions."""
     monkeypatch.setattr(storage, "RESERVED", 3)
     seen = []
     for clock in (5_000, 4_000, 4_000):
@@ -124,7 +124,7 @@ def test_revisions_of_a_run_are_above_those_of_all_earlier_runs(runs, monkeypatc
         seen.append(registry.storage.revision)
 
 
-def test_watches_and_continues_of_an_earlier_run_are_answered_with_410(runs):
+def test_watches_and_continue_tokens_of_an_earlier_run_get_status_410(runs):
     """The client lists again, as after a restart of etcd."""
     last = runs.start().registry.storage
     token = requests.continue_token(DEFAULT, last.revision)
@@ -197,7 +197,7 @@ def test_write_that_fails_changes_nothing(runs):
 
 
 def test_database_is_private_and_has_one_user(runs):
-    """A second process is told to use the first one; the file is free when the first one ends."""
+    """A second process fails with a message. The database is free when the first one ends."""
     runs.start()
     assert [path.stat().st_mode & 0o777 for path in runs.files()] == [0o600, 0o600]
     with pytest.raises(StandaloneError, match=r"another standalone uses the database .*stop it"):
@@ -248,7 +248,7 @@ def _overwritten_in_the_middle(path: Path) -> None:
         ),
     ],
 )
-def test_database_that_cannot_be_read_ends_the_start(
+def test_database_that_cannot_be_read_prevents_the_start(
     runs, change: Callable[[Path], object], message
 ):
     """The message names the file and says what to do; the file is not changed."""

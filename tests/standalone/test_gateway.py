@@ -55,7 +55,7 @@ def running_gateway(tmp_path: Path) -> Iterator[tuple[str, str, Path]]:
         assert probe.connect_ex(("127.0.0.1", int(match[1].rpartition(":")[2]))) != 0
 
 
-# Slow, because it starts a standalone and a gateway; the other tests of each share one.
+# Slow, because it starts its own standalone and gateway, while other tests share one.
 @pytest.mark.slow
 def test_gateway_accepts_the_printed_key(running_gateway: tuple[str, str, Path]) -> None:
     """The gateway listens on loopback. The key is not stored, and its line is private."""

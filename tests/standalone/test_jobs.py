@@ -212,7 +212,7 @@ def test_deleting_a_job_can_orphan_its_pod(stub_cluster):
 
 
 def test_deleted_pod_reports_its_end_before_it_goes(stub_cluster):
-    """Controllers protect a Pod with a finalizer until they have counted its failure."""
+    """While a finalizer holds the Pod, its phase is Failed and its exit code can be read."""
     hold = {"metadata": {"finalizers": ["example.com/count"]}}
     release = {"metadata": {"$deleteFromPrimitiveList/finalizers": ["example.com/count"]}}
     stub_cluster.apply(job("j", "convert.sleep=60"))

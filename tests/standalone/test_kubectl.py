@@ -221,7 +221,7 @@ def test_get_prints_the_columns_of_the_crd(cluster):
 def test_get_watch_prints_every_change(cluster):
     """`kubectl get -w` prints one row per change under one header."""
     cluster.model("a", url=LINK)
-    # If it watched a single object, kubectl would drop a change that precedes the watch.
+    # With a single object, kubectl would drop a change that precedes the watch.
     command = [str(kubectl_path()), f"--kubeconfig={cluster.kubeconfig}", f"-n={cluster.namespace}"]
     with subprocess.Popen(
         [*command, "get", "sdm", "-w"], stdout=subprocess.PIPE, text=True

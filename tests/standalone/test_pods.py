@@ -23,7 +23,7 @@ pytestmark = pytest.mark.cluster
 
 
 def test_pod_waits_for_a_missing_pvc(stub_cluster):
-    """The Pod's condition and an Event name the PVC; the Pod starts when it is created."""
+    """The Pod's condition names the PVC. The Pod starts when the PVC is created."""
     stub_cluster.delete("pvc", "models")
     stub_cluster.wait_gone("pvc", "models")
     stub_cluster.apply(job("j"))
@@ -54,7 +54,7 @@ def test_deleted_pvc_stays_while_a_pod_uses_it(stub_cluster):
 
 
 def test_pod_waits_for_a_missing_secret(stub_cluster):
-    """An Event names the Secret; the Pod starts when it is created."""
+    """The Pod has the Event FailedMount, and starts when the Secret is created."""
     volumes = [*VOLUMES, {"name": "credentials", "secret": {"secretName": "late"}}]
     stub_cluster.apply(job("j", pod=pod_spec(volumes=volumes)))
     name = wait_for_pod(stub_cluster, "j", "Pending")["metadata"]["name"]
@@ -176,7 +176,7 @@ def test_volume_of_an_unsupported_type_fails_the_pod(stub_cluster):
 
 
 def test_followed_log_ends_with_its_container(stub_cluster):
-    """`kubectl logs -f` prints new lines as they come."""
+    """`kubectl logs -f` waits until the container has ended, and prints all its lines."""
     stub_cluster.apply(job("j", "convert.sleep=1"))
     pod = wait_for_pod(stub_cluster, "j")
 

@@ -47,8 +47,8 @@ def test_models_of_all_pvcs_are_found(tmp_path):
     ]
 
 
-def test_what_no_resource_can_adopt_is_not_listed(tmp_path):
-    """That is a model that was loaded by hand, and anything that is not a model."""
+def test_only_models_that_a_resource_can_adopt_are_listed(tmp_path):
+    """Models that were loaded by hand, and files that are not models, are left out."""
     publish(tmp_path, namespace="local")
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
@@ -112,8 +112,8 @@ def test_command_creates_the_resource_that_the_record_names():
     }
 
 
-def test_command_also_creates_what_is_gone_with_the_resource():
-    """Without its namespace and its PVC, the resource could not be created, or would not load."""
+def test_command_also_creates_a_missing_namespace_and_pvc():
+    """Without them, the resource could not be created, or would not load."""
     command = Published("team", "m", "m", "disk").command(claims=set())
 
     listed = json.loads(shlex.split(command)[1])

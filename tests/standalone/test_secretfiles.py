@@ -1,4 +1,4 @@
-"""A volume shows the keys of a Secret as files."""
+"""Tests that a volume shows the keys of a Secret as files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def items(*pairs: tuple[str, str]) -> dict[str, object]:
     ],
 )
 def test_volume_has_the_listed_keys(volume: dict[str, object], files: dict[str, bytes]) -> None:
-    """Without a list it has all keys."""
+    """Without a list, the volume has all keys. A missing key or Secret has no file."""
     assert secret_files(volume, SECRET) == files
     assert secret_files(volume, {}) == {}
 

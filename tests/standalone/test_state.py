@@ -1,4 +1,4 @@
-"""Tests of the folder of a store's state, and of what clients know of its servers."""
+"""Tests of the folder with a store's state, and of the tokens and ports that clients know."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_default_is_in_the_home_folder(tmp_path, monkeypatch, value):
     assert folder.parent == tmp_path / ".local/state/sd-operator/standalone"
 
 
-def test_state_is_private_and_a_later_run_finds_only_what_is_to_stay(tmp_path):
-    """The files of Pods are removed, also those of a run that was killed."""
+def test_state_is_private_and_keeps_only_the_logs_of_pods(tmp_path):
+    """Other files of Pods are removed at the end, or by the next run if a run was killed."""
     folder = tmp_path / "state" / "a"
     with State.open(folder, tmp_path / "store") as state:
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -106,8 +106,8 @@ def test_state_is_never_in_the_store(tmp_path):
             State.open(folder, store).__enter__()
 
 
-def test_folder_that_cannot_be_made_is_named_with_the_way_out(tmp_path):
-    """In this test, a file stands where the path needs a folder."""
+def test_folder_that_cannot_be_made_is_reported_with_an_alternative(tmp_path):
+    """The message names the folder and the option --ephemeral."""
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "state"
 
@@ -115,8 +115,8 @@ def test_folder_that_cannot_be_made_is_named_with_the_way_out(tmp_path):
         State.open(folder, tmp_path / "store").__enter__()
 
 
-def test_store_that_cannot_be_made_is_named_with_the_option(tmp_path, capsys):
-    """A file stands where the store should be."""
+def test_store_that_cannot_be_made_is_reported_with_an_alternative(tmp_path, capsys):
+    """The command fails; its message names the folder, and says how to choose another."""
     store = tmp_path / "file"
     store.touch()
     parser = argparse.ArgumentParser()
@@ -129,7 +129,7 @@ def test_store_that_cannot_be_made_is_named_with_the_option(tmp_path, capsys):
 
 
 def test_token_certificates_and_port_stay(database):
-    """A copy of the kubeconfig works after a restart."""
+    """They are the same after a restart, so a copy of the kubeconfig still works."""
     token, certificates = identity.token(database), identity.certificates(database)
     with identity.listen(database, "--port", 0) as listener:
         port = listener.getsockname()[1]
@@ -141,7 +141,7 @@ def test_token_certificates_and_port_stay(database):
 
 
 def test_certificates_are_renewed_before_they_end(database, monkeypatch):
-    """A run may last for weeks."""
+    """Certificates that end soon are replaced at the start, since a run may last for weeks."""
     monkeypatch.setattr(pki, "LIFETIME", identity.RENEWED - timedelta(days=1))
     first = identity.certificates(database)
     monkeypatch.undo()
@@ -152,7 +152,7 @@ def test_certificates_are_renewed_before_they_end(database, monkeypatch):
     assert identity.certificates(database) == second
 
 
-def test_port_that_is_taken_is_named_with_the_option_for_another(database):
+def test_port_that_is_taken_is_reported_with_the_option_for_another_port(database):
     """The port of the last run is not replaced silently: clients know it."""
     with identity.listen(database, "--port", 0) as listener:
         listener.listen()
@@ -172,7 +172,7 @@ def test_port_that_is_taken_is_named_with_the_option_for_another(database):
 
 
 def test_logs_of_pods_that_are_gone_are_removed(tmp_path):
-    """A run that was killed may not have removed them."""
+    """A run that was killed may have left the logs of Pods that do not exist any more."""
     for uid in ("here", "gone"):
         log = logs.log_path(tmp_path / "logs", uid, "fetch")
         log.parent.mkdir(parents=True)
@@ -185,7 +185,7 @@ def test_logs_of_pods_that_are_gone_are_removed(tmp_path):
 
 
 def test_log_of_a_pod_that_has_ended_goes_with_the_pod(tmp_path):
-    """It would stay for ever, because nothing runs any more that could remove it."""
+    """The deletion of the Pod removes its log, although no process of the Pod runs any more."""
     kubelet = Kubelet(None, Machine(tmp_path, tmp_path, tmp_path / "logs"))
     pod = {"metadata": {"uid": "u"}, "spec": {}, "status": {"phase": "Failed"}}
     log = logs.log_path(tmp_path / "logs", "u", "fetch")
@@ -209,7 +209,7 @@ def test_log_of_a_pod_that_has_ended_goes_with_the_pod(tmp_path):
     ],
 )
 def test_container_that_ran_when_the_node_stopped_has_failed(state, code):
-    """One that had ended before keeps its exit code, and one that had not begun has none."""
+    """A container that had ended keeps its exit code; one that had not begun has none."""
     container = Container({"name": "c", "image": "i"})
 
     container.end_lost({"containerStatuses": [{"name": "c", "state": state}]})

@@ -1,4 +1,4 @@
-"""Standalone keeps the tokens of its user as Secrets."""
+"""Tests that standalone keeps the tokens of its user as Secrets."""
 
 from __future__ import annotations
 

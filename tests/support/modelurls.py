@@ -1,4 +1,4 @@
-"""Urls in all usual forms, with their meaning or the words that refuse them, for every surface.
+"""Urls in all usual forms, with their meaning or the message that rejects them.
 
 The operator, the loader, the gateway and the CRD's rules are tested with the same tables.
 """
@@ -129,7 +129,7 @@ MEANT: dict[str, Meaning] = {
     f"{HUB}/datasets/o/n/resolve/main/x": Link(f"{HUB}/datasets/o/n/resolve/main/x"),
     "http://hf.co/datasets/o/n/resolve/main/x": Link("https://hf.co/datasets/o/n/resolve/main/x"),
 }
-"""Urls that are read, for every model type but huggingface and api_trained."""
+"""Accepted urls and their meaning, for every model type except huggingface and api_trained."""
 
 OBJECT_STORE = "is in an object store, which the loader does not read; give an https link"
 REGISTRY = "is in a container registry, which the loader does not read; give"
@@ -297,7 +297,10 @@ REFUSED: dict[str, str] = {
     "org/name/more": NEITHER,
     "localhost:8000/x": NEITHER,
 }
-"""Urls that are refused, for every model type but api_trained."""
+"""Rejected urls, for every model type except api_trained.
+
+The value is the start of the message, without the name of the field before it.
+"""
 
 TRAINED: dict[str, Meaning | str] = {
     "abc-1": TrainedId("abc-1"),
@@ -313,6 +316,6 @@ TRAINED: dict[str, Meaning | str] = {
     "two words": NOT_TRAINED,
     "": NOT_TRAINED,
 }
-"""Urls with modelType api_trained."""
+"""Urls with modelType api_trained: their meaning, or the message as in REFUSED."""
 
 OTHER_TYPES = tuple(kind for kind in ModelType if kind is not ModelType.API_TRAINED)

@@ -16,7 +16,7 @@ _PROPERTY = "tally"
 
 
 def tally(record_property: Callable[[str, object], None]) -> Tally:
-    """Return a function that adds to a count of the test."""
+    """Return a function that reports a count under a name; `print_sums` adds the counts up."""
 
     def add(what: str, count: int = 1) -> None:
         record_property(_PROPERTY, [what, count])

@@ -15,7 +15,7 @@ from tests.support.kube.cluster import Cluster
 
 @pytest.fixture(scope="module")
 def gallery(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """One gateway for all tests of a module, over shared_cluster."""
+    """The gallery of shared_cluster's namespace; all tests of a module share its gateway."""
     folder = tmp_path_factory.mktemp("gallery")
     with serve(shared_cluster, folder, store=shared_cluster.store) as site:
         yield site

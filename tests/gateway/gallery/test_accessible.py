@@ -67,7 +67,7 @@ SMALL_PNG = bytes.fromhex(
 
 @pytest.fixture(scope="module")
 def states(shared_cluster: Cluster) -> None:
-    """One model in each state, one of them with a preview."""
+    """The models of gallerymodels.make_all, one of them with a preview."""
     gallerymodels.make_all(shared_cluster)
     name = "majicmix-realistic"
     uid = shared_cluster.get("sdm", name)["metadata"]["uid"]
@@ -110,7 +110,7 @@ def test_pages_are_accessible(
     viewport: dict[str, int],
     scheme: Any,
 ) -> None:
-    """Every page passes axe in the browser's colours; /docs leads to the gallery and back."""
+    """Each page passes axe in the browser's colours. The login links to /docs, which links back."""
     with tab(browser, gallery.url, viewport=viewport, color_scheme=scheme) as visit:
         visit.open("/login")
         check(visit.page, tmp_path / "login.png")
@@ -146,7 +146,7 @@ def test_pages_of_further_states_are_accessible(
 def test_error_pages_are_accessible(
     browser: Any, backend: Any, tmp_path: Path, viewport: dict[str, int], scheme: Any
 ) -> None:
-    """The test checks a rejected form, a missing page, a wrong key and an empty gallery."""
+    """The pages of a wrong key, an empty gallery, a rejected form and a missing model pass axe."""
     with (
         namespace_of(backend, tmp_path) as empty,
         serve(empty, tmp_path) as site,

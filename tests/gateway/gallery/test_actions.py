@@ -35,7 +35,7 @@ def edit_form(site, name: str) -> dict[str, str]:
 
 
 def test_edit_changes_one_field_and_keeps_the_others(shared_cluster, site):
-    """A url keeps its secret parts, which the form never shows."""
+    """A url keeps its secret parts, which the form never shows. An outdated form is rejected."""
     gallerymodels.make(shared_cluster, "edited", url=SECRET, modelType="lora", suspend=True)
     form = edit_form(site, "edited")
     assert form["spec.modelType"] == "lora"
@@ -115,7 +115,7 @@ def test_model_is_suspended_resumed_and_loaded_as_another_type(shared_cluster, s
 
 
 def test_several_models_are_deleted_with_one_confirmation(shared_cluster, site):
-    """The confirmation names the models. A model that was recreated after it is not deleted."""
+    """The confirmation names the models. A model that is recreated afterwards is not deleted."""
     for name in ("many-a", "many-b", "many-c"):
         policy = "Retain" if name == "many-b" else "Delete"
         gallerymodels.make(shared_cluster, name, url=LINK, deletionPolicy=policy)
@@ -153,5 +153,5 @@ def test_starter_model_is_loaded_by_one_click(shared_cluster, site):
     ["/starter", "/delete", *(f"/models/x/{name}" for name in ("edit", "suspend", "retype"))],
 )
 def test_buttons_work_only_from_the_gallerys_own_pages(site, path):
-    """Another site's form is refused before anything is read."""
+    """A form from another site is rejected with status 403."""
     assert site.post(f"/gallery{path}", {}, Origin="https://evil.example.com").code == 403

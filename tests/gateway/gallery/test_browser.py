@@ -61,7 +61,7 @@ def test_model_is_loaded_watched_and_deleted(
 
         visit.open("/load")
         fill(page, "wrong", page_link)
-        # To leave the page while a request runs is an error in htmx's eyes.
+        # htmx logs an error if the page is left while a request runs.
         page.get_by_text("The API server would accept this resource.").wait_for()
         page.get_by_text("About this link").wait_for()
         page.get_by_role("button", name="Load", exact=True).click()
@@ -104,7 +104,7 @@ def test_progress_updates_without_a_reload(visitor: Tab, shared_cluster: Cluster
     page.locator("#snippet").wait_for()
 
 
-# The list is slow, because the test before this one also covers it.
+# The row of the list is marked slow, because the test before this one also covers the list.
 @pytest.mark.parametrize(
     "path",
     [
@@ -169,7 +169,7 @@ def test_page_catches_up_after_a_lost_connection(
 def test_nine_tabs_use_few_connections(
     visitor: Tab, shared_cluster: Cluster, gallery: Site, worker: bool
 ) -> None:
-    """Nine tabs are live at once. A browser without SharedWorker follows only visible tabs."""
+    """Nine tabs are live at once. Without SharedWorker, a tab is updated only while visible."""
     name = f"nine-{'with' if worker else 'without'}"
     gallerymodels.make(shared_cluster, name, loading(10), url=LINK)
     context = visitor.page.context

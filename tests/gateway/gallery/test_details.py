@@ -74,7 +74,7 @@ def page(
 
 
 def test_page_begins_with_what_people_look_for():
-    """Preview, name, state, opening, card, files, source and conditions come in this order."""
+    """The order is: preview, name, state, use, card, files, source, related models, conditions."""
     status = ready(UID, "sketch", card=CARD)
     lora = body(ready(UID, "ink"), name="ink", modelType="lora")
     text = page(body(status), images={"sketch": ("preview.png", "picture.jpg")}, others=(lora,))
@@ -96,7 +96,7 @@ def test_page_begins_with_what_people_look_for():
 
 
 def test_models_that_work_together_are_shown_with_their_pictures():
-    """A model without one has the picture made from its name."""
+    """A model without a picture has one that is made from its name."""
     others = [body(ready(UID, name), name=name, modelType="lora") for name in ("ink", "wash")]
     text = page(body(ready(UID, "sketch")), images={"ink": ("picture.jpg",)}, others=others)
     _, _, related_part = text.partition("Works with this model")
@@ -211,7 +211,7 @@ def test_page_offers_the_actions_of_its_state(status, spec, shown, hidden):
 
 
 def test_type_that_the_source_shows_is_offered_first():
-    """It is not offered if the spec has no type, so that the source decides already."""
+    """The choice is missing if the spec has no type, because the source decides already."""
     status = failed(Reason.UNSUPPORTED_FORMAT, "x")
     first, *others = detail_of(body(status, modelType="vae")).retypes
     assert first == ("", "The one that the source shows")
@@ -228,7 +228,7 @@ def test_deleted_model_offers_no_action():
 
 
 def test_page_of_a_failed_model_unfolds_its_conditions():
-    """The remedy is beside the name; the conditions are folded for all other models."""
+    """The page has the remedy. The conditions of a model that has not failed are folded."""
     text = page(body(failed(Reason.NOT_A_MODEL, "A web page")))
     assert f"<strong>What to do:</strong> {words.in_words(Reason.NOT_A_MODEL.remedy)}" in text
     assert 'id="history" open' in text
@@ -292,7 +292,7 @@ def test_memory_is_estimated_from_the_status_without_a_receipt():
     ids=["empty", "not-a-receipt", "receipt-of-another-model", "too-large"],
 )
 def test_receipt_that_is_not_the_models_own_is_not_read(tmp_path, content):
-    """Anyone who can write to the volume can write a receipt."""
+    """It is ignored, because anyone who can write to the volume can write a receipt."""
     model = Model.from_body(body(ready(UID, "sketch")))
     assert components.read(store_with(tmp_path, content), model) is None
     assert components.read(tmp_path, Model.from_body(body({}))) is None

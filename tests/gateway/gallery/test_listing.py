@@ -68,8 +68,8 @@ def test_query_of_a_filter_has_only_its_set_fields():
     assert Filter(base="SD 1").url(view="compact", show=120) == "?base=SD+1&view=compact&show=120"
 
 
-def test_filter_is_read_from_the_url_and_written_back():
-    """Unknown orders, views and numbers are ignored."""
+def test_filter_is_read_from_the_url():
+    """Unknown orders, views and numbers are ignored; the number of shown models is limited."""
     query = {"q": " ink ", "base": "SDXL", "sort": "size", "view": "compact", "select": "yes"}
     assert Filter.of(query | {"show": "9"}) == Filter(
         "ink", "", "SDXL", "", "size", "compact", True, 9

@@ -185,7 +185,7 @@ def test_all_streams_share_one_watch(shared_cluster, site, monkeypatch):
 
 @pytest.mark.cluster
 def test_quiet_stream_sends_heartbeats(site, monkeypatch):
-    """Proxies keep the connection open, and the gateway notices that a browser has gone."""
+    """It sends pings, so that proxies keep it open and the gateway notices a closed browser."""
     monkeypatch.setattr(live, "HEARTBEAT_SECONDS", 0.05)
     with site.stream(STREAM) as events:
         assert [next(events) for _ in range(3)] == [

@@ -23,7 +23,7 @@ PAGE = "https://civitai.com/models/7"
 
 @pytest.fixture(scope="module")
 def civitai(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCivitai]:
-    """Model 7 is a LoRA. All texts of model 8 are markup."""
+    """A Civitai on which model 7 is a LoRA and all texts of model 8 are markup."""
     weights = tmp_path_factory.mktemp("weights") / "weights"
     weights.write_bytes(b"weights")
     with FakeCivitai() as civitai:
@@ -35,7 +35,7 @@ def civitai(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCivitai]:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
-    """The repo org/gated, whose card data is markup."""
+    """A Hub with the gated repo org/gated, whose card data is markup."""
     folder = tmp_path_factory.mktemp("repo")
     (folder / "model.safetensors").write_bytes(b"weights")
     with FakeHub() as hub:

@@ -26,7 +26,7 @@ PATHS = (
 
 @pytest.mark.parametrize("path", PATHS)
 def test_pages_redirect_to_the_login_without_a_session(stranger, path):
-    """The login leads back to the requested page."""
+    """The login leads back to the requested page. The event stream has status 401 instead."""
     response = stranger.get(f"/gallery{path}")
     if path == "/live":
         assert response.code == 401
@@ -73,7 +73,7 @@ def test_cookie_needs_https_by_default(shared_cluster, tmp_path):
     ],
 )
 def test_login_over_http_names_the_value_that_allows_it(shared_cluster, tmp_path, host, says):
-    """`kubectl port-forward` leads to localhost, where only some browsers keep such a cookie."""
+    """The page names gateway.publicUrl, and says if all browsers drop the cookie or only some."""
     with serve(shared_cluster, tmp_path, public_url=None) as secure:
         for response in (
             secure.get("/gallery/login", Host=host),
@@ -161,7 +161,7 @@ def test_login_redirects_only_to_the_gallery(stranger, target):
     [{"Origin": "https://evil.example.com"}, {"Sec_Fetch_Site": "cross-site"}, {"Origin": "null"}],
 )
 def test_forms_from_other_sites_are_rejected(site, path, headers):
-    """Browsers send the cookie with such a form, so the cookie does not protect against it."""
+    """The status is 403, even if the request has the session cookie."""
     response = site.post(f"/gallery{path}", {"key": site.key, "metadata.name": "x"}, **headers)
     assert response.code == 403
     assert "The form was sent from another site" in unescape(response.text)
@@ -211,7 +211,7 @@ def test_static_files_are_cached_by_browsers(site):
 
 
 def test_shared_worker_may_only_connect(site):
-    """A worker takes its policy from the response with its script; it loads nothing else."""
+    """The worker's policy is that of its script, which allows only connections to the gateway."""
     policy = site.get("/gallery/static/stream.js").headers["Content-Security-Policy"]
     assert policy == "default-src 'none'; connect-src 'self'"
 

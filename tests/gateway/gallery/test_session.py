@@ -123,7 +123,7 @@ PATH = f".store/{UID}/{HASH}/preview.png"
 
 
 def test_png_file_is_read_as_a_preview(tmp_path):
-    """A regular PNG file in the model's folder is a preview."""
+    """A regular PNG file in the version's folder is a preview, and a JPEG file is a picture."""
     store, folder = store_of(tmp_path)
     (folder / "preview.png").write_bytes(PNG)
     assert previews.exists(store, PATH)
@@ -183,7 +183,7 @@ def test_path_outside_the_volume_is_not_read(tmp_path, path):
     ],
 )
 def test_only_a_models_own_preview_is_accepted(preview_path, accepted):
-    """The path in the status must be the one that names.preview_path gives."""
+    """The path in the status must be that of names.preview_path. The preview comes first."""
     artifact = {
         "path": "sketch",
         "immutablePath": f".store/{UID}/{HASH}",

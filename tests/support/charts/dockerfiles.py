@@ -1,4 +1,4 @@
-"""Reads the stages and instructions of Dockerfiles for the tests' rules."""
+"""Reads the stages and instructions of Dockerfiles, so that tests can check them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Dockerfile:
-    """The instructions before the first stage, and the stages."""
+    """A Dockerfile: the ARG instructions before its first stage, and its stages."""
 
     path: Path
     arguments: dict[str, str]

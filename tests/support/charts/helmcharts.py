@@ -30,7 +30,7 @@ GATEWAY_RULES: list[dict[str, Any]] = yaml.safe_load(
 )
 HELMS = {"helm": helm_path, "helm3": helm3_path}
 NAMESPACE = "sd-system"
-# The CRD is long, and the YAML loader in pure Python is slow.
+# The CRD is long. The YAML loader in C reads it fast; the one in pure Python is slow.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Json = dict[str, Any]
@@ -262,7 +262,7 @@ def env_of(objects: list[Json], component: str = "operator") -> dict[str, str]:
 
 
 def leaves(values: Any, *path: str) -> Iterator[tuple[str, ...]]:
-    """Return the paths of all values that are empty mappings or not mappings."""
+    """Return the paths of all leaves: values that are not mappings, and empty mappings."""
     if isinstance(values, dict) and values:
         for key, value in values.items():
             yield from leaves(value, *path, key)

@@ -79,7 +79,7 @@ class Process:
             os.kill(int(child), number)
 
     def stop(self) -> tuple[int, str]:
-        """Stop the container as the kubelet does; return its exit code and output."""
+        """Stop the container with SIGTERM, as the kubelet does; return its exit code and output."""
         self.signal(signal.SIGTERM)
         output, _ = self.unshare.communicate(timeout=GRACE_SECONDS)
         return self.unshare.returncode, output

@@ -47,7 +47,7 @@ def charts_settings(values: Json) -> Settings:
 
 
 def chart_pods(values: Json) -> dict[str, Json]:
-    """Return the Pods that the chart creates, by kind and name of their owner."""
+    """Return the Pod specs of the chart's objects, by kind and name of the object."""
     return {
         f"{item['kind']} {item['metadata']['name']}": pod_of(item)
         for kind in ("Deployment", "CronJob", "Pod")
@@ -55,7 +55,7 @@ def chart_pods(values: Json) -> dict[str, Json]:
     }
 
 
-# The rows are functions, because pytest collects them even if it runs none of them.
+# pytest collects all rows even if it runs no test, so the rows are functions that build the Pods.
 JOB_PODS = [
     pytest.param(lambda: job_pod(Settings()), id="a load with a GPU"),
     pytest.param(lambda: job_pod(Settings(), verify={"render": False}), id="a load without a GPU"),
@@ -86,7 +86,7 @@ JOB_PODS = [
 
 
 def spoiled(path: str, value: Any) -> Json:
-    """Return an admitted Pod with one field changed or one list extended."""
+    """Return an admitted Pod with one field set, or removed if None, or with one list extended."""
     pod = copy.deepcopy(job_pod(Settings()))
     *steps, last = path.split(".")
     node: Any = pod
@@ -102,7 +102,7 @@ def spoiled(path: str, value: Any) -> Json:
 
 
 C = "containers.0"
-I = "initContainers.0"  # noqa: E741 - beside C
+I = "initContainers.0"  # noqa: E741 - a short name, like C
 SPOILED = [
     ("HostProcess", "securityContext.windowsOptions", {"hostProcess": True}),
     ("Host Namespaces", "hostNetwork", True),

@@ -1,4 +1,4 @@
-"""Runs Prometheus and promtool, and turns the chart's monitors into what Prometheus scrapes."""
+"""Runs Prometheus and promtool, and turns the chart's monitors into scrape configs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def promtool(*arguments: object) -> str:
 
 
 def scrape_config(monitor: Json, port: int) -> Json:
-    """Return the scrape of one Pod, as the Prometheus operator makes it from a monitor.
+    """Return the scrape config of one Pod, as the Prometheus operator makes it from a monitor.
 
     The Pod is named `pod` and listens on a port of this machine.
     """

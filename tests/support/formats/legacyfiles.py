@@ -1,4 +1,7 @@
-"""Builds files in torch's format from before 1.6 by hand, so that each section can be wrong."""
+"""Builds files in torch's format from before 1.6 by hand, so that each section can be wrong.
+
+A function that pushes something returns pickle instructions, as in `hostile.pickles`.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ def content(tensors: Mapping[str, bytes]) -> bytes:
 
 
 def stored(count: int, data: bytes) -> bytes:
-    """Return a storage as the file holds it."""
+    """Return the section of a storage: its number of elements, then its bytes."""
     return struct.pack("<Q", count) + data
 
 

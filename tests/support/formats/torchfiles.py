@@ -39,7 +39,7 @@ def archive(content: bytes, storages: Mapping[str, bytes] | None = None) -> byte
 
 
 def torch_tensor(tensor: Tensor) -> torch.Tensor:
-    """Return the tensor, with its bytes read as its description states."""
+    """Read the bytes of a tensor and return them as a torch tensor."""
     strides = tensor.strides
     if strides is None:
         data = os.pread(tensor.fd, tensor.nbytes, tensor.offset)
@@ -73,5 +73,5 @@ class Numbers(pickle.Pickler):
             self.identity = identity
 
     def persistent_id(self, value: Any) -> Any:
-        """Return the tuple that stands for a storage."""
+        """Return the tuple that stands for a storage; None for any other value."""
         return value.identity if isinstance(value, Numbers.Storage) else None

@@ -16,7 +16,7 @@ class Part:
 
     name: str
     data: bytes = b""
-    """The bytes in the archive, compressed if `method` says so."""
+    """The bytes in the archive: already compressed if `method` names a compression."""
     method: int = 0
     flags: int = 0
     crc: int | None = None
@@ -50,12 +50,12 @@ def unicode_path(name: str, other: str) -> bytes:
 
 
 def deflated(name: str, content: bytes, **fields: Any) -> Part:
-    """Return a member compressed as zip programs do it."""
+    """Return a member compressed with deflate; `fields` override its correct fields."""
     honest = {"method": 8, "size": len(content), "crc": zlib.crc32(content)}
     return Part(name, _packed(content), **{**honest, **fields})
 
 
-# Dozens of archives have the same weights.
+# Cached, because dozens of archives have the same weights.
 @lru_cache(maxsize=32)
 def _packed(content: bytes) -> bytes:
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
@@ -65,7 +65,7 @@ def _packed(content: bytes) -> bytes:
 def zip_bytes(
     parts: Iterable[Part], *, zip64: bool = False, comment: bytes = b"", prefix: bytes = b""
 ) -> bytes:
-    """Return an archive of these members; `zip64` ends it as torch ends its archives."""
+    """Return an archive of these members; `zip64` adds the end records that torch writes."""
     body, directory, count = bytearray(prefix), bytearray(), 0
     for part in parts:
         header_at = len(body) if part.header_at is None else part.header_at

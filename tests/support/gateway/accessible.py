@@ -18,7 +18,7 @@ RULES = {"resultTypes": ["violations"]}
 
 
 def check(page: Any, shot: Path) -> None:
-    """Assert that a page passes axe, has one h1 and fits the screen, or take a screenshot of it."""
+    """Assert that a page passes axe, has one h1 and fits the screen; save a screenshot if not."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
     violations = axe.Axe().run(page, options=RULES).response["violations"]
     faults = [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in violations]

@@ -90,7 +90,7 @@ class Tab:
 
 @contextmanager
 def tab(browser: Any, url: str, **options: Any) -> Iterator[Tab]:
-    """Open a page with a fresh profile; fail at the end if the page's console has an error."""
+    """Open a page with a fresh profile; at the end, fail if its console has an error or warning."""
     context = browser.new_context(**({"viewport": DESKTOP} | options))
     new_tab = Tab(context.new_page(), url)
     new_tab.page.set_default_timeout(20_000)

@@ -1,4 +1,4 @@
-"""Models in every state that the gallery shows. Tests write their status without an operator."""
+"""Models in most states that the gallery shows; the tests themselves write their status."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def set_status(cluster: Cluster, name: str, status: Json) -> Json:
 
 
 def make_all(cluster: Cluster) -> None:
-    """Create one model of each type and one in each state."""
+    """Create a Ready model of each type except api_trained, and models in other states."""
     link = "https://example.com/model.safetensors"
     for name, model_type, base, fields in (
         ("majicmix-realistic", "custom_ckpt", "sd-1", {}),

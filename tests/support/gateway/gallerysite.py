@@ -145,7 +145,7 @@ def serve(cluster: Cluster, folder: Path, **settings: object) -> Iterator[Site]:
 
 @contextlib.contextmanager
 def serve_again(cluster: Cluster, site: Site) -> Iterator[None]:
-    """Serve a gallery that has ended, at its address and with its keys."""
+    """Serve a gallery again after its end, at the same address and with the same keys."""
     settings = GatewaySettings(site.keys_file, cluster.kubeconfig, public_url="http://127.0.0.1")
     with Gateway(settings, port=urlsplit(site.url).port or 0):
         yield

@@ -64,7 +64,7 @@ def call(address: str, key: str, endpoint: str, **fields: str) -> Json:
 
 
 def no_names(host: str, _port: int) -> list[str]:
-    """Fail as a lookup does without internet."""
+    """Fail like a DNS lookup without internet."""
     raise OSError(f"{host}: Name or service not known")
 
 

@@ -64,7 +64,7 @@ class Sources:
 
     @property
     def requests(self) -> list[Any]:
-        """All requests to both."""
+        """All requests that Civitai and the Hub received."""
         return [*self.civitai.requests, *self.hub.requests]
 
 

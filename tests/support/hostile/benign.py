@@ -46,7 +46,7 @@ def _by_checkpoints(folder: Path, **options: Any) -> bytes:
 
 
 def inert(*values: bytes) -> bytes:
-    """Return an archive with a tensor and with values that Python could not load."""
+    """Return an archive with a tensor and with values that the loader never creates."""
     weight = tensor(storage("0", 24), [4, 6])
     content = hostile.pickled(
         b"}(", hostile.text("model.weight"), weight,
@@ -61,7 +61,7 @@ def _made(module: str, name: str, *values: bytes) -> bytes:
 
 
 def _stated(module: str, name: str) -> bytes:
-    """Push an object of a class with this state."""
+    """Push an object of this class that has a state."""
     made = hostile.new(hostile.name(module, name))
     return made + b"}" + hostile.text("_content") + b"}sb"
 
@@ -124,7 +124,7 @@ FILES: dict[str, tuple[Callable[[Path], bytes], set[str]]] = {
     "attributes of Lightning": (
         lambda _: inert(_stated("pytorch_lightning.utilities.parsing", "AttributeDict")), ONE,
     ),
-    # Python would fill all memory with these values; the loader never creates them.
+    # Python would fill all memory with most of these values; the loader never creates them.
     "a byte array of 10 TB": (
         lambda _: inert(_made("builtins", "bytearray", number(10**13))), ONE,
     ),

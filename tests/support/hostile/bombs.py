@@ -1,6 +1,7 @@
 """Files that cost their reader far more memory, time or disk space than their size suggests.
 
-Samples that a reader accepts for a while stay just below the limits that reject the others.
+Some samples exceed a limit of the loader. The others stay just below the limits, so that the loader
+reads them in full, at the highest cost that it allows.
 """
 
 from __future__ import annotations

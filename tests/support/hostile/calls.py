@@ -1,7 +1,7 @@
 """Pickles that call functions which run code or write files, as known attacks do.
 
-Most pickle scanners use a list of bad names; each of these names is missing from some list.
-`pickles.SAMPLES` has the usual names.
+Most pickle scanners use a list of bad names. Each name here is missing from the list of some
+scanner. `pickles.SAMPLES` has the usual names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hostile torch files from before 1.6: each of their five pickles can hold code or contradict."""
+"""Hostile torch files from before 1.6: one of the five pickles has code or contradicts the file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Opens files as careless programs do. Use it only in throw-away processes and folders.
 
-As a program it reads lines of JSON, [folder, reader]. It runs each reader in its own process on the
-file `model.ckpt` of the folder. Tests then look in the folder for what the file did.
+As a program it reads lines of JSON, [folder, reader], from stdin. It runs each reader in its own
+process on the file `model.ckpt` of the folder. Tests then check what the file did in the folder.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Pickle(pickle.Unpickler):
 
 
 def _unpickled(stream: Any) -> None:
-    """Load every pickle of the stream, as programs do that store several in a row."""
+    """Load all pickles of the stream, one after the other, as readers of such files do."""
     unpickler = _Pickle(stream)
     with suppress(EOFError):
         while True:
@@ -63,7 +63,7 @@ def _archive() -> None:
 
 
 def _any_member() -> None:
-    """Load every member that is a pickle, under any name."""
+    """Load every member that is a pickle, whatever its name is."""
     with zipfile.ZipFile(FILE) as file:
         for member in file.infolist():
             with suppress(Exception):
@@ -80,7 +80,7 @@ def _extracted() -> None:
 
 
 def _local_headers() -> None:
-    """Find members by their local headers, as stream readers do, which lack the directory."""
+    """Find members by their local headers, as readers do that cannot seek to the directory."""
     content = Path(FILE).read_bytes()
     position = content.find(b"PK\x03\x04")
     while position >= 0:
@@ -189,7 +189,7 @@ def _site() -> None:
 
 
 def _own_class() -> None:
-    """Import the modules of the unpacked folder that its index names."""
+    """Import the modules that the index of the unpacked folder names."""
     _unzip()
     index = json.loads(Path("unpacked/model_index.json").read_text())
     sys.path.insert(0, "unpacked")
@@ -231,7 +231,7 @@ READERS: dict[str, Callable[[], None]] = {
 }
 """The ways in which careless programs open a file, by name."""
 HEAVY = {"torch": "torch", "torch.package": "torch.package", "numpy": "numpy", "yaml": "yaml"}
-"""The modules of slow readers, which are imported once before the forks."""
+"""The modules of readers that start slowly; this process imports each once before it forks."""
 
 
 def main(lines: Iterable[str]) -> None:

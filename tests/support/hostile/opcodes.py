@@ -1,7 +1,7 @@
-"""Pickles that hide a call from scanners which track names, memo or frames differently.
+"""Pickles that hide a call from scanners which do not track names, memo or frames as Python does.
 
-Others call through names that models may use, hide code in every place where a value can be, or
-contain another pickle.
+Other pickles call through names that models may use, hide code in every place where a value can
+be, or contain another pickle.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ _SPELLINGS = {
     ),
 }  # fmt: skip
 _MEMO = {
-    # Each has a harmless name at the place where a reader that counts differently looks.
+    # A scanner that numbers memo entries in another way than Python finds a harmless name.
     "MEMOIZE writes over PUT": pickled(
         text("json"), b"q\x01", POP, text("posix"), MEMOIZE, POP, b"h\x01", text("system"),
         b"\x93", COMMAND, b"R", protocol=4,

@@ -1,8 +1,9 @@
 """Pickles that create the file `canary` when Python's own pickle loads them.
 
-`SAMPLES` act in the current folder, one for each way in which a checkpoint's pickle can run code.
-Some import `canary_module`, which creates the file when it is imported. The pickles are written
-instruction by instruction, because Python's pickler cannot write most of them.
+`SAMPLES` has a pickle for each way in which a checkpoint's pickle can run code. The file appears in
+the current folder. Some pickles import `canary_module`, which creates the file when it is imported.
+The pickles are written instruction by instruction, because Python's pickler cannot write most of
+them: a function that pushes something returns the instructions that put it on the stack.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ B = {"dtype": "F16", "shape": [2], "data_offsets": [4, 8]}
 BOTH = {"a": A, "b": B}
 GIGABYTE = 1 << 30
 LONGEST = "9" * 4300
-"""The most digits that Python accepts in an integer."""
+"""An integer with as many digits as Python accepts."""
 
 
 def file_of(header: object, data: bytes = bytes(8), length: int | None = None) -> bytes:
@@ -27,7 +27,7 @@ def with_a(**fields: Any) -> bytes:
 
 
 def raw_a(**fields: str) -> bytes:
-    """Return a file of one tensor in which some fields are raw text."""
+    """Return a file of one tensor in which some fields are given as JSON text."""
     usual = {"dtype": '"F16"', "shape": "[2]", "data_offsets": "[0,4]"} | fields
     entry = ",".join(f'"{key}":{value}' for key, value in usual.items())
     return file_of(f'{{"a":{{{entry}}}}}'.encode(), bytes(4))

@@ -17,21 +17,24 @@ _NOT_A_MODEL = re.compile(r"the file is (?!damaged)|holds no |without tensors")
 
 @dataclass(frozen=True)
 class Sample:
-    """A file that the loader must reject; malicious files have a control, malformed ones do not."""
+    """A file that the loader must reject; only malicious files have a control."""
 
     content: bytes | Callable[[], bytes]
     """The bytes of the file, or a function that makes them."""
     says: str
     """A pattern that the error's message must match."""
     reason: Reason = DAMAGED
-    """The reason of the error. A file may be damaged so much that it is not a model at all."""
+    """The reason of the error; for a damaged file see also `expected`."""
     control: str | None = None
     """The reader in `naive` that runs the file's code, which creates `canary` in its folder."""
     model_type: str | None = None
-    """The modelType to load it as; None for a checkpoint. `inspect` skips files that set it."""
+    """The modelType to load it as; None for a checkpoint. Tests inspect only checkpoints."""
 
     def expected(self, message: str) -> Reason:
-        """Return the reason that an error with this message must have."""
+        """Return the reason that an error with this message must have.
+
+        A damaged file may not be recognised as a model at all; then the reason is NOT_A_MODEL.
+        """
         is_no_model = self.reason is DAMAGED and _NOT_A_MODEL.search(message)
         return Reason.NOT_A_MODEL if is_no_model else self.reason
 

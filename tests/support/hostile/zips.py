@@ -249,7 +249,7 @@ _CONTENT: Samples = {
 
 
 def _cuts() -> Samples:
-    """Return the archive cut off at the end of each of its records."""
+    """Return samples of an archive that is cut off, one for each of its records."""
     ends = {
         "its first header": 30,
         "its pickle": len(local_only(PICKLE)),

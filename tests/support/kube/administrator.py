@@ -1,4 +1,4 @@
-"""Writes a kubeconfig of the run's own for the administrator of an existing cluster."""
+"""Writes a kubeconfig for the test run, as the administrator of an existing cluster."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ TOKEN_HOURS = 8
 def administrator(given: str, work: Path) -> Iterator[Path]:
     """Write the current context of KUBECONFIG in the one form that all helpers read.
 
-    It embeds the CA and authenticates by a token. A user without a token (with a client
-    certificate or a plugin) gets one of a ServiceAccount that is deleted at the end.
+    The written kubeconfig embeds the CA and authenticates by a token. If the user has a client
+    certificate or a plugin instead, the token is that of a ServiceAccount, which is deleted at the
+    end.
     """
     command = [str(kubectl_path()), "config", "view", "--minify", "--flatten", "--raw"]
     env = os.environ | {"KUBECONFIG": given}
@@ -44,7 +45,7 @@ def administrator(given: str, work: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _account(kubeconfig: Path, work: Path) -> Iterator[str]:
-    """Create a ServiceAccount with all rights, and return a token of it."""
+    """Create a ServiceAccount with all rights, yield a token for it, and delete it at the end."""
     backend = Backend("cluster", kubeconfig, kubeconfig, None)
     name = f"test-{backend.run}"
     cluster = Cluster(backend, name, work)

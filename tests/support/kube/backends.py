@@ -8,7 +8,7 @@ The environment selects the backend; tests are the same for all of them:
   unless the folder has a kube-controller-manager. The operator has only the chart's rights.
 - KUBECONFIG names an existing cluster. If it has no Nodes, standalone's controllers and node are
   added. If it has Nodes, its Pods are real, and CONTRIBUTING.md lists the variables that say how
-  they find the loader's image and this machine. At the end, what the run created is deleted.
+  they find the loader's image and this machine. At its end, the run deletes all that it created.
 
 Tests start and kill operators themselves.
 """
@@ -46,7 +46,7 @@ from tests.support.processes import START_SECONDS, free_ports, listens, running
 
 SYSTEM_NAMESPACE = "sd-operator-system"
 POD_SECONDS = 240.0
-"""The patience with Pods of a real node, which may have to pull an image and to bind a volume."""
+"""Seconds to wait for a Pod of a real node, which may have to pull an image and bind a volume."""
 
 
 @contextlib.contextmanager

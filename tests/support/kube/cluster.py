@@ -43,13 +43,13 @@ class Backend:
     store: str | None
     """The folder of a PVC's files, with {namespace} in it; None if this machine has no access.
 
-    Wildcards in it are expanded.
+    Wildcards in the path are expanded.
     """
     loader_image: str = "sd-loader:test"
     source_host: str = "127.0.0.1"
     """The address at which Pods reach the sources of this machine; the sources listen on it."""
     controllers: bool = True
-    """Whether standalone's controllers run, which first retry after 1 s."""
+    """Whether standalone's controllers run, which wait only 1 s before the first retry."""
     local_pods: bool = True
     """Whether Pods are processes on this machine and can run stubloader.py."""
     patience: float = 60.0
@@ -181,7 +181,7 @@ class Cluster:
         )
 
     def wait_gone(self, kind: str, name: str) -> None:
-        """Wait until an object is deleted."""
+        """Wait until an object is deleted; a new object with its name does not count."""
         deadline = time.monotonic() + self.backend.patience
         item = first = self.objects.find(kind, name)
         while item and first and item["metadata"]["uid"] == first["metadata"]["uid"]:
@@ -239,7 +239,7 @@ def model_manifest(name: str, **spec: object) -> Json:
 
 
 def claim_manifest(name: str = CLAIM, *, for_models: bool = True) -> Json:
-    """Return the manifest of a PersistentVolumeClaim, with the label that lets models use it."""
+    """Return the manifest of a PVC; `for_models` adds the label that lets models use it."""
     labels = {names.LABEL_MODELS: "true"} if for_models else {}
     spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
     return {
@@ -260,7 +260,7 @@ def secret_manifest(name: str, **data: str) -> Json:
 def namespace_of(
     backend: Backend, work: Path, *, claim: bool = True, stub: bool = False
 ) -> Iterator[Cluster]:
-    """Create a namespace with a PVC; stop its operators and delete it when the context ends.
+    """Create a namespace with a PVC; at the end, stop its operators and delete the namespace.
 
     With `stub` its Pods run stubloader.py instead of the loader.
     """
@@ -271,7 +271,7 @@ def namespace_of(
     if claim:
         cluster.apply(claim_manifest())
     if backend.name != "standalone":
-        # The admission plugin ServiceAccount needs it; the cluster's controller may be slower.
+        # Without this ServiceAccount Pods are rejected; the cluster's controller may be late.
         cluster.run("create", "serviceaccount", "default")
     try:
         if claim and backend.local_pods and backend.store is not None:

@@ -59,7 +59,7 @@ class Objects:
         path = f"{self._root(kind.removesuffix('s'))}?{urlencode(selectors)}"
         found = self._ask("GET", path)
         assert found is not None, f"the API server knows no {kind}"
-        # Only the list says what its objects are.
+        # The objects of a list have no apiVersion and kind: both follow from those of the list.
         kinds = {"apiVersion": found["apiVersion"], "kind": found["kind"].removesuffix("List")}
         return [kinds | item for item in found["items"]]
 
@@ -108,5 +108,5 @@ class Objects:
 
 @cache
 def _client(kubeconfig: Path, _content: str) -> ApiClient:
-    """Return the client of a kubeconfig; if the file's content changes, it is another client."""
+    """Return the cached client of a kubeconfig; a changed file gets a new client."""
     return new_client_from_config(str(kubeconfig), persist_config=False)

@@ -45,7 +45,7 @@ class Answer:
 
 
 class RawApi:
-    """Sends requests as the administrator of standalone's kubeconfig, or without credentials."""
+    """Sends requests as the user of a kubeconfig; `Authorization=""` sends no credentials."""
 
     def __init__(self, kubeconfig: Path) -> None:
         server, self.token, ca = credentials(kubeconfig)

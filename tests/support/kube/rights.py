@@ -40,11 +40,11 @@ BLOCK_OWNER = Right(names.GROUP, f"{names.PLURAL}/finalizers", "update")
 
 
 GET_NAMESPACE = Right("", "namespaces", "get")
-"""The ClusterRole of the chart gives it for the listed namespaces."""
+"""The chart's ClusterRole gives this right for the namespaces that its values list."""
 CLUSTER_RIGHTS = frozenset(
     Right(names.GROUP, names.PLURAL, verb) for verb in ("get", "list", "watch", "patch")
 )
-"""The rights that the same ClusterRole gives on the models of all namespaces."""
+"""The rights that this ClusterRole gives on the models of all namespaces."""
 
 
 def rights(rules: Iterable[Mapping[str, Iterable[str]]]) -> frozenset[Right]:

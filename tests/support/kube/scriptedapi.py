@@ -87,7 +87,7 @@ class Script(Api):
 
     @override
     async def create(self, resource: Resource, namespace: str, body: Json) -> Json:
-        """Refuse Jobs if the test asks for it; accept everything else."""
+        """Create a Job or record an Event; for a Job, raise `refuses` if it is set."""
         self.asked.append(f"create {resource.plural}")
         if resource is JOBS and self.refuses is not None:
             raise self.refuses

@@ -76,7 +76,7 @@ def job(name: str, steps: str = "x", pod: Json | None = None, **changes: object)
 
 
 def has_condition(kind: str, value: str = "True"):
-    """Return a check that an object has a condition."""
+    """Return a check that an object has a condition with this status."""
 
     def test(item: Json) -> bool:
         found = item.get("status", {}).get("conditions", [])

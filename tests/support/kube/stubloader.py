@@ -1,4 +1,4 @@
-"""Stands in for the loader in tests of Jobs and of the operator; its url says what to do.
+"""Stands in for the loader in tests of Jobs and of the operator; spec.url says what it does.
 
 The url is a list of steps: `fetch.exit=3 convert.say=done convert.sleep=60`. A container ignores
 the steps of the other container. It writes `say` as its termination message, or else a JSON object
@@ -59,7 +59,7 @@ def stand_in(command: str, request: dict[str, Any], store: Path) -> None:
 
 
 def load(request: dict[str, Any], folder: Path, store: Path) -> None:
-    """Wait as long as the url says, then create a folder."""
+    """Wait as long as the url says, then record the load and create its folder."""
     seconds = parse_qs(urlsplit(request["url"]).query).get("seconds", ["0"])[0]
     time.sleep(float(seconds))
     marks = store / MARKS

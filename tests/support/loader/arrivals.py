@@ -1,4 +1,4 @@
-"""Files as if they had been downloaded, and a count of the bytes that are read."""
+"""Records of files as if they had been downloaded, and a count of the bytes that are read."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from sd_loader.handover import Arrived
 def arrived_in(
     folder: Path, root: Path | None = None, names: Container[str] | None = None
 ) -> dict[str, Arrived]:
-    """Return the records of files in a folder, as a download of them would.
+    """Return the records of files in a folder, as if they had been downloaded.
 
-    root: the folder to which the paths are relative. names: the paths of the files in `folder`.
+    root: the folder to which the paths in the result are relative; `folder` by default.
+    names: the paths in `folder` of the files to record; all files by default.
     """
     found = {}
     for path in sorted(folder.rglob("*")):
@@ -31,6 +32,6 @@ def arrived_in(
 
 
 def bytes_read() -> int:
-    """Return how many bytes of files this process has read, as the kernel counts them."""
+    """Return how many bytes this process has read, as the kernel counts them."""
     counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(counters["rchar"])

@@ -1,4 +1,4 @@
-"""Helpers for fetches of all kinds: retries that do not wait, a folder and a Secret."""
+"""Helpers for fetches of all kinds: retries that do not wait, a fetch, and a mounted Secret."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fetch(
 
 
 def secret(settings: Settings, token: str = TOKEN, host: str | None = None) -> None:
-    """Mount a Secret with credentials."""
+    """Write the files of a Secret with credentials where the loader expects its mount."""
     settings.credentials_dir.mkdir()
     (settings.credentials_dir / "token").write_text(token)
     if host is not None:

@@ -1,4 +1,4 @@
-"""Fetches a repo with the files of real repos from a Hub on loopback."""
+"""Fetches a repo with the file names of real repos from a Hub on loopback."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ UNNEEDED = (
 
 
 def write_repo(folder: Path) -> Path:
-    """Write a repo with the files of real repos, of which the loader needs some."""
+    """Write a repo with the file names of real repos; the loader needs only some of the files."""
     contents = NEEDED | dict.fromkeys(UNNEEDED, "not needed")
     for name, content in contents.items():
         path = folder / name
@@ -65,7 +65,7 @@ def write_repo(folder: Path) -> Path:
 
 
 def load(settings: Settings, into: Path, **fields: object) -> Fetched:
-    """Fetch with retries that do not wait."""
+    """Fetch a repo; retries do not wait."""
     request = load_request(model_type="huggingface", **{"url": REPO, **fields})
     return fetch(request, settings, into)
 
@@ -78,7 +78,7 @@ def refusal(settings: Settings, into: Path, **fields: object) -> LoaderError:
 
 
 def downloaded(into: Path) -> dict[str, str]:
-    """Return the downloaded files without the fetcher's own notes."""
+    """Return the downloaded files without the fetcher's notes and partial downloads."""
     return {
         path.relative_to(into / "repo").as_posix(): path.read_text()
         for path in sorted((into / "repo").rglob("*"))

@@ -52,7 +52,7 @@ def load(
     pace: Pace = PACE,
     **fields: object,
 ) -> Fetched:
-    """Fetch with retries that do not wait."""
+    """Fetch a link; by default, retries do not wait."""
     asked = request(url, **fields)
     ref = SourceRef(
         url, "spec.url", asked.model_type, git_revision=asked.git_revision, needs_token=True

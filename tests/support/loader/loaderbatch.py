@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 CPU_SECONDS = 8
-"""The slowest file takes 3.5 s on a quiet core, and up to 6 s if the other thread of the core is
-busy."""
+"""The most CPU time that a test allows a process; the kernel kills it a second later.
+
+The slowest file takes 3.5 s on a quiet core, and up to 6 s if the core's other thread is busy.
+"""
 SECONDS = 60
 ADDRESSES = 2 << 30
 """The limit of the address space in bytes; it protects the machine from hostile files."""

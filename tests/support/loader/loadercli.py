@@ -29,7 +29,7 @@ TIMEOUT = 240
 
 @dataclass(frozen=True)
 class Ended:
-    """The exit code and termination message of a container that has ended."""
+    """The exit code, output and termination message of a container that has ended."""
 
     code: int
     stdout: str
@@ -51,7 +51,7 @@ class Containers:
 
     @classmethod
     def reaching(cls, hub: FakeHub, folder: Path) -> Containers:
-        """Return containers with an empty volume that may call this Hub."""
+        """Return containers that may call this Hub, with an empty volume."""
         store = folder / "store"
         store.mkdir()
         env = {
@@ -63,7 +63,7 @@ class Containers:
         return cls(store, folder / "container", env)
 
     def in_own_process(self) -> Containers:
-        """Return the same containers, each of which is a process."""
+        """Return the same containers, each of which runs in its own process."""
         return replace(self, own_process=True)
 
     @property

@@ -14,7 +14,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def without(tensors: Checkpoint, *prefixes: str) -> Checkpoint:
-    """Return a checkpoint that lacks components."""
+    """Return a checkpoint without the tensors whose names have these prefixes."""
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
 
 

@@ -55,7 +55,7 @@ class Cluster(Api):
         self.pods.append(pod(job, result, **changes))
 
     def end(self, job: Json, condition: str) -> None:
-        """Let a Job end."""
+        """Let a Job end with this condition."""
         ended = {"type": condition, "status": "True", "lastTransitionTime": times.stamp(NOW)}
         job["status"] = {"conditions": [ended | {"message": "it was too slow"}]}
 
@@ -96,7 +96,7 @@ class Cluster(Api):
 
     @override
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
-        """Delete a Job."""
+        """Record the deletion of a Job, which stays readable."""
         assert (resource, uid) == (JOBS, self.jobs[name]["metadata"]["uid"])
         self.deleted.append(name)
 
@@ -137,11 +137,11 @@ class Stage:
         self.checks = Checks(self.api, settings, cache, self.metrics, clock, self.woken.extend)
 
     def show(self, number: int = 0, **artifact: Any) -> Model:
-        """Show a Ready model."""
+        """Show the checks a Ready model."""
         return self.show_status(published(**artifact), number)
 
     def show_status(self, status: Json, number: int = 0) -> Model:
-        """Show a model with a status."""
+        """Show the checks a model with this status."""
         resource = body(status)
         resource["metadata"] |= {"uid": f"uid-{number:03}", "name": f"m{number}"}
         model = Model.from_body(resource)
@@ -149,7 +149,7 @@ class Stage:
         return model
 
     async def run(self, jobs: int = 1) -> None:
-        """Let the next check be due, and wait until all its Jobs are read."""
+        """Start the check of each PVC, and wait until this many Jobs of checks have ended."""
         before = self.outcomes()
         self.seconds += INTERVAL + 1
         for key in list(self.checks._claims):
@@ -160,7 +160,7 @@ class Stage:
         await asyncio.sleep(0.02)
 
     def outcomes(self) -> float:
-        """Return how many checks have ended."""
+        """Return how many checks have ended, whatever their outcome."""
         return sum(self.counted().values())
 
     def counted(self) -> dict[str, float]:
@@ -173,13 +173,13 @@ class Stage:
         }
 
     def missed(self, number: int = 0) -> int | None:
-        """Return in how many checks in a row a model's files were missing."""
+        """Return in how many checks in a row a model's files were missing; None if unknown."""
         found = self.checks.finding(f"uid-{number:03}")
         return found.missed if found is not None else None
 
 
 def acting(play: Callable[[Stage], Any], settings: Settings = SETTINGS) -> Stage:
-    """Play a scene, and end the checks."""
+    """Play a scene on a new stage, close the stage's checks, and return the stage."""
 
     async def work() -> Stage:
         stage = Stage(settings)
@@ -193,7 +193,7 @@ def acting(play: Callable[[Stage], Any], settings: Settings = SETTINGS) -> Stage
 
 
 def of_another_job(job: Json) -> Json:
-    """Return a Pod with the label of a Job, but without its owner."""
+    """Return a Pod that has the label of this Job, but whose owner is another Job."""
     return pod(job, MISSING, owner={"uid": "another"})
 
 

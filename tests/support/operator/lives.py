@@ -249,7 +249,7 @@ class Trial:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def rest(self) -> None:
-        """Run lives without faults."""
+        """Run lives without faults, assert that they are equal, and keep the record of one."""
         first, *others = self._lead([()] * CALM_LIVES)
         world = self.world
         assert _eventually(lambda: BEST_EFFORT in str(world.story(first)["ids per event"]))
@@ -262,10 +262,10 @@ class Trial:
         self.points = [point for point in known if all(point in one for one in asked)]
 
     def survive(self, attacks: Sequence[Attack]) -> int:
-        """Run lives with these attacks; all must end like the undisturbed ones.
+        """Run lives with these attacks, and assert that all end like the undisturbed ones.
 
-        Returns how many attacks were made. Attacks on requests that every life makes
-        equally often must all be made.
+        Return how many attacks were made, which must be at least the share MADE_AT_LEAST. If only
+        one operator runs, all attacks on the requests in SURE must be made.
         """
         left, lives = list(attacks), list[Life]()
         for _ in range(ROUNDS):

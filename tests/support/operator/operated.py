@@ -129,7 +129,7 @@ class Operated:
         return [reason for reason, _ in self.cluster.events(name)]
 
     def left(self) -> list[str]:
-        """Return the paths of all files and links on the volume, but for stubloader.py's marks."""
+        """Return the paths of all files and links on the volume, except stubloader.py's marks."""
         found = (
             path.relative_to(self.cluster.store)
             for path in self.cluster.store.rglob("*")
@@ -191,7 +191,7 @@ def _is_ready(item: Json) -> bool:
 
 
 def loaded_once(operated: Operated) -> None:
-    """Check that one Job made one download, and that every webhook call was delivered."""
+    """Check that one Job made one download, and that the webhook got load_started and loaded."""
     (job,) = operated.jobs("load")
     assert job["metadata"]["annotations"][names.ANNOTATION_ATTEMPT] == "0"
     assert operated.hub.bytes_served <= 1.1 * operated.checkpoints[0].stat().st_size

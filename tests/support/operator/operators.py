@@ -20,7 +20,7 @@ from tests.support.proxies.faultproxy import FaultProxy
 
 @dataclass
 class Operators:
-    """Several operators that run at once with the same settings."""
+    """One or more operators that run at once with the same settings."""
 
     cluster: Cluster
     settings: dict[str, str]
@@ -30,7 +30,7 @@ class Operators:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def keep(self) -> None:
-        """Start an operator for each one that has ended."""
+        """Start operators until `count` of them run; `deaths` counts those that ended."""
         with self._lock:
             ended = [process for process in self._running if process.poll() is not None]
             self.deaths += len(ended)

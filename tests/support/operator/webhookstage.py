@@ -59,7 +59,7 @@ class Stage:
         self.start()
 
     async def load(self, reload: str = "") -> None:
-        """Complete a load; the model is Ready afterwards, even if its webhook fails."""
+        """Complete a load, after a new `reload` annotation if given; the model is then Ready."""
         if reload:
             annotations = {names.ANNOTATION_RELOAD: reload}
             self.controller.see(self.api.change({"metadata": {"annotations": annotations}}))
@@ -84,7 +84,7 @@ class Stage:
     async def until(self, holds: Callable[[], object]) -> None:
         """Wait until the check holds, for up to SOON seconds of real time."""
         async with asyncio.timeout(SOON):
-            while not holds():  # noqa: ASYNC110 - threads and tasks make it so
+            while not holds():  # noqa: ASYNC110 - threads and other tasks change it
                 await asyncio.sleep(0.01)
 
     async def tried(self, attempts: int) -> None:
@@ -148,7 +148,7 @@ def play(
 
 
 def allowing(*hosts: str) -> frozenset[str]:
-    """Return the setting that allows these hosts on loopback."""
+    """Return the value of the setting allowed_hosts that allows these hosts."""
     return frozenset(hosts)
 
 

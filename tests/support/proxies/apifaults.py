@@ -34,7 +34,7 @@ def _is_write(what: str) -> bool:
 
 
 def _is_rare_write(what: str) -> bool:
-    """Return whether a request changes more than a status, for faults that take long."""
+    """Return whether a request writes something other than a status; slow faults use only these."""
     return _is_write(what) and _STATUS not in what
 
 
@@ -92,7 +92,7 @@ async def _reply_lost(exchange: Exchange) -> web.Response:
 
 
 async def _old_list(exchange: Exchange) -> web.Response:
-    """Answer with the list at the creation of the model, which is empty."""
+    """Answer with an empty list, as it was when the model was created."""
     response = await exchange.forward()
     body = json.loads(response.body) if isinstance(response.body, bytes) else {}
     selector = parse_qs(urlsplit(exchange.request.path_qs).query)["labelSelector"][0]

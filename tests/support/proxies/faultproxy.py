@@ -218,7 +218,7 @@ class FaultProxy(ApiProxy):
     # Watches, and the lists before them.
 
     def cut(self, line: bytes | None) -> None:
-        """End all watches: after these bytes, or by a cut connection."""
+        """End all watches after these bytes; None cuts their connections."""
         for watch in self._watches:
             if not watch.done():
                 watch.set_result(line)
@@ -228,12 +228,12 @@ class FaultProxy(ApiProxy):
         self.cut(error_event(410, "Expired"))
 
     def blind(self) -> None:
-        """Let all watches expire, and start again only after a while: deletions go unseen."""
+        """Let all watches expire and delay new ones by BLIND_SECONDS, so deletions go unseen."""
         self._blind_until = asyncio.get_running_loop().time() + BLIND_SECONDS
         self.expire()
 
     def age(self) -> None:
-        """Let all watches expire; the lists that follow are those of the operator's start."""
+        """Let all watches expire; answer the next lists with those of the operator's start."""
         self._old_lists = set(self._first_lists)
         self.expire()
 

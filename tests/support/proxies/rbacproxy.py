@@ -34,11 +34,11 @@ from tests.support.proxies.apiproxy import ApiProxy, failure
 
 @dataclass
 class RbacProxy(ApiProxy):
-    """Forwards the requests that the rules allow, and refuses the others with 403."""
+    """Forwards the requests that the rules allow, and rejects the others with 403."""
 
     allowed: frozenset[Right] = field(default_factory=lambda: rights(RULES))
     without_role: set[str] = field(default_factory=set)
-    """Namespaces in which only the ClusterRole that outlives their Roles gives rights."""
+    """Namespaces whose Roles are deleted, so that only the ClusterRole gives rights."""
     used: set[Right] = field(default_factory=set)
     missing: set[Right] = field(default_factory=set)
     everywhere: set[Right] = field(default_factory=set)

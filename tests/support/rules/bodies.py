@@ -22,7 +22,7 @@ def condition(kind: str, status: str = "True", reason: str = "Loaded", message: 
 
 
 def resource(*conditions: Any, observed: int = 1, **status: Any) -> dict[str, Any]:
-    """Return a model with this status that was created three minutes before NOW."""
+    """Return a model with this status; it was created three minutes before NOW."""
     model = body({"observedGeneration": observed, "conditions": list(conditions), **status})
     model["metadata"]["creationTimestamp"] = times.stamp(NOW - timedelta(minutes=3))
     return model

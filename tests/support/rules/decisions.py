@@ -57,7 +57,7 @@ def with_pod(of: JobView, *containers: ContainerView, **fields: Any) -> Observed
 
 
 def decided(resource: Model, seen: Observed, settings: Settings | None = None) -> Decided:
-    """Return the decision with the default settings."""
+    """Return the decision, by default with the default settings."""
     return decide(Input(resource, seen, settings or Settings(), NOW))
 
 

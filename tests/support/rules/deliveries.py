@@ -23,5 +23,5 @@ def entry(event: WebhookEvent = WebhookEvent.LOADED, **fields: Any) -> OutboxEnt
 
 
 async def no_secret(namespace: str, name: str) -> dict[str, Any]:
-    """Behave as the read of a Secret in a namespace without Secrets."""
+    """Raise NotFoundError, as a read of a Secret in a namespace without Secrets does."""
     raise NotFoundError(f'secrets "{name}" not found in {namespace}', 404)

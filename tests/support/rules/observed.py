@@ -59,21 +59,21 @@ WANTED = model().wanted
 
 
 def job_uid(attempt: int = 0, load_hash: str = WANTED, role: str = names.ROLE_LOAD) -> str:
-    """Return the uid that the Job of `job` has."""
+    """Return the uid of the Job that `job` returns for these arguments."""
     return f"{role}-{load_hash if role == names.ROLE_LOAD else 0}-{attempt}"
 
 
 def job_status(
     attempt: int = 0, load_hash: str = WANTED, role: str = names.ROLE_LOAD
 ) -> dict[str, Any]:
-    """Return the record of the Job of `job` in the status."""
+    """Return the record in the status of the Job that `job` returns for these arguments."""
     what = load_hash if role == names.ROLE_LOAD else role
     name = names.job_name("sketch", UID, what, attempt)
     return {"name": name, "uid": job_uid(attempt, load_hash, role), "attempt": attempt}
 
 
 def without_uid(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the record of a Job as an operator wrote it that did not know its uid."""
+    """Return the record of a Job without its uid, as earlier versions of the operator wrote it."""
     return {key: value for key, value in record.items() if key != "uid"}
 
 

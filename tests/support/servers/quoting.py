@@ -6,7 +6,8 @@ For example:
         load(f"{servers.source.url}/model?token={QUERY}")
         assert not leaks(log)
 
-Every secret holds MARK, and `leaks` finds it also in part, in lower case or as it is sent.
+Every secret contains MARK. `leaks` finds MARK in any case, and the secret that Basic authentication
+encodes, so it also finds a secret that is cut off.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def serves(body: str) -> Respond:
 
 
 def leads(to: str) -> Respond:
-    """Redirect to a URL in which a secret replaces ECHO."""
+    """Redirect to a URL in which a secret replaces ECHO and the other origin replaces OTHER."""
 
     def respond(servers: Servers, asked: Request, quoted: str) -> bytes:
         word = quoted.split()[-1]
@@ -112,5 +113,5 @@ def listing(name: str) -> Respond:
 
 
 def raw(text: str) -> Respond:
-    """Send this text unchanged instead of an HTTP response; the secrets replace ECHO."""
+    """Send this text, which need not be an HTTP response; the secrets replace ECHO."""
     return lambda _servers, _asked, quoted: text.replace("ECHO", quoted).encode()

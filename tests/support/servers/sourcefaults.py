@@ -40,7 +40,7 @@ def lora(seed: int = 0) -> dict[str, torch.Tensor]:
 
 @dataclass
 class Files:
-    """The model in two containers, another version of it, and the digests of their loads."""
+    """The model in two file formats, another version of it, and the digests of their loads."""
 
     folder: Path
     content: bytes = b""
@@ -235,7 +235,7 @@ def closed_by(status: str, **headers: str) -> Fault:
 
 
 def close_delimited(at: int | None, server: Server, asked: Request, _good: Answer) -> bytes:
-    """Send the whole file without its length, so that the closed connection ends it."""
+    """Send the file, or its first `at` bytes, without a length: the closed connection ends it."""
     whole = server.good(replace(asked, headers={}))
     return whole.but(whole.body[:at], Content_Length="").whole()
 

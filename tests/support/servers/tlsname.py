@@ -23,7 +23,7 @@ NAME = "models.example.com"
 
 
 def make_certificate(path: Path) -> Path:
-    """Write a certificate for NAME, with its key, that is its own CA."""
+    """Write a self-signed certificate for NAME and its key to a file, and return the path."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
     now = datetime.datetime.now(datetime.UTC)

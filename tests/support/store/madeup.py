@@ -43,7 +43,7 @@ class Parts:
     def fetch(
         self, _request: LoadRequest, _client: object, into: Path, _report: object, **_: object
     ) -> Fetched:
-        """Download a file in two steps."""
+        """Write the source file in two steps; `fetch_error` is raised between them."""
         file = into / "file"
         if not file.exists():
             self.downloads += 1

@@ -35,7 +35,7 @@ GIVEN_UP = STRANGER.model_copy(update={"uid": "uid-8", "name": "given-up"})
 
 
 class TaggedParts(Parts):
-    """A made-up source and conversion whose files name their load, so that mixing shows."""
+    """A made-up source and conversion whose files name their load, to show if loads are mixed."""
 
     def fetch(self, request: LoadRequest, *rest: Any, **options: Any) -> Fetched:
         """Download a file that names the load."""
@@ -56,7 +56,7 @@ def files_of(load_hash: str) -> dict[str, bytes]:
 
 def install_tagged_parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
     """Make the loader use TaggedParts until the test ends; models can share one file."""
-    # Reading and copying megabytes at every step would be slow.
+    # With the real threshold, each step would read and copy megabytes, which is slow.
     monkeypatch.setattr(blobs, "SHARED_FROM", len(WEIGHTS))
     # Killing a process does not lose data that the kernel has, so slow fsync calls are not needed.
     monkeypatch.setattr(os, "fsync", lambda _: None)
@@ -279,7 +279,7 @@ def whole(folder: Path) -> str:
 
 
 def served(root: Path) -> dict[str, str]:
-    """Return the load hash that readers get under each model id; all its files must be there."""
+    """Return the load hash that readers get under each model id; its files must be complete."""
     names = [path.name for path in root.iterdir() if not path.name.startswith(".")]
     return {name: whole(root / name) for name in names if (root / name).exists()}
 

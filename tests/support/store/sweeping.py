@@ -1,4 +1,4 @@
-"""Sweeps a volume as of some time after the test's actions."""
+"""Sweeps a volume as if some time had passed since the test's actions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VERSION = f".store/uid-1/{HASH}"
 
 
 def swept(root: Path, later: timedelta = 2 * DAY, **options: Any) -> Swept:
-    """Sweep as of `later`; files without an owner that are older than a day count as orphans."""
+    """Sweep as if `later` had passed; ownerless files that are older than a day are orphans."""
     now = datetime.now(UTC) + later
     return sweep(root, older_than=DAY, retain=DAY, now=now, **options)
 
@@ -45,6 +45,6 @@ def nobodys_files(volume: Volume) -> None:
 
 
 def superseded_unrecorded(volume: Volume) -> None:
-    """Create a version that was replaced by a Pod which died before it recorded that."""
+    """Create a version that a Pod replaced, and let the Pod die before it records the change."""
     load(volume)
     load_untidily(volume, OWNER, NEW_HASH, MODEL_ID)

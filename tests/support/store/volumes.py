@@ -115,6 +115,6 @@ def refused(reason: Reason, message: str) -> Iterator[None]:
 
 
 def download(volume: Volume, pod: str, load_hash: str = HASH) -> None:
-    """Leave the partial download of a Pod that died."""
+    """Leave a partial download on the volume, as a Pod that died would."""
     with begin(volume, OWNER.uid, pod, load_hash) as staging, staging.source() as source:
         source.write("file", b"part")
