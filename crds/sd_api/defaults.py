@@ -18,7 +18,8 @@ CIVITAI_ENDPOINT = "https://civitai.com"
 MAX_BYTES = 100 * 10**9
 """Size limit of one source, in bytes."""
 ACTIVE_DEADLINE_SECONDS = 6 * 3600
-"""How long a load may run, unless spec.job says otherwise; sweeps have the same limit."""
+"""How long a load may run, unless spec.job says otherwise. Clean-ups and sweeps have this limit,
+too."""
 RETAIN_PREVIOUS_SECONDS = 24 * 3600
 """How long the previous version of a model stays on the volume."""
 RETAIN_PREVIOUS_MAX_SECONDS = 100 * 365 * 24 * 3600

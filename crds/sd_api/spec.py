@@ -199,7 +199,7 @@ class JobOverrides(Extensible):
         default=None, description="Requests and limits of the convert container."
     )
     node_selector: Annotated[dict[str, ShortText], Field(max_length=16)] | None = Field(
-        default=None, description="Node labels the Pod must find."
+        default=None, description="Labels that the Pod's node must have."
     )
     tolerations: Annotated[list[Toleration], Field(max_length=16)] | None = Field(
         default=None, description="Taints the Pod tolerates."

@@ -128,7 +128,7 @@ class Artifact(Extensible):
     """The published folder."""
 
     digest: FolderDigest = Field(
-        description="Digest of the folder: of its sorted files and digests."
+        description="Digest of the sorted list of the folder's files with their digests."
     )
     size_bytes: Count
     shared_bytes: Count = Field(
