@@ -42,7 +42,9 @@ def check_end(job: JobView, pods: Sequence[Mapping[str, Any]], count: int) -> Ch
     failed = LoadResult.decode(text)
     if failed is not None and failed.message:
         return CheckEnd(why=failed.message)
-    return CheckEnd(why=job.detail or f"Job {job.name} has no valid result")
+    # The message of a Complete Job says only that it succeeded.
+    why = job.detail if job.state is JobState.FAILED else ""
+    return CheckEnd(why=why or f"Job {job.name} has no valid result")
 
 
 def _terminated(status: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -146,8 +146,10 @@ def test_only_the_jobs_own_pod_is_believed(forge: Callable[[Cluster, Json], None
         pytest.param(json.dumps({"outcome": "checked", "missing": [0] * 4000}), id="too long"),
     ],
 )
-def test_an_invalid_result_counts_as_a_failed_check(text: str) -> None:
-    """The operator ignores a result that breaks the contract in any way."""
+def test_an_invalid_result_counts_as_a_failed_check(
+    text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The operator ignores a result that breaks the contract in any way, and logs the Job."""
 
     async def play(stage: Stage) -> None:
         stage.show()
@@ -156,6 +158,9 @@ def test_an_invalid_result_counts_as_a_failed_check(text: str) -> None:
 
     stage = acting(play)
     assert (stage.missed(), stage.counted()) == (None, {"failed": 1})
+    (name,) = stage.api.jobs
+    warning = f"the check of PVC art/models failed: Job {name} has no valid result"
+    assert warning in caplog.messages
 
 
 def test_the_log_says_why_a_check_failed(caplog: pytest.LogCaptureFixture) -> None:
@@ -232,14 +237,17 @@ def test_a_job_that_is_rejected_is_not_created_again_at_once(error: ApiError) ->
     "error", [UnavailableError("away", 503), AlreadyExistsError("exists", 409)]
 )
 def test_a_request_that_fails_for_a_moment_is_repeated(error: ApiError) -> None:
-    """The check is tried again after a short delay, and completes."""
+    """The check is tried again after a short delay with a new name, and completes."""
 
     async def play(stage: Stage) -> None:
         stage.show()
         stage.api.fails = [error]
         await stage.run()
 
-    assert acting(play).counted() == {"complete": 1}
+    stage = acting(play)
+    assert stage.counted() == {"complete": 1}
+    first, second = stage.api.names
+    assert first != second
 
 
 def test_jobs_are_kept_only_for_their_log() -> None:

@@ -30,6 +30,8 @@ SETTINGS = Settings(check_seconds=INTERVAL, poll_seconds=0.01)
 COMPLETE = CheckResult(outcome="checked")
 MISSING = CheckResult(outcome="checked", missing=(0,))
 EMPTY = CheckResult(outcome="empty")
+MESSAGES = {"Complete": "Reached expected number of succeeded pods", "Failed": "it was too slow"}
+"""The messages of the conditions with which Jobs end."""
 
 
 class Cluster(Api):
@@ -44,6 +46,8 @@ class Cluster(Api):
         """What the next Jobs report; the last one repeats."""
         self.fails: list[Exception] = []
         """Errors of the next requests to create a Job."""
+        self.names: list[str] = []
+        """The names of all Jobs that were requested, whether or not they were created."""
         self.ends: Callable[[Json], None] = self.succeed
         """What happens to a Job once it is created."""
         self.deleted: list[str] = []
@@ -57,7 +61,7 @@ class Cluster(Api):
     def end(self, job: Json, condition: str) -> None:
         """Let a Job end with this condition."""
         ended = {"type": condition, "status": "True", "lastTransitionTime": times.stamp(NOW)}
-        job["status"] = {"conditions": [ended | {"message": "it was too slow"}]}
+        job["status"] = {"conditions": [ended | {"message": MESSAGES[condition]}]}
 
     @override
     async def create(
@@ -68,9 +72,10 @@ class Cluster(Api):
             self.events.append(body)
             return body
         assert resource is JOBS
+        name = body["metadata"]["name"]
+        self.names.append(name)
         if self.fails:
             raise self.fails.pop(0)
-        name = body["metadata"]["name"]
         assert name not in self.jobs
         job = {**body, "metadata": {**body["metadata"], "uid": f"uid-of-{name}"}}
         self.jobs[name] = job
