@@ -119,8 +119,12 @@ class Models:
         }
         try:
             return await self._api.create(MODELS, namespace, body)
-        except AlreadyExistsError:
-            other = await self._api.get(MODELS, namespace, name)
+        except AlreadyExistsError as taken:
+            try:
+                other = await self._api.get(MODELS, namespace, name)
+            except NotFoundError:
+                # The other model is gone: `apply` tries again.
+                raise taken from None
             if effective_id(other) != model_id:
                 text = (
                     f"The resource name {name} belongs to model {effective_id(other)};"
