@@ -114,7 +114,10 @@ def status(
         ),
     ] = None,
 ) -> None:
-    """Show a model and wait until it is loaded or stalled. The exit code is 1 if it is stalled."""
+    """Show a model; on a terminal, follow it until it is loaded or stalled.
+
+    The exit code is 1 if it is stalled.
+    """
     session: Session = context.obj
     follow = session.console.is_terminal if watch is None else watch
     body, panel = _fetch(session.kubectl, name)
@@ -138,7 +141,7 @@ def logs(
     context: typer.Context,
     name: str,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Print new lines until the Job ends.")
+        bool, typer.Option("--follow", "-f", help="Print new lines until the newest Pod ends.")
     ] = False,
 ) -> None:
     """Print the loader's log from the model's current or last Job."""

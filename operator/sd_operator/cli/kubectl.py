@@ -44,17 +44,7 @@ class Kubectl:
 
     def run(self, *arguments: str) -> str:
         """Run kubectl and return its standard output; raise KubectlError if it fails."""
-        try:
-            process = subprocess.run(
-                self.command(*arguments),
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            message = f"kubectl did not finish within {TIMEOUT_SECONDS:.0f} s; is the cluster up?"
-            raise KubectlError(message) from None
+        process = self._completed(*arguments)
         if process.returncode:
             raise _error(process.stderr.strip() or f"kubectl exited with {process.returncode}")
         return process.stdout
@@ -101,10 +91,7 @@ class Kubectl:
         kind, _, sub = resource.partition("/")
         options = [f"--subresource={sub}"] if sub else []
         options += [f"--as=system:serviceaccount:{account}"] if account else []
-        command = self.command("auth", "can-i", verb, kind, *_in(namespace), *options)
-        process = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
-        )
+        process = self._completed("auth", "can-i", verb, kind, *_in(namespace), *options)
         answer = process.stdout.strip()
         if answer not in ("yes", "no"):
             raise _error(process.stderr.strip() or "kubectl auth can-i printed neither yes nor no")
@@ -128,6 +115,20 @@ class Kubectl:
             if value is not None
         ]
         return [program, *options, *arguments]
+
+    def _completed(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run kubectl to its end; raise KubectlError if it takes too long."""
+        try:
+            return subprocess.run(
+                self.command(*arguments),
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            message = f"kubectl did not finish within {TIMEOUT_SECONDS:.0f} s; is the cluster up?"
+            raise KubectlError(message) from None
 
     def _json(self, *arguments: str) -> Json:
         body: Json = json.loads(self.run(*arguments, "--output=json"))
