@@ -13,7 +13,8 @@ import pytest
 
 from sd_api.check import CheckedVersion, CheckRequest
 from sd_api.loader_env import LoaderEnv
-from sd_operator.base.settings import LoaderSettings
+from sd_operator.base.settings import LoaderSettings, Settings
+from sd_operator.rules import manifests
 from sd_operator.rules.volume_jobs import build_check, build_sweep
 from sd_operator.standalone.errors import ApiError
 from sd_operator.standalone.executor import LOADER, Mounts, RefusedError, environment
@@ -22,6 +23,7 @@ from sd_operator.standalone.resources import NAMESPACES, PODS
 from tests.support.kube.cluster import Cluster
 from tests.support.kube.rawapi import RawApi
 from tests.support.kube.stubjobs import MOUNTS, VOLUMES, container, job, pod_spec, wait_for_pod
+from tests.support.rules.observed import claim, model
 
 LOG = "/dev/termination-log"
 POD = {"metadata": {"name": "p", "namespace": "n", "uid": "u"}}
@@ -126,15 +128,20 @@ def test_variables_of_a_loader_job_are_set():
 
 
 def test_every_variable_of_our_jobs_is_in_the_list():
-    """The list of sd_api has all variables of sweep and check Jobs, so standalone runs them."""
+    """The list of sd_api has all variables of the operator's Jobs, so standalone runs them."""
     loader = LoaderSettings(retain_previous_seconds=60)
+    settings = Settings(loader=loader)
     version = CheckedVersion(uid="u", load_hash="0" * 16, model_id="m")
+    loaded = model(credentialsSecretRef={"name": "token"})
     for made in (
+        manifests.build(manifests.plan_load(loaded, settings, claim(), 0), settings),
+        manifests.build(manifests.plan_remove(loaded, settings, "models", 0), settings),
         build_sweep("n", "sweep", "models", loader),
         build_check("n", "check", "models", CheckRequest(versions=(version,)), loader),
     ):
-        (template,) = made["spec"]["template"]["spec"]["containers"]
-        assert {entry["name"] for entry in template["env"]} <= LoaderEnv.every_name()
+        spec = made["spec"]["template"]["spec"]
+        for template in (*spec.get("initContainers", ()), *spec["containers"]):
+            assert {entry["name"] for entry in template["env"]} <= LoaderEnv.every_name()
 
 
 def test_the_loaders_interpreter_ignores_the_environment(tmp_path):

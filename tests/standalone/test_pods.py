@@ -35,7 +35,8 @@ def test_pod_waits_for_a_missing_pvc(stub_cluster):
     scheduled = condition(pod, "PodScheduled")
     assert scheduled["reason"] == "Unschedulable"
     assert 'persistentvolumeclaim "models" not found' in scheduled["message"]
-    assert "FailedScheduling" in [reason for reason, _ in stub_cluster.events(name)]
+    events = dict(stub_cluster.events(name))
+    assert 'persistentvolumeclaim "models" not found' in events["FailedScheduling"]
     stub_cluster.apply(claim_manifest())
     wait_for_pod(stub_cluster, "j", "Succeeded")
 
@@ -54,16 +55,17 @@ def test_deleted_pvc_stays_while_a_pod_uses_it(stub_cluster):
 
 
 def test_pod_waits_for_a_missing_secret(stub_cluster):
-    """The Pod has the Event FailedMount, and starts when the Secret is created."""
+    """The Event FailedMount names the Secret. The Pod starts when the Secret is created."""
     volumes = [*VOLUMES, {"name": "credentials", "secret": {"secretName": "late"}}]
     stub_cluster.apply(job("j", pod=pod_spec(volumes=volumes)))
     name = wait_for_pod(stub_cluster, "j", "Pending")["metadata"]["name"]
 
     stub_cluster.wait_for("pod", name, lambda pod: pod["spec"].get("nodeName"))
     deadline = time.monotonic() + 20
-    while "FailedMount" not in [reason for reason, _ in stub_cluster.events(name)]:
+    while "FailedMount" not in (events := dict(stub_cluster.events(name))):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    assert 'secret "late" not found' in events["FailedMount"]
     waiting = stub_cluster.get("pod", name)["status"]["containerStatuses"][0]["state"]["waiting"]
     assert waiting["reason"] == "ContainerCreating"
     stub_cluster.apply(secret_manifest("late", token="abc"))
@@ -176,12 +178,17 @@ def test_volume_of_an_unsupported_type_fails_the_pod(stub_cluster):
 
 
 def test_followed_log_ends_with_its_container(stub_cluster):
-    """`kubectl logs -f` waits until the container has ended, and prints all its lines."""
+    """`kubectl logs -f` waits until the container has ended, and prints all its lines.
+
+    With --limit-bytes, it ends as soon as it has printed that many bytes.
+    """
     stub_cluster.apply(job("j", "convert.sleep=1"))
     pod = wait_for_pod(stub_cluster, "j")
 
+    begin = stub_cluster.kubectl("logs", "-f", "--limit-bytes=9", pod["metadata"]["name"])
     followed = stub_cluster.kubectl("logs", "-f", pod["metadata"]["name"])
 
+    assert begin == "convert b"
     assert followed == "convert begins\nconvert ends\n"
 
 

@@ -141,7 +141,9 @@ def environment(container: Json, pod: Json, mounts: Mounts) -> dict[str, str]:
 class Process:
     """A running container: a process with its own process group.
 
-    On Linux, the kernel kills the process, but not others of its group, when standalone ends.
+    On Linux, the kernel kills the process when standalone ends. It does not kill others of the
+    group: the loader's only one, the decoder of a picture, ends by itself within seconds, because
+    its pipes break and its CPU time is limited.
     """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:

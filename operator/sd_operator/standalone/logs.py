@@ -60,7 +60,8 @@ async def serve(
 ) -> web.StreamResponse:
     """Answer with a container's log; tailLines and limitBytes shorten it.
 
-    If the client asks to follow, also send what the container writes later, until it ends.
+    If the client asks to follow, also send what the container writes later, until the container
+    ends or limitBytes are sent.
     """
     pod = find() or {"metadata": {"name": "", "uid": ""}}
     name, path = pod["metadata"]["name"], log_path(folder, pod["metadata"]["uid"], container)
@@ -72,16 +73,18 @@ async def serve(
     tail, limit = _count(query.get("tailLines")), _count(query.get("limitBytes"))
     response = web.StreamResponse(headers={"Content-Type": "text/plain"})
     await response.prepare(request)
-    offset, text_bytes = _read(path, 0)
-    if tail is not None:
-        text_bytes = b"".join(text_bytes.splitlines(keepends=True)[-tail:] if tail else ())
-    await response.write(text_bytes[:limit])
-    while query.get("follow") in ("1", "true"):
+    follows, offset = query.get("follow") in ("1", "true"), 0
+    while True:
         # The state is read before the log, so that the last bytes are not missed.
-        running = "running" in _state(find() or {}, container)
-        offset, text_bytes = _read(path, offset)
-        await response.write(text_bytes)
-        if not running:
+        running = follows and "running" in _state(find() or {}, container)
+        offset, content = _read(path, offset)
+        if tail is not None:
+            content = b"".join(content.splitlines(keepends=True)[-tail:] if tail else ())
+            tail = None
+        await response.write(content[:limit])
+        if limit is not None:
+            limit = max(0, limit - len(content))
+        if not running or limit == 0:
             break
         await asyncio.sleep(POLL_SECONDS)
     await response.write_eof()

@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 5.0
+"""The longest pause before a key that failed is tried again."""
 
 
 class Workqueue:
@@ -50,6 +51,12 @@ class Workqueue:
             except (ApiError, aiohttp.ClientError, TimeoutError) as error:
                 log.debug("%s of %s: %s", self._name, key, error)
                 failures = self._failures[key] = self._failures.get(key, 0) + 1
-                again = min(FIRST_RETRY_SECONDS * 2**failures, LAST_RETRY_SECONDS)
+                again = retry_seconds(failures)
             if again is not None:
                 loop.call_later(again, self.add, key)
+
+
+def retry_seconds(failures: int) -> float:
+    """Return the pause before the next try of a key that has failed this many times in a row."""
+    # The exponent is bounded, because a large power would not fit into a float.
+    return min(FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 10), LAST_RETRY_SECONDS)
