@@ -21,9 +21,8 @@ def fetch_small_file(
 ) -> None:
     """Download the file to `path`, or copy it there.
 
-    field: name of the url in messages, such as a field of the spec. max_bytes: a larger download is
-    refused; a larger local file is cut off one byte after the limit, and the caller refuses it.
-    allow_local: a url without a scheme is a path on this machine.
+    field: name of the url in messages, such as a field of the spec. max_bytes: a larger file is
+    refused. allow_local: a url without a scheme is a path on this machine.
     """
     with naming(field):
         if allow_local and "://" not in url:
@@ -41,11 +40,14 @@ def fetch_small_file(
 
 
 def _read(path: Path, max_bytes: int) -> bytes:
-    """Read at most one byte more than the limit, which shows that the file is too large."""
+    shown = redact_url(str(path))
     try:
         with path.open("rb") as file:
-            return file.read(max_bytes + 1)
+            content = file.read(max_bytes + 1)
     except OSError as error:
         raise LoaderError(
-            Reason.SOURCE_NOT_FOUND, f"{redact_url(str(path))} cannot be read: {error.strerror}"
+            Reason.SOURCE_NOT_FOUND, f"{shown} cannot be read: {error.strerror}"
         ) from error
+    if len(content) > max_bytes:
+        raise LoaderError(Reason.TOO_LARGE, f"{shown} is too large; the limit is {max_bytes} bytes")
+    return content

@@ -287,11 +287,14 @@ def test_config_url_outside_the_policy_is_refused(fetching, url, reason):
     assert caught.value.reason is reason
 
 
-def test_too_large_config_is_refused(server, fetching):
+@pytest.mark.parametrize("is_local", [False, True], ids=["a link", "a path"])
+def test_too_large_config_is_refused(tmp_path, server, fetching, is_local):
     """The limit is ORIGINAL_MAX_BYTES."""
-    url = server.serve_file("/large.yaml", b"#" * (ORIGINAL_MAX_BYTES + 1))
+    content = b"#" * (ORIGINAL_MAX_BYTES + 1)
+    (tmp_path / "large.yaml").write_bytes(content)
+    url = str(tmp_path / "large.yaml") if is_local else server.serve_file("/large.yaml", content)
     with pytest.raises(LoaderError, match=r"spec\.originalConfig: .* limit is") as caught:
-        fetching(url)
+        fetching(url, allow_local=is_local)
     assert caught.value.reason is Reason.TOO_LARGE
 
 
