@@ -19,7 +19,7 @@ from devkit.ldm_layouts import (
 )
 from sd_api.choices import PredictionType
 from sd_loader.convert.plan.small_files import Choices, small_files
-from sd_loader.convert.tables.architecture import ARCHITECTURES, DATA, load_architecture
+from sd_loader.convert.tables.architecture import ARCHITECTURES, DATA, load_architecture, take
 from sd_loader.convert.tables.bind import bind, left_over
 from sd_loader.convert.tables.clip import vocabulary_file
 from sd_loader.convert.tables.dimensions import describe, evaluate, matches
@@ -365,3 +365,9 @@ def test_shape_defines_or_contradicts_dimensions(pattern, shape, known, learned)
 def test_description_of_a_shape_keeps_unknown_names():
     """A name stands for a number that is not yet known."""
     assert describe("a 4*b 3", {"a": 32}) == "32, 4*b, 3"
+
+
+def test_unknown_op_is_an_error():
+    """Otherwise, a typo in a key table would be reported as a wrong shape of the user's file."""
+    with pytest.raises(ValueError, match="no op of a key table: 'thrid 0'"):
+        take(Tensor(-1, Dtype.F16, (6, 2), 0), "thrid 0")

@@ -191,6 +191,8 @@ def _vary(base: Architecture, variant: Variant) -> Architecture:
 def take(tensor: Tensor, op: str, columns: int | None = None) -> Source | None:
     """Apply a row's op to a source tensor. Return None if the tensor's shape does not allow it.
 
+    Raise ValueError if the op does not exist.
+
     Ops: "" takes the whole tensor; `rows 0-1 of 3` takes the first third of the rows, and `third 0`
     means the same; `queries` takes as many rows as there are columns, `keys` the first half of the
     other rows, and `values` the second; `swap` exchanges the halves of the rows; `fold 6` makes six
@@ -208,21 +210,27 @@ def take(tensor: Tensor, op: str, columns: int | None = None) -> Source | None:
         case ["rows", ends, "of", parts]:
             start, _, stop = ends.partition("-")
             return _rows(tensor, int(start), int(stop), int(parts))
-        case ["queries" | "keys" | "values" as part] if len(shape) == 2:
+        case ["queries" | "keys" | "values" as part]:
+            if len(shape) != 2:
+                return None
             return _attention_rows(tensor, part, shape[1] if columns is None else columns)
         case ["swap"]:
             first, second = _rows(tensor, 0, 1, 2), _rows(tensor, 1, 2, 2)
             return None if first is None or second is None else Joined((second, first))
-        case ["fold", count] if len(shape) == 1 and shape[0] % int(count) == 0:
+        case ["fold", count]:
+            if len(shape) != 1 or shape[0] % int(count):
+                return None
             columns = shape[0] // int(count)
             stride = strides_of(tensor)[0]
             return view(tensor, (int(count), columns), (columns * stride, stride))
-        case ["transpose"] if len(shape) == 2:
-            return transposed(tensor)
-        case ["matrix"] if len(shape) >= 2 and all(size == 1 for size in shape[2:]):
+        case ["transpose"]:
+            return transposed(tensor) if len(shape) == 2 else None
+        case ["matrix"]:
+            if len(shape) < 2 or any(size != 1 for size in shape[2:]):
+                return None
             return view(tensor, shape[:2], strides_of(tensor)[:2])
         case _:
-            return None
+            raise ValueError(f"no op of a key table: {op!r}")
 
 
 def _rows(tensor: Tensor, start: int, stop: int, parts: int) -> Tensor | None:
