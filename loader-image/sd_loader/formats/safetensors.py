@@ -143,7 +143,7 @@ def _check_layout(tensors: Mapping[str, Tensor], data_start: int, size: int) -> 
     if size < position:
         _refuse(f"truncated: it ends after {size} of {position} bytes")
     if size > position:
-        _refuse(f"{size - position} bytes follow the last tensor")
+        _refuse(f"bytes follow the last tensor ({size - position} in all)")
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:

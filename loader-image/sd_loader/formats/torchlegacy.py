@@ -127,7 +127,7 @@ class _Storages:
             if position > size:
                 _refuse(f"truncated: it ends after {size} of at least {position} bytes")
         if position != size:
-            _refuse(f"{size - position} bytes follow the last storage")
+            _refuse(f"bytes follow the last storage ({size - position} in all)")
         for key, (part, whole, start) in self._parts.items():
             offset = records[whole.key].offset + start * whole.dtype.itemsize
             records[key] = Record(offset, part.nbytes, None)

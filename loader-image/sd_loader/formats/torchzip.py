@@ -104,7 +104,7 @@ def _content(fd: int, record: Record) -> object:
         _refuse(f"its pickle is {record.size} bytes long; at most {pickle.MAX_BYTES} are read")
     content, end = pickle.load(_verified(fd, _PICKLE, record))
     if end != record.size:
-        _refuse(f"a damaged pickle: {record.size - end} bytes follow its end")
+        _refuse(f"a damaged pickle: bytes follow its end ({record.size - end} in all)")
     return content
 
 

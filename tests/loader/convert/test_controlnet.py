@@ -285,7 +285,7 @@ DAMAGES = {
     "integers": (
         "SD 1.x",
         lambda tensors: tensors.update({"conv_in.bias": torch.zeros(32, dtype=torch.int32)}),
-        "conv_in.bias holds no floating-point numbers",
+        "conv_in.bias should hold floating-point numbers, but its type is ",
     ),
 }
 

@@ -226,7 +226,7 @@ def test_broken_weights_are_always_refused(tmp_path, value):
         pytest.param(
             {"<x>": torch.zeros(2, 768, dtype=torch.int64)},
             CONTRADICTS,
-            "no floating-point",
+            "should hold floating-point numbers",
             id="integers",
         ),
         pytest.param({"<x>": torch.zeros(76, 768)}, UNSUPPORTED, "1 to 75", id="too many"),

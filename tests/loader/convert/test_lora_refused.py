@@ -73,7 +73,7 @@ REFUSED = [
     pytest.param(
         lambda: changed(kohya(), ATTENTION, lambda n, t: {n: t.to(torch.int32)}),
         CONTRADICTS,
-        "no floating-point numbers",
+        "should hold floating-point numbers, but its type is ",
         id="integers",
     ),
     pytest.param(

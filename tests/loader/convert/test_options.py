@@ -174,7 +174,7 @@ CONTRADICTIONS = [
         None,
         {f"{UNET}out.0.weight": torch.zeros(32, dtype=torch.int64)},
         {},
-        f"{UNET}out.0.weight holds no floating-point numbers",
+        f"{UNET}out.0.weight should hold floating-point numbers, but its type is ",
         id="integers for weights",
     ),
     pytest.param(

@@ -190,7 +190,8 @@ def _check_vectors(name: str, tensor: Tensor) -> None:
     if not tensor.dtype.is_float:
         raise LoaderError(
             Reason.CONVERSION_FAILED,
-            f"{snippet(name)} holds no floating-point numbers, but {tensor.dtype.label}",
+            f"{snippet(name)} should hold floating-point numbers, but its type is"
+            f" {tensor.dtype.label}",
         )
     vectors = 1 if len(shape) == 1 else shape[0] if len(shape) == 2 else 0
     if not 1 <= vectors <= MAX_VECTORS:

@@ -249,7 +249,8 @@ def _check_types(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> None
             if half is not Half.ALPHA and not tensor.dtype.is_float:
                 raise LoaderError(
                     Reason.CONVERSION_FAILED,
-                    f"{shown(name)} holds no floating-point numbers, but {tensor.dtype.label}",
+                    f"{shown(name)} should hold floating-point numbers, but its type is"
+                    f" {tensor.dtype.label}",
                 )
 
 

@@ -76,9 +76,10 @@ def require(components: Iterable[Component], tensors: Mapping[str, Tensor]) -> N
     if missing:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"the checkpoint has no {' and no '.join(missing)}, which its pipeline needs; a VAE may"
-            " be given by spec.vae, and parts of either kind by the administrator's setting"
-            f" SD_OPERATOR_LOADER_DEFAULT_PARTS ({LoaderEnv.name_of('default_parts')} by hand)",
+            f"the checkpoint has no {' and no '.join(missing)}, which its pipeline needs; give a"
+            " VAE in spec.vae, or have the administrator set a repo that gives the VAE and the text"
+            " encoders in SD_OPERATOR_LOADER_DEFAULT_PARTS"
+            f" ({LoaderEnv.name_of('default_parts')} by hand)",
         )
 
 
@@ -149,7 +150,8 @@ def _bound(row: Row, tensors: Mapping[str, Tensor], dimensions: Dimensions) -> S
     if not source.dtype.is_float:
         raise LoaderError(
             Reason.CONVERSION_FAILED,
-            f"{row.source} holds no floating-point numbers, but {source.dtype.label}",
+            f"{row.source} should hold floating-point numbers, but its type is"
+            f" {source.dtype.label}",
         )
     taken = take(source, row.op)
     if taken is None or not matches(row.shape, taken.shape, dimensions):

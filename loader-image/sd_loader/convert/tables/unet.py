@@ -170,8 +170,8 @@ def _as_the_middle(middle: int, last: Layers | None) -> Layers:
     if (last[0] if isinstance(last, list) else last) != middle:
         raise LoaderError(
             Reason.CONVERSION_FAILED,
-            f"the UNet's middle block has {middle} transformer blocks, its last level {last}:"
-            " no config of diffusers says that",
+            f"the UNet's middle block has {middle} transformer blocks, its last level {last};"
+            " diffusers' config cannot describe that",
         )
     return last
 

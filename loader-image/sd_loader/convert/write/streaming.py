@@ -184,7 +184,7 @@ class StreamedFolder:
             return self._whole
 
     def _keep_bytes(self, position: int, piece: memoryview) -> None:
-        with storage_errors("what the source says of itself"):
+        with storage_errors("the bytes of the source that are kept"):
             write_at(self._keep, piece, position)
         self._findings.read(self._source, position, piece)
         if position + piece.nbytes == self._wants.ordered[self._next].end:
