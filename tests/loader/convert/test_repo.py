@@ -74,15 +74,16 @@ def test_unchanged_files_are_linked(repo):
 
 
 def test_files_are_copied_if_the_volume_refuses_links(repo, monkeypatch):
-    """The published weights are copies of the repo's."""
+    """All published weights that the conversion does not change are copies of the repo's."""
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError
 
     monkeypatch.setattr("os.link", refuse)
     out, _ = convert_repo(repo)
-    assert not (out / UNET).samefile(repo / UNET)
-    assert (out / UNET).read_bytes() == (repo / UNET).read_bytes()
+    for name in (UNET, VAE):
+        assert not (out / name).samefile(repo / name)
+        assert (out / name).read_bytes() == (repo / name).read_bytes()
 
 
 def test_pickled_weights_give_the_same_files_as_safetensors(repo, sd15, tmp_path):

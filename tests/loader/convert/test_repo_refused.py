@@ -29,10 +29,12 @@ def refusal(repo: Path, **fields: Any) -> LoaderError:
     return caught.value
 
 
-def test_from_safetensors_refuses_a_pickled_repo(repo):
-    """The message names spec.fromSafetensors."""
-    torch.save(load_file(repo / UNET), (repo / UNET).with_suffix(".bin"))
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+def test_from_safetensors_refuses_a_pickled_repo(repo, suffix):
+    """The message names spec.fromSafetensors, even if the pickle is named like safetensors."""
+    tensors = load_file(repo / UNET)
     (repo / UNET).unlink()
+    torch.save(tensors, (repo / UNET).with_suffix(suffix))
     error = refusal(repo, from_safetensors=True)
     assert (error.reason, "fromSafetensors" in error.message) == (Reason.UNSAFE_MODEL, True)
 

@@ -84,12 +84,16 @@ def config(out: Path, name: str) -> dict[str, Any]:
 
 
 def test_file_in_diffusers_layout_keeps_its_names(tmp_path: Path) -> None:
-    """The transformer's tensors keep their names, and the repo's VAE is linked."""
+    """The tensors of the transformer, and of the repo's T5 and VAE, keep their names."""
     shapes = skeletons.published_shapes("flux")
     file = packed(typed(shapes))
     out, result = made(tmp_path, file, flux())
     assert names(out / f"transformer/{DIFFUSION}.safetensors") == shapes.keys()
-    assert (out / VAE).samefile(tmp_path / "skeleton/repo" / VAE)
+    repo = tmp_path / "skeleton/repo"
+    assert (out / VAE).samefile(repo / VAE)
+    for folder in ("text_encoder_2", "vae"):
+        paths = [path.relative_to(repo) for path in (repo / folder).glob("*.safetensors")]
+        assert [names(out / path) for path in paths] == [names(repo / path) for path in paths]
     assert (result.pipeline_class, result.checked) == ("FluxPipeline", "names")
 
 

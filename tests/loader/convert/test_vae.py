@@ -327,7 +327,6 @@ def test_contradicting_tensors_are_refused(
 
 def test_repo_of_another_class_is_refused(tmp_path: Path) -> None:
     """The classes are a tiny VAE and a ControlNet."""
-    AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4)
     for number, (model, words) in enumerate(
         (
             (AutoencoderTiny(), "AutoencoderTiny"),

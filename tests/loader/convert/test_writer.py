@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
 from sd_api.reasons import Reason
+from sd_loader.convert.write import writer
 from sd_loader.convert.write.cast import cast, not_finite, storage_dtype
 from sd_loader.convert.write.files import Item, SmallFile, component_files, weights_file
+from sd_loader.convert.write.steps import blocks_of
 from sd_loader.convert.write.strided_read import read_view
 from sd_loader.convert.write.wants import wants_of
 from sd_loader.convert.write.writer import write_folder
@@ -292,22 +294,31 @@ def test_too_small_volume_is_refused_before_writing(tmp_path, source):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_one_failure_stops_all_writers(tmp_path, source):
-    """An error in one file ends the write, though threads are writing other files."""
+def test_one_failure_stops_all_writers(tmp_path, source, monkeypatch):
+    """An error in one file ends the write: threads leave other files incomplete."""
     good = source.put(torch.ones(2**20), Dtype.F32)
     bad = Tensor(source.fd, Dtype.F32, (2**20,), 2**40)
     files = [
         weights_file(f"{number}/model.safetensors", [Item("x", tensor, dtype), *padding])
         for number, (tensor, dtype, padding) in enumerate(
             [
-                (bad, Dtype.F16, [Item(f"y{n}", good, Dtype.BF16) for n in range(40)]),
+                (bad, Dtype.F16, [Item(f"y{n}", good, Dtype.F32) for n in range(41)]),
                 (good, Dtype.F32, [Item(f"y{n}", good, Dtype.F16) for n in range(40)]),
                 (good, Dtype.F32, [Item(f"y{n}", good, Dtype.F32) for n in range(40)]),
             ]
         )
     ]
+    begun = []
+
+    def write_block(output, block, run):
+        begun.append(block)
+        return real(output, block, run)
+
+    real = writer._write_block
+    monkeypatch.setattr(writer, "_write_block", write_block)
     with pytest.raises(LoaderError, match="ends at byte"):
         write(tmp_path / "out", *files)
+    assert len(begun) < sum(1 for file in files[1:] for _ in blocks_of(file))
 
 
 def test_two_tensors_of_one_name_are_refused(source):

@@ -147,7 +147,7 @@ NEIGHBOURS = _load("neighbour's load", NEIGHBOURS_OWNER, NEIGHBOUR)
 STRANGERS = _load("stranger's load of the same id", STRANGER)
 REMOVAL = replace(_remove("removal"), keeps=False)
 RELEASE = _remove("release", retain=True)
-LATE_REMOVAL = _remove("removal of the former self")
+LATE_REMOVAL = _remove("removal of the previous version")
 NEIGHBOURS_REMOVAL = replace(
     _remove("neighbour's removal", NEIGHBOURS_OWNER, NEIGHBOUR), keeps=False
 )
