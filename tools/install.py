@@ -48,11 +48,16 @@ class Progress:
             self.doing = f"building {match[1]}"
         elif words.startswith("Installing collected packages: "):
             count = words.count(",") + 1
-            self.doing = f"unpacking {count} packages, which takes longest"
+            self.doing = f"unpacking {_packages(count)}, which takes longest"
 
     def text(self, seconds: float) -> str:
         """Return the line to show."""
-        return f"Installing: {len(self.packages)} packages found, {self.doing} ({seconds:.0f} s)"
+        found = _packages(len(self.packages))
+        return f"Installing: {found} found, {self.doing} ({seconds:.0f} s)"
+
+
+def _packages(count: int) -> str:
+    return "1 package" if count == 1 else f"{count} packages"
 
 
 def follow(command: Sequence[str], out: IO[str]) -> int:
@@ -80,7 +85,7 @@ def follow(command: Sequence[str], out: IO[str]) -> int:
         print("pip failed; its output is above", file=out, flush=True)
     else:
         seconds = time.monotonic() - started
-        print(f"Installed {len(progress.packages)} packages in {seconds:.0f} s", file=out)
+        print(f"Installed {_packages(len(progress.packages))} in {seconds:.0f} s", file=out)
     return process.returncode
 
 

@@ -42,7 +42,7 @@ def test_a_log_gets_one_line_at_the_start_and_one_at_the_end():
     first, last = out.getvalue().splitlines()
     assert code == 0
     assert first == "Installing packages, which takes about a minute"
-    assert last.startswith("Installed 1 packages in ")
+    assert last.startswith("Installed 1 package in ")
 
 
 def test_all_that_pip_printed_follows_if_it_fails():
@@ -67,5 +67,5 @@ def test_a_terminal_shows_the_present_step():
     out = Terminal()
     follow([sys.executable, "-c", "print('Collecting numpy')"], out)
     steps = out.getvalue().split("\r\x1b[K")
-    assert steps[1].startswith("Installing: 1 packages found, looking for numpy (")
-    assert steps[-1].startswith("Installed 1 packages in ")
+    assert steps[1].startswith("Installing: 1 package found, looking for numpy (")
+    assert steps[-1].startswith("Installed 1 package in ")
