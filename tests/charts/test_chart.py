@@ -222,18 +222,27 @@ def test_kubernetes_knows_every_field(version: str) -> None:
 
 
 def test_the_operator_is_redundant_probed_and_restricted() -> None:
-    """The operator has two replicas, a disruption budget, probes and a read-only root."""
+    """Two replicas are spread over nodes, with a disruption budget, probes and few privileges."""
     objects = render()
     deployment = one(objects, "Deployment")
-    (container,) = pod_of(deployment)["containers"]
+    pod = pod_of(deployment)
+    (container,) = pod["containers"]
 
     assert deployment["spec"]["replicas"] == 2
+    (spread,) = pod["topologySpreadConstraints"]
+    assert (spread["topologyKey"], spread["maxSkew"]) == ("kubernetes.io/hostname", 1)
+    assert spread["labelSelector"] == deployment["spec"]["selector"]
     assert one(objects, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
     assert not of_kind(render({"replicas": 1}), "PodDisruptionBudget")
     assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "probes"}
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "probes"}
     assert [port["containerPort"] for port in container["ports"]] == [8080, 8081]
-    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
     assert {"name": "LOGNAME", "value": "sd-operator"} in container["env"]
 
 

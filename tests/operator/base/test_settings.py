@@ -198,6 +198,12 @@ def test_in_a_pod_the_pods_own_account_is_used() -> None:
     assert Settings.from_env({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}).kubeconfig is None
 
 
+def test_a_kubeconfig_takes_precedence_over_the_pods_account(kubeconfig: str) -> None:
+    """The operator may run in one cluster and serve another. The first of several files counts."""
+    env = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBECONFIG": f"{kubeconfig}:/other"}
+    assert Settings.from_env(env).kubeconfig == Path(kubeconfig)
+
+
 @pytest.fixture
 def pod_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file in which a Pod finds its namespace."""

@@ -203,6 +203,7 @@ def test_a_host_name_with_a_private_address_is_not_called(
         await stage.load()
         await stage.tried(1)
         assert all("may not be called" in one["lastError"] for one in stage.outbox)
+        assert receiver.calls == []
         assert stage.ready
         stage.edit(webhook=receiver.url)
         stage.let_pass(WEBHOOK_RETRY_SECONDS[0])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 
 import pytest
 
@@ -98,16 +99,19 @@ def test_wake_ups_during_a_pass_make_one_more() -> None:
 def test_errors_are_logged_and_back_off(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The failed pass is tried again after a delay, and other models are not affected."""
+    """The failed pass is tried again after growing delays, and other models are not affected."""
     monkeypatch.setattr(supervisor, "BACKOFF_FIRST_SECONDS", 0.01)
     caplog.set_level(logging.ERROR)
 
     async def scenario() -> None:
         calls: list[str] = []
+        tried: list[float] = []
         good = asyncio.Event()
 
         async def reconcile(uid: str) -> float:
             calls.append(uid)
+            if uid == "bad":
+                tried.append(asyncio.get_running_loop().time())
             if uid == "bad" and calls.count("bad") < 3:
                 raise ValueError("broken")
             if uid == "bad":
@@ -119,6 +123,9 @@ def test_errors_are_logged_and_back_off(
         supervisor.start("other")
         await good.wait()
         assert calls.count("other") == 1
+        first, second = (later - sooner for sooner, later in pairwise(tried))
+        assert first >= 0.01
+        assert second >= 0.02
         await supervisor.close()
 
     run(scenario)

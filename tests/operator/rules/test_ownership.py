@@ -267,8 +267,8 @@ FETCH, CONVERT = (*POD, "initContainers", 0), (*POD, "containers", 0)
             id="another load",
         ),
         pytest.param(
-            change("metadata", "annotations", names.ANNOTATION_CLAIM_UID, to="former"),
-            id="made for a former claim",
+            change("metadata", "annotations", names.ANNOTATION_CLAIM_UID, to="previous"),
+            id="made for a previous PVC",
         ),
         pytest.param(change("metadata", "deletionTimestamp", to="2026-01-01T00:00:00Z"), id="ends"),
         pytest.param(change(*CONVERT, "image", to="evil"), id="another image"),

@@ -56,11 +56,14 @@ class Server:
     away_for: str = ""
     """The path whose requests are cut off."""
     lease: Any = None
+    paths: list[str] = field(default_factory=list)
+    """The paths of all requests."""
     watches: list[dict[str, list[str]]] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def respond(self, request: Request) -> Answer:
         """Answer a request, or cut its connection."""
+        self.paths.append(request.path)
         if self.away or request.path == self.away_for:
             raise HangUpError
         query = parse_qs(request.query)
@@ -206,7 +209,7 @@ def test_operator_watches_only_what_it_needs(server: Server, start: Start) -> No
 
 
 def test_operator_with_namespaces_stays_in_them(server: Server, tmp_path: Path) -> None:
-    """Every watch is limited to a namespace."""
+    """Every request for objects, not only every watch, is limited to one of the namespaces."""
     settings = Settings(
         tmp_path / "kubeconfig",
         namespaces=("art", "ops"),
@@ -225,7 +228,9 @@ def test_operator_with_namespaces_stays_in_them(server: Server, tmp_path: Path) 
             await operator
 
     asyncio.run(until_it_watches())
-    assert all("/namespaces/" in one["path"][0] for one in server.watches)
+    discovery = {"/api", "/apis", *KINDS}
+    asked = {path for path in server.paths if path not in discovery}
+    assert {path.partition("/namespaces/")[2].split("/")[0] for path in asked} == {"art", "ops"}
 
 
 @pytest.mark.parametrize("code", [403, pytest.param(500, marks=pytest.mark.slow)])
