@@ -299,7 +299,10 @@ def test_a_name_that_moves_inside_is_not_followed(
 def test_the_certificate_is_that_of_the_name(
     call: Caller, servers: tuple[Server, Server], certificate: Path, connections: Any
 ) -> None:
-    """The client connects to an address, but sends the name of the url as SNI."""
+    """The client connects to an address, but sends the name of the url as SNI.
+
+    The server has a certificate for NAME only, so it gets no request under another name.
+    """
     public, _ = servers
     heard: list[str] = []
     ends = Ends(lambda host, _port: [heard.append(host), HERE][1:], ca_file=certificate)
@@ -307,6 +310,9 @@ def test_the_certificate_is_that_of_the_name(
     assert heard == ["other.example.com"]
     assert public.names == ["other.example.com"]
     assert connections == [(HERE, public.port)]
+    assert public.requests == []
+    assert call(ends, [f"https://{NAME}:{public.port}/x"]) == [None]
+    assert [request.path for request in public.requests] == ["/x"]
 
 
 @pytest.mark.parametrize("call", CALLERS)
