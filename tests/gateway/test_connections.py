@@ -214,15 +214,19 @@ def _accepts(client: socket.socket) -> bool:
 
 
 @pytest.mark.cluster
-def test_slow_but_steady_caller_is_served(gateway: Gateway) -> None:
-    """Pauses within the head and the body are allowed, and also in the next request."""
+def test_slow_but_steady_caller_is_served(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Head and body each have the whole deadline, and also those of the next request."""
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 1.0)
     body = json.dumps({"key": gateway.key}).encode()
     head = f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode()
     with connect(gateway.port) as client:
         for _ in range(2):
-            for part in (head[:30], head[30:], body[:20], body[20:]):
+            client.sendall(head[:30])
+            for part in (head[30:] + body[:20], body[20:]):
+                time.sleep(0.6)
                 client.sendall(part)
-                time.sleep(0.1)
             assert client.recv(65536).startswith(b"HTTP/1.1 200 OK")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import pytest
@@ -158,8 +159,12 @@ def test_a_link_shows_host_name_and_size(
     assert sources.hub.bytes_served <= len(WEIGHTS)
 
 
-def test_a_look_up_calls_no_private_address(sources: Sources) -> None:
-    """The note says that a load would be refused."""
+def test_a_look_up_calls_no_private_address(
+    sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No connection is tried, and the note says that a load would be refused."""
+    connected: list[object] = []
+    monkeypatch.setattr(socket.socket, "connect", lambda _, address: connected.append(address))
     urls = (
         "https://127.0.0.1/model.safetensors",
         "https://169.254.169.254/latest/meta-data",
@@ -171,6 +176,7 @@ def test_a_look_up_calls_no_private_address(sources: Sources) -> None:
         assert found is not None
         (note,) = found.notes
         assert note.startswith("A load would be refused: "), url
+    assert connected == []
 
 
 def test_a_redirect_of_a_look_up_leads_to_no_private_address(sources: Sources) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from urllib.parse import parse_qsl
 
 import pytest
 
@@ -69,11 +70,14 @@ def test_query_of_a_filter_has_only_its_set_fields():
 
 
 def test_filter_is_read_from_the_url():
-    """Unknown orders, views and numbers are ignored; the number of shown models is limited."""
+    """Unknown orders, views and numbers are ignored; the number of shown models is limited.
+
+    The query of a filter gives the same filter again.
+    """
     query = {"q": " ink ", "base": "SDXL", "sort": "size", "view": "compact", "select": "yes"}
-    assert Filter.of(query | {"show": "9"}) == Filter(
-        "ink", "", "SDXL", "", "size", "compact", True, 9
-    )
+    chosen = Filter("ink", "", "SDXL", "", "size", "compact", True, 9)
+    assert Filter.of(query | {"show": "9"}) == chosen
+    assert Filter.of(dict(parse_qsl(chosen.url(show=9).removeprefix("?")))) == chosen
     assert Filter.of({"sort": "x", "view": "x", "show": "-1"}) == Filter()
     assert Filter.of({"show": "99999999"}).show == listing.SHOWN_MAX
     assert not Filter(sort="size", view="compact", select=True).narrows
