@@ -40,7 +40,7 @@ def made(
     given: Mapping[str, bytes | Files] | None = None,
     **options: Any,
 ) -> tuple[Path, Converted]:
-    """Convert a file that lies beside a repo and the components of the spec, as after a download.
+    """Write a file, a repo and extra components as the fetch stage leaves them, and convert them.
 
     Return the published folder and the result.
     """
