@@ -134,7 +134,7 @@ def acquire(
 
 
 def _only_for_sd(request: LoadRequest) -> tuple[str, ...]:
-    """The fields of the spec that are set and that only pipelines of Stable Diffusion can use."""
+    """Return the set fields of the spec that apply to pipelines of Stable Diffusion only."""
     fields = {
         "spec.predictionType": request.prediction_type,
         "spec.upcastAttention": request.upcast_attention,

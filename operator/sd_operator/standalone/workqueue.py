@@ -30,12 +30,12 @@ class Workqueue:
         self._ready = asyncio.Event()
 
     def add(self, key: str) -> None:
-        """Queue a key; a key that is already queued stays queued once."""
+        """Queue a key, unless it is queued already."""
         self._keys[key] = None
         self._ready.set()
 
     async def run(self) -> None:
-        """Process keys for ever."""
+        """Call reconcile for each queued key, for ever; queue a key again after an error."""
         loop = asyncio.get_running_loop()
         while True:
             await self._ready.wait()

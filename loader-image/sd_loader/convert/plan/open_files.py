@@ -44,7 +44,7 @@ class OpenFiles:
         return file
 
     def identity(self, width: int, dtype: Dtype) -> Tensor:
-        """Return an identity matrix. No file has one, so its bytes are in memory."""
+        """Return an identity matrix as a tensor of a file in memory, which stays open, too."""
         size = width * width * dtype.itemsize
         fd = os.memfd_create("identity", os.MFD_CLOEXEC)
         self.stack.callback(os.close, fd)

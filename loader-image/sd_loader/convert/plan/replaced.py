@@ -1,6 +1,7 @@
 """Plans a component of a listed pipeline that comes from elsewhere than the pipeline's repo.
 
-The repo still decides its class. A single file gets the repo's config and must agree with it.
+The pipeline's repo still decides the component's class. A single file gets the config of the
+component in that repo, and must fit this config.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def replaced_model(
 ) -> PlannedModel:
     """Plan a component from its given source. Refuse a class or sizes that the pipeline cannot use.
 
-    pipeline_repo: the repo that the component would otherwise come from.
+    pipeline_repo: the folder of the pipeline's repo, which has the component that is replaced.
     """
     path = f"{name}/{CONFIG_NAME}"
     raw = read_json(pipeline_repo / path)
@@ -152,7 +153,7 @@ def _of_repo(
 
 
 def _check_class(component: Component, config: Mapping[str, Any]) -> None:
-    """Refuse a component of another class, which the pipeline could not use."""
+    """Refuse a component whose config is not that of the class that the pipeline needs."""
     key, expected = "_class_name", component.class_name
     if component.role is Role.ENCODER:
         key, expected = "model_type", entry(config_class(component.class_name))["model_type"]
