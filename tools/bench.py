@@ -11,16 +11,15 @@ of rows:
 - link: the loader's download and conversion beside `curl`.
 
 The floor is a process that writes as many bytes as the loader publishes, with the same casts, and
-digests them beside it: it finds nothing out and checks nothing. No load that publishes digests can
-be much faster.
+digests them meanwhile, without any of the loader's checks. No load that publishes digests can be
+much faster.
 
 Before each run the script touches the free memory. A virtual machine may have lent that memory to
 its host, and getting it back takes seconds per gigabyte, which the first run would pay.
 
 The table shows the medians of wall time and of user and system time, and the peak memory, which is
-at least that of this script. A line
-below a row names each target that the loader misses: those that bind, and those that are wished.
-The exit status is 1 if a binding target is missed.
+at least that of this script. A line below a row names each target that the loader misses: those
+that bind, and those that are wished. The exit status is 1 if a binding target is missed.
 """
 
 from __future__ import annotations

@@ -201,7 +201,10 @@ def _is_of_library(kind: type) -> bool:
 
 
 def _pipeline_module(kind: Any) -> str:  # noqa: ANN401 - a class
-    """Return the library that an index names for a class in a pipeline's folder; else nothing."""
+    """Return the library that model_index.json names for a class of a pipeline's own module.
+
+    Empty for all other classes.
+    """
     module = kind.__module__.split(".")
     is_inside = module[:2] == ["diffusers", "pipelines"] and len(module) > 3
     is_loadable = issubclass(kind, ModelMixin | PreTrainedModel)
@@ -211,7 +214,7 @@ def _pipeline_module(kind: Any) -> str:  # noqa: ANN401 - a class
 
 
 def _role(kind: Any) -> str:  # noqa: ANN401 - a class
-    """What a component of the class is, which decides what its folder holds."""
+    """Return the kind of component that the class is, which decides what its folder holds."""
     if kind is None or not issubclass(kind, ConfigMixin | PreTrainedModel):
         return "processor"
     if issubclass(kind, PreTrainedModel):
@@ -226,7 +229,7 @@ def _parameters(pipeline: Any) -> list[str]:  # noqa: ANN401 - a class
 
 
 def _optional(pipeline: Any) -> list[str]:  # noqa: ANN401 - a class
-    """The parameters that an index may leave out because `from_pretrained` works without them."""
+    """Return the parameters that model_index.json may lack, as `from_pretrained` lets them."""
     given = GIVEN_BY_CALLERS.get(pipeline.__name__, ())
     return [
         name

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class ModelType(StrEnum):
-    """The kind of model. The values are the vendor's."""
+    """The kind of model. The values are those of the hosted API that the gateway replaces."""
 
     HUGGINGFACE = "huggingface"
     API_TRAINED = "api_trained"
@@ -42,7 +42,7 @@ def contradiction(given: ModelType | None, found: str | None) -> str | None:
 
 
 class Revision(StrEnum):
-    """Precision of the published weights; the vendor calls it revision."""
+    """Precision of the published weights; the API that the gateway replaces calls it revision."""
 
     FP16 = "fp16"
     FP32 = "fp32"

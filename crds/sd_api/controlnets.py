@@ -1,4 +1,7 @@
-"""The vendor's eleven ControlNets for SD 1.5, which load by model id alone."""
+"""Eleven ControlNets for SD 1.5, which load by model id alone.
+
+The ids are those of the vendor, the hosted service that the gateway replaces.
+"""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def parse_default_credentials(text: str) -> dict[str, DefaultSecret]:
 
 
 def format_default_credentials(entries: Mapping[str, DefaultSecret]) -> str:
-    """Return the setting's text."""
+    """Return the text of the setting that names these Secrets, by host."""
     return ",".join(
         f"{host}={secret.name}"
         + (f":{_PRIVATE}" if secret.for_private else "")

@@ -20,7 +20,7 @@ _PRINTABLE = re.compile(r"[ -~]+")
 
 @dataclass(frozen=True)
 class Logins:
-    """The logins in the folder. A login is None if its file is missing or empty."""
+    """The logins in the mounted folder. A login is None if its file is missing or empty."""
 
     proxy: str | None = field(default=None, repr=False)
     """USER:PASSWORD for the proxy."""
@@ -31,7 +31,10 @@ class Logins:
 
     @classmethod
     def read(cls, folder: Path | None) -> Self:
-        """Read the folder. Raise a ValueError without secrets if a login cannot be read or sent."""
+        """Read the logins in a folder; None: there are none.
+
+        Raise a ValueError without secrets if a login cannot be read or sent.
+        """
         return cls() if folder is None else cls(*(_read(folder / key) for key in KEYS))
 
     def secrets(self) -> Iterator[str]:

@@ -1,4 +1,7 @@
-"""The spec of a StableDiffusionModel: what a user asks for. Field names are the vendor's."""
+"""The spec of a StableDiffusionModel: what a user asks for.
+
+Field names are those of the vendor, the hosted service that the gateway replaces.
+"""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def _may_be_key(name: str, equals: str, value: str) -> bool:
 
 
 def _written(text: str) -> str:
-    """Return what the administrator wrote besides the places for id and key."""
+    """Return a piece of the template without the placeholders {id} and {key}, percent-decoded."""
     return unquote(text.replace("{id}", "").replace(KEY, ""))
 
 

@@ -164,7 +164,7 @@ def message_at_shell(message: str) -> str:
 def message_in_api(message: str, fields: Mapping[str, str]) -> str:
     """Return the message with a request's fields in place of those of the resource.
 
-    A caller of the vendor's API cannot set an annotation, but can repeat the load request, which
+    A caller of the gateway's API cannot set an annotation, but can repeat the load request, which
     has the same effect.
     """
     return reword(message.replace(_RELOAD, "send the load request again"), fields.get, yes="yes")

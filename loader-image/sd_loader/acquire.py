@@ -134,7 +134,7 @@ def acquire(
 
 
 def _only_for_sd(request: LoadRequest) -> tuple[str, ...]:
-    """The fields of the spec that are set and that only pipelines of Stable Diffusion can use."""
+    """Return the set fields of the spec that apply to pipelines of Stable Diffusion only."""
     fields = {
         "spec.predictionType": request.prediction_type,
         "spec.upcastAttention": request.upcast_attention,
@@ -183,7 +183,7 @@ def _stream_version(link: OpenLink, supplies: Supplies, out: Path) -> Fetched | 
 def _convert(incoming: IncomingFile, supplies: Supplies, out: Path) -> Fetched:
     conversion = supplies.conversion
     with ExitStack() as stack:
-        opened = OpenFiles(stack)
+        opened = OpenFiles(stack, conversion.safetensors_only)
         companions = Companions(supplies.into, supplies.original_config, supplies.extras)
         plan = plan_download(incoming.file, conversion, companions, opened)
         converted, source = incoming.convert(

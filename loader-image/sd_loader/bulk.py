@@ -23,7 +23,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def write_at(fd: int, content: bytes | memoryview, position: int) -> None:
-    """Write all bytes at a position."""
+    """Write all bytes of `content` into an open file at this offset."""
     rest = memoryview(content)
     while rest.nbytes:
         count = os.pwrite(fd, rest[:WRITE_BYTES], position)

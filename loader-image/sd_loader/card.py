@@ -36,7 +36,7 @@ _VERSIONS = {
 
 
 def card_of_metadata(metadata: Mapping[str, str]) -> Card:
-    """Return the card of a file. Its fields are empty where the metadata says nothing."""
+    """Return the card of a file. Fields for which the metadata has no value are empty."""
     return _written(metadata).over(_recorded(metadata))
 
 

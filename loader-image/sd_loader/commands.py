@@ -87,7 +87,7 @@ def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
 
 
 def _has_secret(args: argparse.Namespace, settings: Settings) -> bool:
-    """Whether the token comes from a mounted Secret. --token-file replaces it."""
+    """Whether the token comes from a mounted Secret, and not from --token-file."""
     return args.token_file is None and (settings.credentials_dir / "token").exists()
 
 

@@ -187,7 +187,7 @@ class _Look:
         return self.shown == LinkInspection() and self.card == NO_CARD
 
     def cleaned(self, secrets: frozenset[str]) -> LinkInspection:
-        """Return all that is known, without these secrets. A server may quote a token."""
+        """Return all known properties, without these secrets, which a server may have quoted."""
         file = self.shown.file
         return self.shown.model_copy(
             update={

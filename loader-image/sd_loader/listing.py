@@ -35,7 +35,7 @@ class Published(Contract):
     files: int | None = None
     digest: str | None = None
     problem: str | None = None
-    """Why nothing more is known about the model."""
+    """Why nothing but the model id is known; None if the receipt could be read."""
 
 
 @dataclass(frozen=True)

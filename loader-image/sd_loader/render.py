@@ -56,7 +56,7 @@ class Rendered:
     """A PNG. None if the model is not rendered."""
 
     warning: str | None = None
-    """Why the model was not tried. None if it was tried."""
+    """Why no rendering was tried with the model. None if it was tried."""
 
 
 def render(folder: Path, converted: Converted, conversion: Conversion, report: Report) -> Rendered:

@@ -239,7 +239,7 @@ class _Record:
         return done if isinstance(done, int) else 0
 
     def set_done(self, written: int, durable: int) -> None:
-        """Replace the record."""
+        """Replace the record by these numbers of wants and the id of the machine's present run."""
         new = self.path.with_name(self.path.name + ".new")
         record = {"key": self.key, "written": written, "durable": durable, "boot": _boot()}
         new.write_text(json.dumps(record))

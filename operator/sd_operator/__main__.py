@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command and return the exit code."""
     parser = argparse.ArgumentParser(prog="sd-operator", description=__doc__)
     parser.add_argument("--version", action="version", version=version("sd-operator"))
     add_completion(parser)

@@ -1,4 +1,4 @@
-"""The alerts fire when they should: those of the plain file, and those that the chart renders."""
+"""Tests of when the alerts fire: those of the plain file, and those that the chart renders."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def rendered(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 def test_every_alert_is_tried_both_ways(rule: dict[str, Any]) -> None:
-    """Each alert has a row in which it fires and one in which it does not fire."""
+    """Each alert has a test row in which the alert fires, and a row in which it does not."""
     rows = [
         row
         for case in yaml.safe_load(PLAIN.read_text())["tests"]
@@ -97,7 +97,7 @@ def test_alerts_are_about_one_release(rendered: Path, fires: bool) -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 def test_alerts_exclude_only_known_reasons(rule: dict[str, Any]) -> None:
-    """The reasons that an alert may exclude have an alert of their own."""
+    """An alert excludes only reasons that have an alert of their own."""
     left_out = set()
     for operator, words in re.findall(r'reason(!~|!=)"([^"]*)"', rule["expr"]):
         left_out |= set(words.split("|") if operator == "!~" else [words])

@@ -57,7 +57,7 @@ NO_KUBERNETES_KINDS = {"PodMonitor", "ServiceMonitor", "PrometheusRule", "Stable
 
 
 def test_a_long_name_of_a_release_gives_names_that_an_api_server_accepts() -> None:
-    """The chart adds suffixes. A Service's name has no dot, a CronJob's at most 52 characters."""
+    """With suffixes, a Service's name has no dot, and a CronJob's has at most 52 characters."""
     objects = render({**FULL, "fullnameOverride": "models." * 9 + "eu"})
     longest = {"CronJob": 52, "Service": 63, "Deployment": 63}
     names = {(item["kind"], item["metadata"]["name"]) for item in objects}
@@ -84,7 +84,7 @@ def test_without_values_every_needed_object_is_rendered() -> None:
 
 @pytest.mark.parametrize("values", [{}, FULL], ids=["by default", "full"])
 def test_both_helms_render_the_same(values: Json) -> None:
-    """The two versions are the newest Helm and the oldest one that the chart supports."""
+    """The newest Helm and the oldest Helm that the chart supports render equal objects."""
     by_both = [
         sorted(render(values, program=program), key=lambda item: repr(item["metadata"]))
         for program in PROGRAMS
@@ -211,7 +211,7 @@ def versions() -> list[Any]:
 
 @pytest.mark.parametrize("version", versions())
 def test_kubernetes_knows_every_field(version: str) -> None:
-    """Validation is strict, so an unknown field would be an error."""
+    """Strict validation of the rendered objects finds no unknown field."""
     import kubernetes_validate
 
     cluster_wide = with_value(FULL, ("models", "clusterWide"), True)
@@ -276,7 +276,7 @@ def test_each_namespace_has_a_pvc_that_helm_keeps() -> None:
 
 
 def test_the_sweep_runs_the_loader_without_the_operators_labels() -> None:
-    """The operator selects Jobs by label and would treat a labelled sweep as a load."""
+    """The sweep's Job does not have the label by which the operator selects its own Jobs."""
     cron = one(render({"sweep": {"enabled": True}}), "CronJob")
     template = cron["spec"]["jobTemplate"]["spec"]["template"]
     (container,) = template["spec"]["containers"]
@@ -289,7 +289,7 @@ def test_the_sweep_runs_the_loader_without_the_operators_labels() -> None:
 
 
 def test_the_sweeps_command_runs(tmp_path: Path) -> None:
-    """The test runs the command of the Pod on a volume without models."""
+    """The command of the sweep's Pod succeeds on a volume without models."""
     cron = one(render({"sweep": {"enabled": True}}), "CronJob")
     (container,) = pod_of(cron)["containers"]
     arguments = [str(tmp_path) if word == "/models" else word for word in container["args"]]

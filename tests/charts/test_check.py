@@ -58,7 +58,7 @@ def probes_port(cluster: Cluster) -> int:
 
 
 def test_check_succeeds_with_a_running_operator(cluster: Cluster, tmp_path: Path) -> None:
-    """If the PVC is missing, or the Pod has no token, the check fails nevertheless."""
+    """The check succeeds, but fails if the PVC is missing or the Pod has no token."""
     env = env_of(render({"models": {"namespaces": [cluster.namespace]}}))
     in_a_pod = {"KUBERNETES_SERVICE_HOST", "HOME"}
     cluster.start_operator(**{key: env[key] for key in env.keys() - in_a_pod})
@@ -80,7 +80,7 @@ def test_check_succeeds_with_a_running_operator(cluster: Cluster, tmp_path: Path
 
 
 def test_check_fails_without_an_operator(cluster: Cluster, tmp_path: Path) -> None:
-    """The script normally waits for a while first, because an upgrade may be running."""
+    """Without an operator the check fails, after a wait, because an upgrade may be running."""
     done = check(cluster, 9, tmp_path, PATIENCE_SECONDS="0")
 
     assert done.returncode == 1

@@ -51,7 +51,7 @@ def test_gateway_without_values_has_its_own_defaults() -> None:
 
 
 def test_every_value_reaches_the_gateway() -> None:
-    """The test includes values that the gateway shares with the operator."""
+    """Each value sets its setting, also the values that the gateway shares with the operator."""
     found = settings(FULL)
     assert found.claim_name == "weights"
     assert found.allowed_claims == {"archive", "fast"}
@@ -69,7 +69,7 @@ def test_every_value_reaches_the_gateway() -> None:
 
 
 def test_gateway_reads_every_variable_of_the_chart() -> None:
-    """A setting without a value in the chart has a documented reason."""
+    """The gateway reads all variables; a setting without a value has a reason in NOT_VALUES."""
     env = Recorder(env_of(render(FULL), "gateway"))
     GatewaySettings.from_env(env)
     given = {name for name in env.env if name.startswith(PREFIX)}
@@ -86,7 +86,7 @@ def test_the_ingress_host_is_the_public_url() -> None:
 
 
 def test_keys_and_ca_are_mounted_where_the_gateway_reads_them() -> None:
-    """Both are mounted as folders, because a file mounted by subPath never changes."""
+    """Key file and CA are mounted as folders: a file that is mounted by subPath never changes."""
     objects = render(FULL)
     found = settings(FULL)
     pod = pod_of(deployment(objects, "gateway"))
@@ -185,7 +185,7 @@ def test_only_the_gateways_account_has_the_gateways_rights(cluster_wide: bool) -
 
 
 def test_without_a_host_there_is_no_ingress() -> None:
-    """The Service still exists, so users can expose the gateway in another way."""
+    """Without a host, no Ingress is rendered; the Service can be exposed in another way."""
     assert not of_kind(render(ON), "Ingress")
     assert one(render(ON), "Service", NAME)
 

@@ -122,7 +122,7 @@ def test_only_the_mounts_can_be_written(slim: Image, tmp_path: Path) -> None:
 
 
 def test_the_loader_starts_under_any_uid(slim: Image, tmp_path: Path) -> None:
-    """OpenShift gives each namespace its own uid, which has no user name."""
+    """The loader starts under a uid without a user name, as OpenShift gives to each namespace."""
     other = Image(slim.root, {**slim.config, "User": "1000650000"})
     done = other.run(["sd-loader", "--version"], {"/tmp": imagerun.TMPFS}, folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -171,7 +171,7 @@ def _loose(path: Path) -> bool:
 def test_every_imported_module_has_bytecode(
     request: pytest.FixtureRequest, tmp_path: Path, which: str, module: str
 ) -> None:
-    """Otherwise each start would take a second longer, because the image is read-only."""
+    """No import has to compile a module: in a read-only image, each start would be 1 s slower."""
     script = (
         f"import sys, {module}, os\n"
         "print([one.__file__ for one in list(sys.modules.values())"
@@ -186,7 +186,7 @@ def test_every_imported_module_has_bytecode(
 def test_the_operators_default_command_names_a_missing_setting(
     operator: Image, tmp_path: Path
 ) -> None:
-    """The test runs the default command outside a cluster."""
+    """Outside a cluster, the default command ends with an error about the missing setting."""
     done = operator.run(operator.command, {"/tmp": imagerun.TMPFS}, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("sd-operator: KUBECONFIG must name a file")
@@ -203,7 +203,7 @@ def for_the_image(file: Path, copy: Path) -> Path:
 def test_the_operators_image_loads_a_model(
     operator: Image, operated: Operated, tmp_path: Path
 ) -> None:
-    """The container has the image's uid and no capabilities, as in a Pod."""
+    """The operator in its image loads a model, with the image's uid and without capabilities."""
     kubeconfig = for_the_image(
         operated.cluster.backend.operator_kubeconfig, tmp_path / "kubeconfig"
     )
@@ -228,7 +228,7 @@ def test_the_operators_image_loads_a_model(
 def test_the_gateways_image_loads_a_model(
     operator: Image, operated: Operated, tmp_path: Path
 ) -> None:
-    """The operator's image also has `sd-gateway`; the operator does the load."""
+    """A load by the gateway in the operator's image succeeds; an operator does the load."""
     operated.start()
     (key,) = write_keys(tmp_path / "lines", operated.cluster.namespace)
     (port,) = free_ports(1)

@@ -61,7 +61,7 @@ def test_no_default_image_is_untagged(dockerfile: Dockerfile) -> None:
 
 
 def test_all_images_share_a_base() -> None:
-    """A node that has pulled one image already has most layers of the others."""
+    """The images have the same base, so a node pulls most of their layers only once."""
     assert OPERATOR.arguments == LOADER.arguments
 
 
@@ -74,7 +74,7 @@ def test_image_runs_as_the_user_of_jobs(dockerfile: Dockerfile, target: str) -> 
 
 @images
 def test_image_has_labels(dockerfile: Dockerfile, target: str) -> None:
-    """Registries show these labels."""
+    """The image has the labels that registries show."""
     found = dockerfiles.labels(dockerfile.built(target))
     words = ("title", "description", "licenses", "version", "revision")
     assert set(found) == {f"org.opencontainers.image.{word}" for word in words}
@@ -235,7 +235,7 @@ def test_locks_are_complete(lock: lock_images.Lock) -> None:
 
 
 def test_both_images_of_the_loader_decode_pictures() -> None:
-    """Both have pillow: sources of adapters and VAEs, which the slim image loads, have pictures."""
+    """Both images have pillow, because models that the slim image loads may have pictures."""
     locked = [set(_pins(lock)) for lock in lock_images.LOCKS if lock.extra in ("loader", "verify")]
     assert [packages & {"pillow"} for packages in locked] == [{"pillow"}, {"pillow"}]
 
@@ -273,7 +273,7 @@ def test_hadolint_reports_no_problem(dockerfile: Dockerfile) -> None:
     ],
 )
 def test_make_images_uses_the_tags_that_the_operator_expects(image: str, name: str) -> None:
-    """The settings' defaults are the names of the built images."""
+    """The built images have the names that are the defaults of the operator's settings."""
     makefile = (ROOT / "Makefile").read_text()
     (registry,) = re.findall(r"^IMAGE_REGISTRY \?= (\S+)$", makefile, re.MULTILINE)
     assert image == f"{registry}/{name}:{PROJECT['project']['version']}"

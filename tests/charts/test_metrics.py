@@ -84,7 +84,7 @@ EXPRESSIONS = [
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_every_metric_and_label_exists(expression: str) -> None:
-    """A query of a metric that does not exist would silently return no data."""
+    """Alerts and dashboard use existing metrics and labels: others would silently give no data."""
     known = series()
     metrics = set(re.findall(r"\b(?:sdmodel|kubelet)_\w+", expression))
     matched = set(re.findall(r"(\w+)\s*[=!]~?\s*\"", expression))
@@ -112,7 +112,7 @@ def test_every_matched_value_is_written_by_the_operator(expression: str) -> None
     "path", sorted(Path(__file__).parent.glob("alerts*.yaml")), ids=lambda path: path.name
 )
 def test_the_alerts_are_tried_with_values_that_the_operator_writes(path: Path) -> None:
-    """Series with invented values would test an alert that no operator ever fires."""
+    """The series of the alerts' tests have only label values that the operator writes."""
     for case in yaml.safe_load(path.read_text())["tests"]:
         for row in case["input_series"]:
             for label, value in re.findall(r"(\w+)=\"([^\"]*)\"", row["series"]):
@@ -121,7 +121,7 @@ def test_the_alerts_are_tried_with_values_that_the_operator_writes(path: Path) -
 
 @pytest.mark.parametrize("name", sorted({"sdmodel_models", "sdmodel_info"} | OF_THE_KUBELET.keys()))
 def test_series_of_models_and_volumes_are_filtered_by_the_chosen_namespace(name: str) -> None:
-    """Otherwise the panel would show the models of other namespaces."""
+    """Each query of these series has the chosen namespace; without it, all models are shown."""
     for query in queries():
         selectors = re.findall(rf"\b{name}\b(\{{[^}}]*\}})?", query)
         assert all('namespace=~"$namespace"' in selector for selector in selectors), query
@@ -148,7 +148,7 @@ def test_the_namespace_can_be_chosen() -> None:
 
 
 def test_operators_and_gateways_are_counted_apart() -> None:
-    """Both serve sdmodel_build_info, so each query of this metric selects a component."""
+    """Each query of sdmodel_build_info, which both serve, selects a component."""
     assert 'sdmodel_build_info{component="operator"}' in queries_of("Operators running and leading")
     assert 'sdmodel_build_info{component="gateway"}' in queries_of("Gateways running")
     for query in queries():
@@ -157,7 +157,10 @@ def test_operators_and_gateways_are_counted_apart() -> None:
 
 @pytest.mark.parametrize("query", [query for query in queries() if "load_duration" in query])
 def test_times_of_stages_are_not_mixed(query: str) -> None:
-    """A load has a time for each stage and one in total; a quantile of both means nothing."""
+    """Each query of the times of loads selects one stage or groups by the stage.
+
+    A load has a time for each stage and one in total; a quantile of both means nothing.
+    """
     one_stage = re.search(r'stage="\w+"', query)
     each_stage = re.search(r"\bby \(stage, le\)", query)
     assert one_stage or each_stage
@@ -188,7 +191,7 @@ def test_the_dashboards_queries_parse(tmp_path: Path) -> None:
 
 
 def test_the_chart_carries_the_dashboard_unchanged() -> None:
-    """Helm does not interpret the braces of Grafana."""
+    """The dashboard in the ConfigMap equals the file: Helm does not interpret Grafana's braces."""
     objects = render({"metrics": {"dashboard": {"enabled": True}}})
     (text,) = one(objects, "ConfigMap")["data"].values()
     assert json.loads(text) == BOARD

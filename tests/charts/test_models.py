@@ -50,7 +50,7 @@ def test_the_starter_catalog_is_that_of_the_gallery() -> None:
 
 
 def test_a_model_takes_missing_fields_from_the_defaults() -> None:
-    """Fields are not merged, and an explicit false is kept."""
+    """A model's field replaces the whole default, even if the field is false."""
     values = {
         "defaults": {"suspend": True, "verify": {"weights": True}, "priority": 3},
         "models": {
@@ -86,7 +86,7 @@ def test_an_empty_catalog_is_valid() -> None:
     ],
 )
 def test_helm_rejects_an_invalid_model(program: str, model: Json, where: str) -> None:
-    """The chart's schema is generated from the contract's types."""
+    """The error names the invalid field: the chart's schema is made from the contract's types."""
     done = helm("template", "x", CATALOG, values={"models": {"a": model}}, program=program)
     assert done.returncode != 0
     assert where in done.stderr
@@ -143,7 +143,7 @@ def test_rules_between_fields_are_checked_in_a_dry_run(cluster: Cluster, tmp_pat
 
 
 def test_every_example_is_yaml() -> None:
-    """The test also reads the example values for Helm."""
+    """Each file in examples/, also the values for Helm, is valid YAML."""
     for path in [*Path(ROOT / "examples").glob("*.yaml"), *CATALOG.glob("*.yaml")]:
         assert list(yaml.safe_load_all(path.read_text()))
     assert of_kind(render(CONTROLNETS, CATALOG), "StableDiffusionModel")

@@ -98,14 +98,14 @@ def is_address(text: str) -> bool:
 def test_the_network_policies_open_the_ports_of_the_values(
     policy: str, values: Json, ports: set[int]
 ) -> None:
-    """Besides 80 and 443, only ports that the values name are open."""
+    """Only the ports 80 and 443, and ports that the values name, are open."""
     name, enabled = EGRESS[policy]
     rule = public_egress(name, enabled | values)
     assert {port["port"] for port in rule["ports"]} == set(PORTS) | ports
 
 
 def test_additional_ranges_can_be_blocked() -> None:
-    """The ranges of the address guard stay blocked."""
+    """Ranges of the values are blocked in addition to those of the address guard."""
     more = {"loader": {"networkPolicy": {"refusedCIDRs": ["93.184.0.0/16", "2606:4700::/32"]}}}
     rule = public_egress("sd-operator-loader-egress", more)
     for text in ("93.184.215.14", "2606:4700::6810:85e5", "10.0.0.1", "fd00::1"):
@@ -114,7 +114,7 @@ def test_additional_ranges_can_be_blocked() -> None:
 
 
 def test_the_ranges_are_those_of_the_address_guard() -> None:
-    """`make crd` writes the file."""
+    """The chart's file with ranges, which `make crd` writes, equals the address guard's ranges."""
     assert (OPERATOR / "files" / "network.yaml").read_text() == network()
 
 

@@ -20,7 +20,7 @@ def test_the_pod_is_admitted(pod: Callable[[], Json]) -> None:
 
 @pytest.mark.parametrize("values", [SWITCHED_ON, FULL], ids=["by default", "full"])
 def test_the_pods_of_the_chart_are_admitted(values: Json) -> None:
-    """No control of the standard rejects any of them."""
+    """No control of the standard rejects a Pod of the chart."""
     pods = chart_pods(values)
     assert {name.partition(" ")[0] for name in pods} == {"Deployment", "CronJob", "Pod"}
     assert [(name, violations(pod)) for name, pod in pods.items() if violations(pod)] == []
@@ -28,7 +28,7 @@ def test_the_pods_of_the_chart_are_admitted(values: Json) -> None:
 
 @pytest.mark.parametrize("pod", JOB_PODS)
 def test_a_loader_has_no_token_and_a_read_only_root(pod: Callable[[], Json]) -> None:
-    """The standard does not require this, and a user's own security context may differ."""
+    """By default, loader Pods have no token and a read-only root, beyond the standard's rules."""
     spec = pod()
     assert spec["automountServiceAccountToken"] is False
     containers = spec["containers"] + spec.get("initContainers", [])

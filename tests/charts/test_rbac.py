@@ -94,7 +94,10 @@ def test_the_gateway_has_the_rights_that_it_uses() -> None:
 
 
 def test_the_gateway_cannot_create_jobs_or_read_other_leases() -> None:
-    """Whoever creates a Job or a Pod can mount every Secret of the namespace."""
+    """The gateway has no right on Jobs and Pods, and of the Leases only on that for sweeps.
+
+    Whoever creates a Job or a Pod can mount every Secret of the namespace.
+    """
     changes = {
         right for right in granted(GATEWAY_RULES) if right[0] not in ("get", "list", "watch")
     }
@@ -108,7 +111,7 @@ def test_the_gateway_cannot_create_jobs_or_read_other_leases() -> None:
 
 
 def test_the_operator_reads_and_changes_only_its_own_leases() -> None:
-    """RBAC cannot restrict create to a name; every other verb has one."""
+    """Each right on Leases is for named Leases, except `create`, which RBAC cannot restrict."""
     for rule in RULES + LEADER_RULES:
         if "leases" in rule["resources"]:
             own = [names.FIELD_MANAGER], [names.SWEEP_LEASE]
@@ -118,7 +121,7 @@ def test_the_operator_reads_and_changes_only_its_own_leases() -> None:
 
 
 def test_the_cluster_tests_run_under_the_charts_rights() -> None:
-    """If those tests find a missing or unused right, the chart has the same fault."""
+    """The cluster tests use the same rights as the chart, so they find the chart's faults."""
     assert granted(rights.RULES) == granted(RULES) | granted(LEADER_RULES)
 
 
@@ -157,7 +160,7 @@ def test_each_served_namespace_has_a_role() -> None:
 
 
 def test_the_rights_to_release_models_outlive_the_roles() -> None:
-    """The namespace controller deletes the Roles of a namespace before its models are gone."""
+    """A ClusterRole has the rights to release models: a namespace's Roles are deleted earlier."""
     listed = {"models": {"namespaces": ["art", "ads"]}, "rbac": {"aggregate": False}}
     objects = render(listed)
     role, binding = one(objects, "ClusterRole"), one(objects, "ClusterRoleBinding")
@@ -200,7 +203,7 @@ def test_cluster_wide_there_is_one_role_for_all() -> None:
 
 
 def test_an_administrator_may_supply_roles_and_an_account() -> None:
-    """The chart then creates no RBAC objects and uses the given account."""
+    """If the values say so, the chart creates no RBAC objects and uses the given account."""
     objects = render(
         {"rbac": {"create": False}, "serviceAccount": {"create": False, "name": "mine"}}
     )
@@ -217,7 +220,7 @@ def test_an_administrator_may_supply_roles_and_an_account() -> None:
 
 
 def test_editors_of_a_namespace_may_edit_its_models() -> None:
-    """Only the operator may write the status."""
+    """The chart's ClusterRole lets editors of a namespace edit models, but not their status."""
     objects = render()
     view = one(objects, "ClusterRole", "sd-system-sd-operator-view")
     edit = one(objects, "ClusterRole", "sd-system-sd-operator-edit")

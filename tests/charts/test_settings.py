@@ -61,7 +61,7 @@ def test_a_release_without_values_has_the_operators_own_defaults() -> None:
 
 
 def test_every_value_sets_its_setting() -> None:
-    """Helm reads numbers above a million as floats, and these are converted correctly."""
+    """Each value sets its setting, also numbers above a million, which Helm reads as floats."""
     settings = Settings.from_env(env_of(render(FULL)))
 
     registry = "registry.example.com/sd"
@@ -141,7 +141,7 @@ def test_logins_are_mounted_where_they_are_read(component: str, keys: list[str])
 
 
 def test_the_operator_reads_every_variable_of_the_chart() -> None:
-    """A renamed setting would otherwise be ignored."""
+    """The chart sets only variables that the operator reads; others would be ignored."""
     env = Recorder(env_of(render(FULL)))
     Settings.from_env(env)
 
@@ -158,7 +158,7 @@ def test_every_setting_without_a_value_has_a_reason() -> None:
 
 
 def test_cluster_wide_means_all_namespaces() -> None:
-    """PVCs are still created only in the listed namespaces."""
+    """With clusterWide, the operator serves all namespaces, also if the values list some."""
     values = with_value(FULL, ("models", "clusterWide"), True)
     assert Settings.from_env(env_of(render(values))).namespaces == ()
 
@@ -173,7 +173,7 @@ def test_the_chart_secures_its_pods_as_the_operator_does(kind: str) -> None:
 
 
 def test_the_sweep_uses_the_volume_and_image_of_loads() -> None:
-    """PVC, image and retention are the same."""
+    """The sweep has the PVC, the image and the retention of the operator's settings."""
     objects = render(FULL)
     settings = Settings.from_env(env_of(objects))
     pod = pod_of(of_kind(objects, "CronJob")[0])

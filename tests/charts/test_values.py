@@ -174,7 +174,7 @@ def test_a_wrong_value_is_refused(
 def test_the_oldest_helm_refuses_a_wrong_value(
     values: Json, where: str, why: tuple[str, ...]
 ) -> None:
-    """The schema refuses the one value, and a template the other."""
+    """The oldest Helm refuses a value that the schema rejects and one that a template rejects."""
     test_a_wrong_value_is_refused("helm3", values, where, why)
 
 
@@ -193,7 +193,7 @@ def test_the_oldest_helm_refuses_a_wrong_value(
     ],
 )
 def test_a_refused_link_is_not_shown(program: str, values: Json) -> None:
-    """A pipeline keeps Helm's output, and the link may contain a password or a key."""
+    """The error does not show the link, which may contain a password or a key."""
     done = helm("template", "x", OPERATOR, values=values, program=program)
     assert done.returncode != 0
     assert " must " in done.stderr
@@ -201,7 +201,7 @@ def test_a_refused_link_is_not_shown(program: str, values: Json) -> None:
 
 
 def test_families_and_repos_of_default_parts_are_those_of_the_setting() -> None:
-    """Otherwise an upgrade would succeed, and the operator would not start."""
+    """The chart's schema accepts the families and repos that the operator's setting accepts."""
     schema = json.loads((OPERATOR / "values.schema.json").read_text())
     parts = schema["properties"]["loader"]["properties"]["defaultParts"]
     assert list(parts["properties"]) == BASES
@@ -210,7 +210,7 @@ def test_families_and_repos_of_default_parts_are_those_of_the_setting() -> None:
 
 
 def test_the_defaults_are_those_of_values_yaml() -> None:
-    """Templates cannot read values.yaml, so the chart has its content a second time."""
+    """files/defaults.yaml equals values.yaml, which templates cannot read."""
     assert (OPERATOR / "files" / "defaults.yaml").read_text() == default_values()
 
 
@@ -222,7 +222,7 @@ def test_the_defaults_are_those_of_values_yaml() -> None:
     ],
 )
 def test_an_absent_value_has_its_default(names: list[str]) -> None:
-    """`--reuse-values` keeps the values of an older release, which lacks newer ones."""
+    """An absent value has its default, as after `--reuse-values` of an older release."""
     base = {} if "gateway" in names else {"gateway": {"enabled": True}}
     assert render(base | dict.fromkeys(names)) == render(base)
 

@@ -90,7 +90,7 @@ def test_panel_of_a_loaded_model_shows_its_path_and_size() -> None:
 
 
 def test_panel_shows_the_model_card() -> None:
-    """The card's text cannot send control characters to the terminal."""
+    """The panel has the card's texts, without control characters."""
     card = {"title": "Fish\x1b[31m", "triggerWords": ["fishy", "scales"], "license": "MIT"}
     status = {**READY["status"], "artifact": {**READY["status"]["artifact"], "card": card}}
     text = printed(views.model_panel({**READY, "status": status}, [], NOW))
@@ -115,7 +115,7 @@ def test_panel_of_a_running_load_shows_a_progress_bar() -> None:
 
 
 def test_panel_of_a_load_that_is_tried_again_shows_its_last_failure() -> None:
-    """The conditions describe the running load, so they do not show the failure."""
+    """The panel shows status.lastFailure: the conditions describe the running load."""
     last = {"reason": "RateLimited", "message": "Pod sketch-1 failed (RateLimited: 429)"}
     text = printed(views.model_panel(resource(phase="Downloading", lastFailure=last), [], NOW))
     assert "last failure" in text
@@ -123,7 +123,7 @@ def test_panel_of_a_load_that_is_tried_again_shows_its_last_failure() -> None:
 
 
 def test_panel_of_a_running_load_has_no_cross() -> None:
-    """A condition that is not true yet is not a problem."""
+    """While a load runs, no condition has a cross, although Ready is not true."""
     loading = resource(
         condition("Ready", "False", "Downloading"),
         condition("Reconciling", "True", "Downloading"),
@@ -139,7 +139,7 @@ def test_panel_of_a_running_load_has_no_cross() -> None:
 
 
 def test_panel_marks_each_problem_with_a_cross() -> None:
-    """A failed load and an undelivered webhook call are problems."""
+    """The conditions of a failed load and of an undelivered webhook call have a cross."""
     text = printed(
         views.model_panel(
             resource(
@@ -155,7 +155,7 @@ def test_panel_marks_each_problem_with_a_cross() -> None:
 
 
 def test_panel_of_a_model_that_never_loaded_shows_the_source_of_its_spec() -> None:
-    """Secrets in the url are not shown."""
+    """The panel shows the url of the spec, without its secrets."""
     model = resource(condition("Stalled", "True", "SourceNotFound"), phase="Failed")
     model["spec"]["url"] = "https://user:word@example.com/model.ckpt?token=secret"
     text = printed(views.model_panel(model, [], NOW))

@@ -71,7 +71,7 @@ def package_of(command: str) -> str:
 def test_command_without_its_packages_names_the_extra(
     command: str, package: str, extra: str, tmp_path: Path
 ) -> None:
-    """A traceback would not say what to install."""
+    """Without its packages, the command names the extra to install instead of a traceback."""
     link = ["--url", "https://example.com/model", "--model-id", "m", "--store", str(tmp_path)]
     arguments = ["x", "load", *link]
     code = (

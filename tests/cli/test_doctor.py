@@ -164,7 +164,7 @@ NO_CLASS = WarningEvent("ProvisioningFailed", 'storageclass.storage.k8s.io "nfs"
 def test_a_pvc_without_a_volume_is_explained(
     pvc: Any, warnings: Any, level: Level, message: str
 ) -> None:
-    """The doctor uses the words of the models' conditions."""
+    """The finding says why the PVC has no volume, in the words of the models' conditions."""
     view = NamespaceView("art", [], claims={"models": pvc}, warnings=warnings)
     (finding,) = namespace.check_claims(view)
     assert (finding.level, finding.message) == (level, message)
@@ -205,7 +205,7 @@ class ListedNamespaces(Kubectl):
 
 
 def test_a_listed_namespace_that_is_gone_or_without_rights_is_a_finding() -> None:
-    """It is reported even without models. In a namespace that is gone, nothing else is checked."""
+    """Such a namespace is a finding even without models; if it is gone, nothing else is checked."""
     cluster = view_cluster(ListedNamespaces(), [])
     findings = [finding for finding in examine(cluster) if finding.level is not Level.OK]
     assert [(finding.level, finding.subject) for finding in findings] == [

@@ -54,14 +54,14 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_logs_of_a_failed_fetch_leave_out_the_container_that_never_started() -> None:
-    """The API server answers BadRequest for its log."""
+    """The log of a container that never started is not requested: it would be a BadRequest."""
     kubectl = Recorder(pod(ENDED, WAITING, "Failed"))
     assert podlogs.show(kubectl, "job") == 0
     assert kubectl.asked == [("pod/p", "--container=fetch")]
 
 
 def test_logs_of_the_newest_pod_are_shown() -> None:
-    """A Job may have several Pods; the last one says what is wrong now."""
+    """If a Job has several Pods, the logs of the newest Pod are shown."""
     kubectl = Recorder(pod(ENDED, ENDED, "Failed"), pod(ENDED, RUNNING, "Running", "newer"))
     podlogs.show(kubectl, "job")
     assert kubectl.asked == [
@@ -71,7 +71,7 @@ def test_logs_of_the_newest_pod_are_shown() -> None:
 
 
 def test_followed_logs_wait_for_the_next_container() -> None:
-    """Convert starts when fetch has ended."""
+    """With `follow`, the log of convert is shown once convert has started, after fetch."""
     kubectl = Recorder(pod(RUNNING, WAITING, "Pending"), later=pod(ENDED, RUNNING, "Running"))
     podlogs.show(kubectl, "job", follow=True)
     assert [container for _, container in kubectl.asked] == [
@@ -81,7 +81,7 @@ def test_followed_logs_wait_for_the_next_container() -> None:
 
 
 def test_followed_logs_end_if_the_next_container_cannot_start() -> None:
-    """Convert never starts after a failed fetch."""
+    """With `follow`, the command ends after a failed fetch, since convert never starts."""
     kubectl = Recorder(pod(RUNNING, WAITING, "Pending"), later=pod(ENDED, WAITING, "Failed"))
     podlogs.show(kubectl, "job", follow=True)
     assert kubectl.asked == [("pod/p", "--container=fetch")]

@@ -93,7 +93,7 @@ def test_a_restored_model_adopts_its_files(operated: Operated) -> None:
 
 
 def test_a_model_that_is_being_deleted_is_not_in_the_backup(cluster: Cluster) -> None:
-    """A restore would bring it back."""
+    """The backup leaves out a model that is being deleted: a restore would bring it back."""
     cluster.model("kept", url="org/kept")
     manifest = model_manifest("deleted", url="org/deleted")
     manifest["metadata"]["finalizers"] = ["example.com/waits"]

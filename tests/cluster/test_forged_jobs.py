@@ -170,7 +170,7 @@ def test_forged_jobs_do_not_delay_a_model(one_at_a_time: Cluster, owned: str) ->
 
 @OWNED
 def test_a_foreign_job_with_our_name_is_replaced(one_at_a_time: Cluster, owned: str) -> None:
-    """Nobody else has a reason to use a name with the digest of the model's uid."""
+    """The model becomes Ready by a Job of its own under the name that the foreign Job had."""
     cluster, victim = one_at_a_time, f"replaced-{owned}"
     item = model(cluster, victim, suspend=True)
     uid, wanted = item["metadata"]["uid"], Model.from_body(item).wanted

@@ -150,7 +150,7 @@ def test_edits_of_other_fields_do_not_reload(shared_light_operated: Operated) ->
 
 
 def test_a_changed_source_is_served_when_it_is_complete(shared_light_operated: Operated) -> None:
-    """Until then the previous version is served under the same path."""
+    """Until the new version is complete, the previous one is served under the same path."""
     operated = shared_light_operated
     old, new = operated.light_link("old"), operated.light_link("new", seconds=1)
     first = operated.load("changed", url=old)
@@ -184,7 +184,7 @@ def test_a_source_that_is_changed_back_is_served_again(shared_light_operated: Op
 
 
 def test_a_changed_source_in_mid_load_stops_the_old_load(shared_light_operated: Operated) -> None:
-    """Only the newest spec is ever published."""
+    """The load of the old spec is stopped, and only the newest spec is published."""
     operated = shared_light_operated
     operated.cluster.model("hasty", url=operated.light_link("old", seconds=60))
     old = operated.wait("hasty", lambda one: one["status"].get("job"))["status"]["loadHash"]
@@ -216,7 +216,7 @@ def test_a_failed_reload_leaves_the_old_version_served(served: Operated) -> None
 
 @pytest.mark.slow
 def test_the_reload_annotation_loads_again(operated: Operated) -> None:
-    """The spec and the content of the source stay the same."""
+    """A new value of the annotation starts a load, although spec and source are unchanged."""
     operated.start()
     first = operated.load(url=operated.link())
     operated.cluster.annotate("sdm", "sketch", {names.ANNOTATION_RELOAD: "1"})
@@ -248,7 +248,7 @@ def test_retained_files_are_taken_over_without_a_download(shared_operated: Opera
 
 @pytest.mark.slow
 def test_suspending_stops_the_load_and_keeps_the_download(operated: Operated) -> None:
-    """A resumed load continues where it stopped."""
+    """After spec.suspend is removed, the load continues with the download of the stopped load."""
     operated.start()
     size = operated.checkpoints[0].stat().st_size
     link = operated.link(rate=SLOW)
@@ -264,7 +264,7 @@ def test_suspending_stops_the_load_and_keeps_the_download(operated: Operated) ->
 
 @pytest.mark.slow
 def test_a_pvc_that_is_created_later_is_found(operated: Operated) -> None:
-    """Until then the status names the PVC, and no Job is created."""
+    """Without the PVC, the status names it and no Job exists; once it is created, the load runs."""
     operated.start()
     operated.cluster.model("sketch", url=operated.link(), storage={"claimName": "later"})
     item = operated.stalled("sketch", "ClaimNotFound")
@@ -277,7 +277,7 @@ def test_a_pvc_that_is_created_later_is_found(operated: Operated) -> None:
 
 @pytest.mark.slow
 def test_a_pvc_that_is_not_for_models_is_not_mounted(operated: Operated) -> None:
-    """Labelling the PVC wakes the model; once the model is published, no label is needed."""
+    """After the PVC gets the label, the model is loaded; once published, it needs no label."""
     operated.start()
     cluster = operated.cluster
     cluster.apply(claim_manifest("database", for_models=False))
@@ -299,7 +299,7 @@ def test_a_pvc_that_is_not_for_models_is_not_mounted(operated: Operated) -> None
 
 
 def test_a_secret_that_is_created_later_is_found(shared_operated: Operated) -> None:
-    """The status names the remedy, and the load is retried without an edit."""
+    """The status names the remedy; once the Secret exists, the load succeeds without an edit."""
     operated = shared_operated
     token = "hf_not-to-be-shown"
     url = operated.hub.serve_file("/private.safetensors", operated.checkpoints[0], token=token)
@@ -350,7 +350,7 @@ def test_an_unreachable_webhook_delays_nothing(operated: Operated) -> None:
 
 
 def test_a_missing_webhook_secret_is_named(shared_light_operated: Operated) -> None:
-    """The call waits and is never sent unsigned."""
+    """The condition has the reason SecretNotReadable; the call waits and is not sent unsigned."""
     operated = shared_light_operated
     operated.cluster.model(
         "unsigned",
@@ -381,7 +381,7 @@ def test_giving_the_files_up_releases_the_resource(shared_light_operated: Operat
 # Slow, because test_namespaces.py deletes a namespace other than the operator's own.
 @pytest.mark.slow
 def test_a_model_in_a_deleted_namespace_is_released(light_operated: Operated) -> None:
-    """No Job can be created in a terminating namespace."""
+    """The model is released without a clean-up Job, which a terminating namespace would reject."""
     operated = light_operated
     operated.start()
     operated.load(url=operated.light_link("sketch"))

@@ -51,7 +51,7 @@ def after_checks(operated: Operated, count: int) -> None:
 # Slow: the next test covers the report, tests/operator/rules/test_missing.py restart and reload.
 @pytest.mark.slow
 def test_a_model_whose_files_are_gone_is_reported_and_reloaded(operated: Operated) -> None:
-    """Nothing is downloaded until somebody sets the reload annotation."""
+    """The model is not Ready; only after somebody sets the reload annotation is it loaded."""
     other = operated.cluster.get("sdm", "kept")
     first = operated.load("lost", url=operated.link(1, name="lost"))
     folder = operated.cluster.store / first["status"]["artifact"]["immutablePath"]
@@ -93,7 +93,7 @@ def test_a_model_whose_files_are_gone_is_reported_and_reloaded(operated: Operate
 
 
 def test_a_model_is_ready_again_when_its_files_are_back(operated: Operated) -> None:
-    """The volume was restored, so nothing is loaded."""
+    """Once the files are back on the volume, the model is Ready again without a load."""
     item = operated.ready("kept")
     weights = operated.cluster.store / item["status"]["artifact"]["immutablePath"] / WEIGHTS
     operated.hub.forget()

@@ -173,7 +173,7 @@ def test_a_missing_right_is_shown_until_it_is_granted(outage: Outage) -> None:
 
 @pytest.mark.slow
 def test_a_model_is_loaded_again_on_a_recreated_pvc(outage: Outage) -> None:
-    """The model is not Ready while the PVC is missing."""
+    """The model is not Ready while the PVC is missing, and is loaded onto the new PVC."""
     outage.load()
     first = outage.ready()["status"]["artifact"]["claimUID"]
     outage.cluster.delete("pvc", "models")
@@ -205,7 +205,7 @@ def test_a_namespace_is_deleted_in_mid_load(outage: Outage) -> None:
 
 @pytest.mark.slow
 def test_a_model_is_deleted_in_mid_load(outage: Outage) -> None:
-    """No file of the model stays on the volume."""
+    """After a deletion during the load, no file of the model stays on the volume."""
     outage.load(seconds=60)
     outage.pod()
     outage.cluster.delete("sdm", "sketch")

@@ -118,7 +118,7 @@ def test_tests_run_on_the_nodes_and_nothing_is_left(
 
 
 def test_a_crd_that_the_cluster_already_has_stays(outside: Cluster, env: dict[str, str]) -> None:
-    """Its models stay too."""
+    """After a run, a CRD that existed before the run is still there, with its models."""
     before = outside.model("mine", url="org/name")
     with backend_of(env) as backend:
         assert backend.source_host == env["SD_TEST_SOURCE_HOST"]
@@ -128,7 +128,7 @@ def test_a_crd_that_the_cluster_already_has_stays(outside: Cluster, env: dict[st
 
 @pytest.mark.usefixtures("without_crd")
 def test_another_version_of_the_crd_ends_the_run(outside: Cluster, env: dict[str, str]) -> None:
-    """Tests would fail with it, and others may use it, so it is not replaced."""
+    """The run ends with an error and does not replace the CRD, which others may use."""
     older = custom_resource_definition()
     (version,) = older["spec"]["versions"]
     del version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["priority"]
@@ -140,7 +140,7 @@ def test_another_version_of_the_crd_ends_the_run(outside: Cluster, env: dict[str
 
 
 def test_a_user_without_a_token_gets_one_for_the_run(backend: Backend, tmp_path: Path) -> None:
-    """A plugin or a client certificate authenticates the users of most clusters."""
+    """A user with a plugin in the kubeconfig gets a token of a ServiceAccount for the run."""
     if backend.name == "standalone":
         pytest.skip("standalone has no ServiceAccounts: KUBEBUILDER_ASSETS or KUBECONFIG")
     config = yaml.safe_load(backend.kubeconfig.read_text())
@@ -185,7 +185,7 @@ def test_a_user_without_a_token_gets_one_for_the_run(backend: Backend, tmp_path:
 def test_a_run_that_cannot_load_ends_at_once(
     env: dict[str, str], changed: dict[str, str], message: str
 ) -> None:
-    """If its loads were skipped, it would look as if it had passed."""
+    """Without what loads need, the run fails at once: skipped loads would look like a success."""
     with pytest.raises(pytest.exit.Exception, match=message), backend_of(env | changed):
         pass
 

@@ -80,7 +80,7 @@ def test_a_volume_that_cannot_be_mounted_is_reported(light_operated: Operated) -
 def test_a_model_on_a_pvc_that_is_never_bound_says_why_and_is_released(
     light_operated: Operated,
 ) -> None:
-    """No clean-up Job is created, since its Pod could not start."""
+    """The status says why the PVC is not bound. The deletion completes without a clean-up Job."""
     operated = light_operated
     operated.start()
     unbound = claim_manifest("unbound")
@@ -110,7 +110,7 @@ def test_deleted_models_leave_no_pod_that_keeps_the_pvc(shared_light_operated: O
 def test_a_stuck_clean_up_job_is_deleted_when_the_files_are_given_up(
     shared_light_operated: Operated,
 ) -> None:
-    """Its Pod would wait for the volume until the Job's deadline."""
+    """The Job is deleted: its Pod would wait for the volume until the Job's deadline."""
     operated = shared_light_operated
     operated.load("stuck", url=operated.light_link("stuck"))
     block(operated)

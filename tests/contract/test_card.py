@@ -57,7 +57,7 @@ def test_each_card_fits_and_no_result_becomes_too_long(card: Card) -> None:
 
 
 def test_empty_field_is_left_out_of_the_status() -> None:
-    """Otherwise `kubectl describe` would show a field without a value."""
+    """The status has no empty field of a card: `kubectl describe` would show it."""
     status = Card(title="Pony").model_dump(mode="json", by_alias=True, exclude_none=True)
     assert status == {"title": "Pony"}
 
@@ -90,7 +90,7 @@ def test_a_card_is_cut_field_by_field_in_a_fixed_order() -> None:
     ],
 )
 def test_a_text_loses_what_is_not_printable(text: str, shown: str) -> None:
-    """Every card is cleaned, even one in a result that a compromised Pod wrote."""
+    """Reading a card removes characters that are not printable, even from a forged result."""
     card = Card(title=text, trigger_words=(text,))
     assert (card.title, card.trigger_words) == (shown, (shown,))
     assert Card.decode(json.dumps({"title": text}).encode()).title == shown
@@ -122,12 +122,12 @@ def test_a_card_is_strict(fields: dict[str, object]) -> None:
 
 
 def test_fields_of_a_later_version_are_ignored() -> None:
-    """A newer loader may have written the card."""
+    """A card with unknown fields, as a newer loader may write it, is read without them."""
     assert Card.decode(b'{"title": "Pony", "later": {"x": [1]}}') == Card(title="Pony")
 
 
 def test_a_card_fills_its_gaps_from_another() -> None:
-    """The fields of the first card win."""
+    """Fields that the first card lacks are taken from the second card."""
     first = Card(title="Pony", trigger_words=("score_9",))
     second = Card(title="other", author="someone", trigger_words=("x", "y"))
     assert first.over(second) == Card(title="Pony", author="someone", trigger_words=("score_9",))

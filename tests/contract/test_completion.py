@@ -65,7 +65,7 @@ def test_bash_completes_with_the_script(capsys: pytest.CaptureFixture[str]) -> N
 def test_completion_without_its_package_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A traceback would not say what to install."""
+    """The error names the extra to install."""
     monkeypatch.setitem(sys.modules, "shtab", None)
     with pytest.raises(SystemExit) as ended:
         gateway.main(["--print-completion", "bash"])

@@ -61,7 +61,7 @@ def test_fields_that_do_not_affect_the_weights_keep_the_load_hash(change):
 
 
 def test_the_load_hash_is_stable():
-    """A release with other hashes would reload every model in the cluster."""
+    """The hash of a spec equals the hash of earlier releases: another one would reload models."""
     assert digest() == "36d4c05502f9a1c1"
 
 
@@ -81,7 +81,7 @@ def test_the_model_type_follows_from_the_url(url, model_type):
 
 
 def test_a_controlnet_of_the_vendors_table_has_a_url():
-    """The effective model id selects the row of the table."""
+    """A ControlNet's url is that of the table's row for the effective model id."""
     spec = Spec(model_type=ModelType.CONTROLNET)
     assert spec.effective_url("canny") == "lllyasviel/control_v11p_sd15_canny"
     assert spec.effective_url("other") is None
@@ -89,7 +89,7 @@ def test_a_controlnet_of_the_vendors_table_has_a_url():
 
 @pytest.mark.parametrize("name", ["a", "a" * 63, "a.b-c", "a" * 39 + ".b"])
 def test_a_job_name_is_a_dns_label(name):
-    """Kubernetes uses the Job's name as a label value and in the Pods' host names."""
+    """Whatever the model's name, the Job's name is a DNS label: it is a label value, too."""
     job = names.job_name(name, "uid", "0" * 16, 0)
     assert len(job) <= 52
     assert "." not in job
@@ -97,7 +97,7 @@ def test_a_job_name_is_a_dns_label(name):
 
 
 def test_a_job_name_depends_on_uid_load_and_attempt():
-    """Another model of the same name, or another attempt, gets another name."""
+    """A Job's name differs for another uid, load or attempt."""
     assert (
         len(
             {

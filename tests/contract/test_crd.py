@@ -75,7 +75,7 @@ def test_every_user_given_value_is_bounded():
 
 
 def test_every_pattern_is_anchored():
-    """A real API server searches for a match, so other text around it would be accepted."""
+    """Each pattern begins with ^ and ends with $: API servers would accept text around a match."""
     for path, node in nodes(SCHEMA):
         if "pattern" in node:
             assert node["pattern"].startswith("^"), path
@@ -89,7 +89,7 @@ def test_every_spec_field_is_described():
 
 
 def test_conditions_are_a_list_map():
-    """Conditions merge by type."""
+    """The schema makes the conditions a map by type, so that patches merge them by type."""
     conditions = SCHEMA["properties"]["status"]["properties"]["conditions"]
     assert conditions["x-kubernetes-list-type"] == "map"
     assert conditions["x-kubernetes-list-map-keys"] == ["type"]
@@ -153,7 +153,7 @@ def test_documented_specs_are_accepted(spec):
 
 @pytest.mark.parametrize("model_id", sorted(CONTROLNET_REPOS))
 def test_the_vendors_controlnets_need_no_url(model_id):
-    """The id may come from spec.modelId or from the name of the resource."""
+    """A ControlNet of the table needs no url, by spec.modelId or by the resource's name."""
     assert violations({"modelType": "controlnet"}, name=model_id) == []
 
 
@@ -224,9 +224,10 @@ def test_an_impossible_spec_is_rejected_with_a_remedy(spec, old, says):
 
 
 def test_no_rule_costs_more_than_an_api_server_allows():
-    """cel-go estimates a call of `matches` at (text length / 10) * (pattern length / 4).
+    """The calls of `matches` in each rule together cost less than 900,000 by cel-go's estimate.
 
-    An API server allows one evaluation of a rule to cost a million (its PerCallLimit).
+    That is (text length / 10) * (pattern length / 4) for a call. An API server allows one
+    evaluation of a rule to cost a million (its PerCallLimit).
     """
     texts = 2048 / 10
     for _, rule, _ in RULES:
@@ -237,11 +238,11 @@ def test_no_rule_costs_more_than_an_api_server_allows():
 
 
 def test_a_name_that_does_not_fit_a_label_is_refused():
-    """metadata.name becomes a folder name and a label value."""
+    """A name that is not a label value is refused: it becomes a label value and a folder name."""
     assert violations({"url": LINK}, name="x" * 63) == []
     assert "63" in violations({"url": LINK}, name="x" * 64)[0]
 
 
 def test_spelling_out_the_default_model_id_changes_nothing():
-    """Only the effective id is immutable."""
+    """spec.modelId may be added if it equals the default: only the effective id is immutable."""
     assert violations({"url": LINK, "modelId": "a-model"}, {"url": LINK}) == []

@@ -34,7 +34,7 @@ def test_sizes_for_people(count: int, text: str) -> None:
 
 
 def test_numbers_of_files_for_people() -> None:
-    """One file is not `1 files`."""
+    """A single file is `1 file`; other numbers have the plural."""
     assert [files(count) for count in (0, 1, 12)] == ["0 files", "1 file", "12 files"]
 
 
@@ -93,7 +93,7 @@ def test_progress_for_people(progress: Progress, text: str) -> None:
 
 
 def test_progress_without_numbers_shows_its_stage() -> None:
-    """The status always has a text."""
+    """Progress without numbers has the name of its stage as its text."""
     assert StatusProgress.of(Progress(stage=Stage.VERIFYING)).text == "verifying"
     downloading = Progress(stage=Stage.DOWNLOADING, percent=42)
     assert StatusProgress.of(downloading).model_dump(exclude_defaults=True) == {

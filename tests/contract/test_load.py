@@ -68,7 +68,7 @@ def test_a_request_has_the_effective_values() -> None:
 
 
 def test_a_spec_without_a_source_has_no_request() -> None:
-    """A request requires the url."""
+    """Making the request of a spec without a url is an error."""
     with pytest.raises(ValidationError, match="url"):
         request(modelType="controlnet")
 
@@ -115,7 +115,7 @@ def test_a_request_is_strict_and_closed_at_every_level(path: str, value: object)
 
 
 def test_the_longest_request_of_a_check_fits_into_an_argument() -> None:
-    """Linux takes at most 128 KiB for one argument."""
+    """The longest check request is below 128 KiB, Linux's limit for one argument."""
     longest = CheckedVersion(uid="u" * 64, load_hash=HASH, model_id="m" * 63)
     request = CheckRequest(versions=(longest,) * VERSIONS_MAX)
     assert len(request.to_argument()) < 128 << 10
@@ -163,7 +163,10 @@ def test_a_request_names_a_model_type_only_if_the_spec_does(url: str) -> None:
 def test_a_given_type_must_agree_with_the_found_one(
     given: str | None, found: str | None, is_refused: bool
 ) -> None:
-    """The types huggingface and custom_ckpt agree, because a repo may be one checkpoint."""
+    """A given type that differs from the found type is refused.
+
+    huggingface and custom_ckpt do not contradict each other: a repo may be one checkpoint.
+    """
     words = contradiction(ModelType(given) if given else None, found)
     assert (words is not None) == is_refused
     assert words is None or f"the source is of type {found}" in words

@@ -74,7 +74,7 @@ def test_each_variable_has_a_case() -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_variable_is_read_as_it_was_written(name: str) -> None:
-    """Charts and people write the text as well, so it is fixed."""
+    """Each variable has this name and text, because charts and people write them, too."""
     value, variable, text = EVERY[name]
     written = LoaderEnv(**{name: value})
     assert LoaderEnv.name_of(name) == variable
@@ -83,14 +83,14 @@ def test_a_variable_is_read_as_it_was_written(name: str) -> None:
 
 
 def test_all_variables_survive_together() -> None:
-    """Reading one variable does not depend on another."""
+    """All variables together are read with the values that were written."""
     written = LoaderEnv(**{name: value for name, (value, _, _) in EVERY.items()})
     assert LoaderEnv.from_env(written.to_env()) == written
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_an_empty_variable_is_not_set(name: str) -> None:
-    """Kubernetes manifests often set empty values."""
+    """An empty variable counts as not set, since manifests often have empty values."""
     assert LoaderEnv.from_env({EVERY[name][1]: ""}) == LoaderEnv()
 
 
@@ -101,7 +101,7 @@ def test_unset_fields_are_not_written() -> None:
 
 
 def test_hosts_are_read_in_lower_case() -> None:
-    """Blanks around a host are ignored, because people write lists with blanks."""
+    """Hosts are read in lower case and without surrounding blanks."""
     env = {"SD_LOADER_ALLOWED_HOSTS": " Mirror.Example.com , 10.0.0.1:8080,"}
     assert LoaderEnv.from_env(env).allowed_hosts == {"mirror.example.com", "10.0.0.1:8080"}
 
@@ -143,7 +143,7 @@ def test_a_wrong_value_names_its_variable(variable: str, text: str, message: str
 
 
 def test_variables_that_name_a_file_are_marked() -> None:
-    """Standalone keeps their values within the container's volumes."""
+    """Each variable that names a file is marked, so that standalone can translate its path."""
     files = [name for name in EVERY if name.endswith(("_dir", "_file", "_log"))]
     names = {LoaderEnv.name_of(name) for name in files}
     assert LoaderEnv.path_names() == names | {"HOME", "HF_HOME"}
@@ -151,7 +151,7 @@ def test_variables_that_name_a_file_are_marked() -> None:
 
 
 def test_a_token_is_neither_shown_nor_given_to_a_container() -> None:
-    """A container gets tokens as files of a Secret."""
+    """A token is in no `repr` and in no container's variables: containers get tokens as files."""
     written = LoaderEnv(hub_token="hf_x", civitai_token="site_x")
     assert "_x" not in repr(written)
     assert LoaderEnv.every_name().isdisjoint(written.to_env())

@@ -15,7 +15,7 @@ PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size
 
 
 def test_each_file_is_one_login(tmp_path: Path) -> None:
-    """Files are optional, and other files are not read."""
+    """Each known file in the folder is one login. Files are optional; other files are ignored."""
     assert Logins.read(None) == Logins()
     assert Logins.read(tmp_path / "missing") == Logins()
     (tmp_path / "proxy").write_text("user:word\n")
@@ -34,12 +34,12 @@ def test_a_login_that_cannot_be_sent_is_refused(tmp_path: Path, content: bytes) 
 
 
 def test_no_login_is_shown_by_accident() -> None:
-    """Settings are logged and compared in tests."""
+    """The `repr` of logins has no login, since settings may be logged."""
     assert "word" not in repr(Logins("user:word", "user:word", "word"))
 
 
 def test_every_secret_is_known_by_its_value() -> None:
-    """A server may repeat a login as it received it: in a header, or percent-encoded in a url."""
+    """`secrets` has passwords and keys, plain and as they are sent: base64 or percent-encoded."""
     logins = Logins(proxy="user:a long word", trained="a/key")
     encoded = basic("user:a long word").removeprefix("Basic ")
     assert set(logins.secrets()) == {"a long word", encoded, "a/key", "a%2Fkey"}

@@ -18,7 +18,7 @@ def guard(*answers: str, allowed: tuple[str, ...] = ()) -> Guard:
 
 @pytest.mark.parametrize("literal", PRIVATE_LITERALS)
 def test_private_literals_are_refused_in_every_spelling(literal):
-    """The guard refuses such an address in a url, and as a host whose addresses are asked for."""
+    """The guard refuses a private address in a url, and as a host to resolve."""
     host = f"[{literal}]" if ":" in literal else literal
     with pytest.raises(AddressRefusedError, match="may not be called"):
         guard().check_url(f"https://{host}/x")
@@ -28,7 +28,7 @@ def test_private_literals_are_refused_in_every_spelling(literal):
 
 @pytest.mark.parametrize("literal", ["127.0.0.1", "10.0.0.1", "::1", "fe80::1%2", "fd00::1"])
 def test_a_name_with_one_private_address_is_refused(literal):
-    """The private address may come first or last."""
+    """A name is refused if any of its addresses is private, in any position."""
     for answers in ((PUBLIC, literal), (literal, PUBLIC)):
         with pytest.raises(AddressRefusedError, match=r"example\.com"):
             guard(*answers).addresses("example.com", 443)
@@ -56,7 +56,7 @@ def test_a_host_to_call_later_is_refused_if_all_its_addresses_are(answers, refus
 
 @pytest.mark.parametrize("host", PRIVATE_NAMES)
 def test_private_names_are_refused_without_asking_a_resolver(host):
-    """Behind a proxy the guard cannot check the resolved address."""
+    """Names such as `localhost` are refused by the name alone, as is needed behind a proxy."""
     with pytest.raises(AddressRefusedError):
         guard().check_url(f"https://{host}/x")
 
@@ -79,7 +79,7 @@ def test_private_names_are_refused_without_asking_a_resolver(host):
     ],
 )
 def test_public_links_pass(url):
-    """Paths and queries make no difference."""
+    """Public links pass the guard, whatever their path and query."""
     assert guard().check_url(url).scheme == "https"
 
 
@@ -108,7 +108,7 @@ def test_public_links_pass(url):
     ],
 )
 def test_other_urls_are_refused_with_a_cause(url, words):
-    """The guard never raises a plain ValueError."""
+    """Other urls are refused by AddressRefusedError, whose message has the cause."""
     with pytest.raises(AddressRefusedError, match=words):
         guard().check_url(url)
 
@@ -173,14 +173,14 @@ def test_every_address_that_the_standard_library_knows_as_special_is_refused(add
 
 
 def test_no_range_contains_another():
-    """Each range is stated once."""
+    """The list of refused ranges has no range that another range contains."""
     for network in REFUSED:
         others = [other for other in REFUSED if other.version == network.version]
         assert [other for other in others if other.overlaps(network)] == [network]
 
 
 def test_hosts_of_settings_are_exempt_with_their_port():
-    """The administrator chose the Hub's endpoint."""
+    """The hosts of endpoints in the settings may be private, with the port of the endpoint."""
     it = guard("10.1.2.3").with_hosts(["http://mirror.ns.svc:8080", None])
     it.check_url("http://mirror.ns.svc:8080/x")
     with pytest.raises(AddressRefusedError):
@@ -207,14 +207,14 @@ def test_a_name_without_an_address_is_an_os_error(host):
 
 
 def test_resolver_results_that_are_not_addresses_are_refused():
-    """The guard does not trust the resolver."""
+    """A result of the resolver that is not an address is refused."""
     with pytest.raises(AddressRefusedError):
         guard("nonsense").addresses("example.com", 443)
 
 
 @given(st.integers(0, 2**32 - 1))
 def test_an_ipv4_address_has_one_spelling(number):
-    """A proxy may read 010.0.0.1 as a different address than the guard does."""
+    """Other spellings of an IPv4 address are refused: a proxy may read 010.0.0.1 differently."""
     dotted = socket.inet_ntoa(number.to_bytes(4, "big"))
     first, rest = number >> 24, number & 0xFFFFFF
     others = [

@@ -43,7 +43,7 @@ def test_no_reason_is_a_literal_elsewhere(folder: str) -> None:
 
 
 def test_a_literal_would_be_found() -> None:
-    """The search of the previous test finds arguments of calls, but ignores comments."""
+    """The search for literals of the previous test finds call arguments, but ignores comments."""
     assert "Loaded" in literals("f'{x}'; put(reason='Loaded')")
     assert "Loaded" not in literals("ReadyReason.LOADED  # Loaded")
 
@@ -62,7 +62,7 @@ def test_a_reason_is_read_from_a_condition() -> None:
 
 
 def test_a_remedy_names_the_job() -> None:
-    """The command that shows the log contains the Job's name."""
+    """In a remedy with the command that shows the log, the Job's name is filled in."""
     remedy = Reason.LOADER_CRASHED.remedy_for("sketch-0123456789")
     assert "kubectl logs job/sketch-0123456789 --all-containers" in remedy
     assert "<" not in remedy
@@ -70,5 +70,5 @@ def test_a_remedy_names_the_job() -> None:
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_a_remedy_leaves_room_for_the_cause(reason: Reason) -> None:
-    """A condition's message of 1024 characters also holds the cause and the next attempt."""
+    """With each remedy, a condition's message has room for the cause and the next attempt."""
     assert len(reason.remedy_for("j" * 52)) <= 250

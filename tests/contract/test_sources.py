@@ -45,7 +45,7 @@ MIRROR = "https://mirror.example/hub"
 
 @pytest.mark.parametrize("url", MEANT)
 def test_a_url_has_one_meaning(url: str) -> None:
-    """The model type does not change what a url of the Hub means."""
+    """A url is read as the meaning in the table MEANT; for the Hub, with any model type."""
     for model_type in (ModelType.CUSTOM_CKPT, ModelType.LORA, ModelType.VAE):
         assert read_source(url, model_type) == MEANT[url]
     if not isinstance(MEANT[url], Link | CivitaiModel):
@@ -63,7 +63,7 @@ def test_a_url_of_another_form_is_refused_with_its_own_message(url: str) -> None
 
 @pytest.mark.parametrize("url", TRAINED)
 def test_a_trained_model_has_an_id_or_a_link(url: str) -> None:
-    """A repo id does not fit modelType api_trained, and a bare id fits nothing else."""
+    """With modelType api_trained, a bare id or a link is read; a repo id is refused."""
     meaning, expected = read_source(url, API_TRAINED), TRAINED[url]
     if isinstance(expected, str):
         assert isinstance(meaning, Unreadable)
@@ -76,7 +76,7 @@ def test_a_trained_model_has_an_id_or_a_link(url: str) -> None:
     "url", [url for url, place in MEANT.items() if isinstance(place, Link | CivitaiModel)]
 )
 def test_an_ordinary_link_is_not_a_whole_repo(url: str) -> None:
-    """With modelType huggingface, the url must be on the Hub or its mirror."""
+    """With modelType huggingface, a link to another host than the Hub or its mirror is refused."""
     meaning = read_source(url, WHOLE)
     assert isinstance(meaning, Unreadable)
     assert meaning.words.startswith(NOT_ON_THE_HUB)
@@ -128,7 +128,7 @@ def test_a_mirrors_url_is_read_like_the_hubs(
 def test_url_and_git_revision_must_agree(
     url: str, git_revision: str, expected: Meaning | str
 ) -> None:
-    """A link has no revision; a digest pins it."""
+    """A gitRevision is refused for anything but a Hub repo, and if the url contradicts it."""
     meaning = read_source(url, CKPT, git_revision)
     if isinstance(expected, str):
         assert isinstance(meaning, Unreadable)
@@ -156,13 +156,13 @@ def test_url_and_git_revision_must_agree(
 def test_a_download_link_of_civitai_names_a_version(
     url: str, expected: CivitaiModel | None
 ) -> None:
-    """The version can be looked up in Civitai's API. The link itself is requested as written."""
+    """The version of a download link is recognised, so that it can be looked up in the API."""
     assert civitai_download(url, MIRROR) == expected
 
 
 @pytest.mark.parametrize("url", [*MEANT, *TRAINED, *REFUSED])
 def test_the_default_model_type_fits_the_meaning(url: str) -> None:
-    """A whole repo is a pipeline, and everything else a checkpoint."""
+    """The default model type is huggingface for a whole repo, otherwise custom_ckpt."""
     is_repo = isinstance(read_source(url, CKPT), HubRepo)
     if not isinstance(read_source(url, CKPT), Unreadable):
         assert (Spec(url=url).effective_model_type() is WHOLE) == is_repo
@@ -201,7 +201,10 @@ def one_of_each_kind() -> list[Any]:
 
 @pytest.mark.parametrize("url", one_of_each_kind())
 def test_the_crd_rejects_what_the_reader_refuses_in_the_same_words(url: str) -> None:
-    """The rules are made from the reader's patterns, but an API server evaluates them with RE2."""
+    """The CRD's rules reject the urls that `read_source` refuses, with the same messages.
+
+    The rules are made from its patterns, but an API server evaluates them with RE2.
+    """
     for model_type in (None, API_TRAINED):
         assert rejections(url, model_type) == expected_rejections(url, model_type)
 
@@ -209,7 +212,7 @@ def test_the_crd_rejects_what_the_reader_refuses_in_the_same_words(url: str) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("url", [url for url in [*MEANT, *REFUSED, *TRAINED] if url])
 def test_the_crd_rejects_the_same_urls_with_and_without_a_model_type(url: str) -> None:
-    """The rules only distinguish api_trained from all other types."""
+    """An explicit model type other than api_trained does not change which urls are rejected."""
     for model_type in (CKPT, WHOLE):
         assert rejections(url, model_type) == expected_rejections(url, model_type)
 
@@ -277,14 +280,14 @@ def test_every_text_is_read_or_refused(
 
 @given(URLS, st.none() | TYPES)
 def test_the_crd_and_the_reader_agree_on_every_text(url: str, model_type: ModelType | None) -> None:
-    """They differ only for links that may be on a mirror, which the CRD must accept."""
+    """CRD and `read_source` differ only for links that may be on a mirror: the CRD accepts them."""
     if url:
         assert rejections(url, model_type) == expected_rejections(url, model_type)
 
 
 @given(URLS)
 def test_no_path_chooses_the_host(path: str) -> None:
-    """Whatever follows the host, the link that is called has this host."""
+    """Whatever path follows the host in a url, the link that is called has this host."""
     meaning = read_source(f"https://models.example.com/{path}", LORA)
     if isinstance(meaning, Link):
         assert urlsplit(meaning.url).netloc == "models.example.com"
@@ -296,6 +299,6 @@ def test_no_path_chooses_the_host(path: str) -> None:
 
 
 def test_the_url_is_hashed_as_it_is_written() -> None:
-    """No load hash depends on the reader, so reading more forms loads no model again."""
+    """The load hash has the url as it is written, so reading further forms reloads no model."""
     hashes = {load_hash(Spec(url=url), "m", None) for url in MEANT}
     assert len(hashes) == len(MEANT)

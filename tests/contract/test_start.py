@@ -14,7 +14,7 @@ from sd_api.extras import start
 def test_command_that_is_stopped_while_it_starts_has_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The imports take seconds, and only afterwards does a command handle Ctrl-C itself."""
+    """Ctrl-C during the imports, which take seconds, ends the command without a traceback."""
 
     def main() -> int:
         raise KeyboardInterrupt

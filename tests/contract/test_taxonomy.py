@@ -60,7 +60,7 @@ def test_a_familys_name_is_read_as_people_write_it(slug: str) -> None:
 
 
 def test_an_unknown_name_is_not_taken_for_a_family() -> None:
-    """A wrong guess would load or filter models of another family."""
+    """An unknown name gives no family: a wrong guess would load models of another family."""
     assert [text for text in re.split("[|\n]", OTHERS) if canonical(text)] == []
 
 
@@ -74,7 +74,7 @@ def test_each_name_means_only_one_family() -> None:
 
 
 def test_each_family_is_described_and_loads_as_a_pipeline() -> None:
-    """A new slug needs a title and its spellings."""
+    """Each family has a title and spellings, and its models load as pipelines."""
     assert list(FAMILIES) == list(BaseModelName)
     assert LOADED.keys() == set(ModelType)
     assert LOADED[ModelType.CUSTOM_CKPT] == set(BaseModelName)
@@ -94,5 +94,5 @@ def test_each_family_is_described_and_loads_as_a_pipeline() -> None:
 def test_the_format_shows_how_the_folder_is_opened(
     model_type: ModelType, lora: LoraFormat, expected: ArtifactFormat
 ) -> None:
-    """Only embeddings and LoRAs in PEFT's format do not have the format of diffusers."""
+    """The format is that of diffusers, except for embeddings and for LoRAs in PEFT's format."""
     assert published_format(model_type, lora) is expected

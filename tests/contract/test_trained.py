@@ -36,7 +36,7 @@ from tests.support.paths import ROOT
     ],
 )
 def test_a_template_has_the_id_after_the_host(template: str) -> None:
-    """The id stands in the path or in the query."""
+    """A template with {id} in its path or query is accepted."""
     assert check_template(template) == template
 
 
@@ -64,7 +64,7 @@ def test_a_template_has_the_id_after_the_host(template: str) -> None:
     ],
 )
 def test_any_other_template_is_refused(template: str) -> None:
-    """The message states the rule."""
+    """Any other template is refused, and the message states the rule."""
     with pytest.raises(ValueError, match=r"with \{id\} where the trained model's id goes, after"):
         check_template(template)
 
@@ -73,7 +73,7 @@ def test_any_other_template_is_refused(template: str) -> None:
     "template", ["https://{key}@e.com/{id}?x={key}", "https://{key}.e.com/{id}"]
 )
 def test_a_key_is_never_a_part_of_the_host(template: str) -> None:
-    """The key would be sent to a name server."""
+    """A template with {key} in its host is refused: the key would be sent to a name server."""
     with pytest.raises(ValueError, match=r"with \{id\} where"):
         check_template(template)
 
@@ -95,7 +95,7 @@ HOST = "https://trainer.example.com"
     ],
 )
 def test_an_ordinary_template_contains_no_key(template: str) -> None:
-    """Words, numbers, dates and versions are not keys."""
+    """A template with words, numbers, dates and versions is not taken to contain a key."""
     assert not contains_key(check_template(template))
 
 
@@ -170,7 +170,7 @@ def test_only_a_bare_id_needs_the_template(
 
 
 def test_the_chart_has_the_same_rule() -> None:
-    """Helm rejects what the operator would reject at its start."""
+    """The chart has the operator's pattern, so Helm rejects the same link templates."""
     assert (
         f"regexMatch `{TEMPLATE_PATTERN}`"
         in (ROOT / "charts/sd-operator/templates/_helpers.tpl").read_text()

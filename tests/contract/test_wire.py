@@ -78,7 +78,7 @@ MESSAGES = [
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_a_message_is_read_as_it_was_written(message: Message) -> None:
-    """A message is read from text or from bytes."""
+    """Encoding a message and decoding the text or its bytes gives an equal message."""
     text = message.encode()
     assert type(message).decode(text) == message
     assert type(message).decode(text.encode()) == message
@@ -104,7 +104,7 @@ def of_a_later_version(message: Any, path: str = "") -> Any:
     ],
 )
 def test_unknown_fields_are_ignored_at_every_level(message: Message, levels: int) -> None:
-    """A later version of the loader may add fields anywhere."""
+    """Fields that a later version of the loader may add, at any level, are ignored."""
     later = json.dumps(of_a_later_version(json.loads(message.encode())))
     assert later.count('"later"') == levels
     assert type(message).decode(later) == message
@@ -152,7 +152,7 @@ def test_unknown_fields_of_the_status_are_ignored_at_every_level() -> None:
     ],
 )
 def test_other_text_is_not_a_message(message: type[Message], text: str | bytes) -> None:
-    """Whatever a container or a volume contains, reading it does not raise."""
+    """Text that is not such a message is read as None, without an error."""
     assert message.decode(text) is None
 
 
@@ -208,13 +208,13 @@ def test_other_text_is_not_a_message(message: type[Message], text: str | bytes) 
     ],
 )
 def test_a_message_is_strict(message: Message, change: dict[str, Any]) -> None:
-    """Types, patterns and bounds are checked; nothing is converted."""
+    """A message with a value of another type, pattern or range is read as None, not converted."""
     text = json.dumps({**json.loads(message.encode()), **change})
     assert type(message).decode(text) is None
 
 
 def test_a_reason_of_a_later_version_counts_as_a_crash() -> None:
-    """The message stays, so users still read what happened."""
+    """An unknown reason is read as LoaderCrashed; the message stays, so users can read it."""
     later = json.dumps({**json.loads(FAILED.encode()), "reason": "MoonPhaseWrong"})
     assert LoadResult.decode(later) == FAILED.model_copy(update={"reason": Reason.LOADER_CRASHED})
 
@@ -240,14 +240,14 @@ def test_a_message_above_its_size_limit_is_not_read(message: Message) -> None:
 
 
 def test_a_receipt_that_could_not_be_read_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The version would be published, but no later load could find it."""
+    """A receipt above the size limit raises an error: no later load could read it."""
     monkeypatch.setattr(Receipt, "max_bytes", len(RECEIPT.encode().encode()) - 1)
     with pytest.raises(ValueError, match="the receipt of 2 files is too long"):
         RECEIPT.encode()
 
 
 def test_the_receipt_proves_a_result() -> None:
-    """A load that finds its model published reports the original result."""
+    """The receipt gives the result of the load that published the version."""
     assert RECEIPT.result() == LOADED.model_copy(update={"message": RECEIPT.message})
     assert RECEIPT.sharing(5).result().artifact == ARTIFACT.model_copy(update={"shared_bytes": 5})
 

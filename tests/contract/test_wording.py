@@ -50,7 +50,7 @@ BY_KUBERNETES = {
 
 @pytest.mark.parametrize("reason", [reason for reason in Reason if reason not in BY_KUBERNETES])
 def test_remedy_at_a_shell_names_nothing_of_a_cluster(reason: Reason) -> None:
-    """A person who ran the command has no resource, no Secret and no administrator."""
+    """At a shell, a remedy does not name a resource, a Secret or an administrator."""
     remedy = remedy_at_shell(reason)
     assert not [word for word in OF_A_CLUSTER if word in remedy]
 
@@ -102,7 +102,7 @@ def test_message_names_the_fields_of_a_surface(message: str, words: str) -> None
 
 @pytest.mark.parametrize("reason", Reason)
 def test_remedy_in_the_api_names_no_reload_annotation(reason: Reason) -> None:
-    """A caller sends the request again instead, which loads a stalled model again."""
+    """In the API, a remedy says to send the request again, which reloads a stalled model."""
     remedy = message_in_api(reason.remedy, {"spec.url": "vae_url"})
     assert ANNOTATION_RELOAD not in remedy
     assert ("send the load request again" in remedy) is (ANNOTATION_RELOAD in reason.remedy)
@@ -110,7 +110,7 @@ def test_remedy_in_the_api_names_no_reload_annotation(reason: Reason) -> None:
 
 
 def test_every_pattern_of_the_spec_has_words() -> None:
-    """No message shows a regular expression."""
+    """Each pattern has words, which messages show instead of the regular expression."""
     patterns = set(re.findall(r'"pattern": ("[^"]+")', json.dumps(Spec.model_json_schema())))
     assert {json.loads(pattern) for pattern in patterns} == set(PATTERNS)
 
@@ -119,7 +119,7 @@ def test_every_pattern_of_the_spec_has_words() -> None:
 def test_each_option_that_messages_name_exists(
     field: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A message may spell the field as Python or as JSON does."""
+    """The option for a field exists in the loader's help, in either spelling of the field."""
     with pytest.raises(SystemExit):
         parser().parse_args(["load", "--help"])
     assert f"  {option(field)} " in capsys.readouterr().out
@@ -128,7 +128,7 @@ def test_each_option_that_messages_name_exists(
 
 @pytest.mark.parametrize("field", LoraOptions.model_fields)
 def test_each_option_of_a_lora_exists(field: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its name has the two parts of the field's path."""
+    """The option for a field of spec.lora has both parts of the field's path, and exists."""
     with pytest.raises(SystemExit):
         parser().parse_args(["load", "--help"])
     assert f"  {option(f'lora.{field}')}" in capsys.readouterr().out

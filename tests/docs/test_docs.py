@@ -15,13 +15,16 @@ API = (DOCS / "api.md").read_text()
 
 @pytest.mark.parametrize("page", PARTS)
 def test_the_generated_parts_of_a_page_are_those_of_the_code(page):
-    """The test fails if `make docs` was not run after the last change."""
+    """The page equals what `make docs` writes, so `make docs` was run after the last change."""
     assert rendered(page) == (DOCS / page).read_text()
 
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_every_reason_is_documented(reason):
-    """The page has the reason's meaning, retry rule and remedy word for word."""
+    """docs/api.md has the reason's meaning, retry rule and remedy word for word.
+
+    docs/troubleshooting.md has the remedy.
+    """
     remedy = reason.remedy.replace("<", r"\<")
     meaning = attribute_docs(Reason)[reason.name]
     assert meaning.endswith(".")
@@ -31,7 +34,7 @@ def test_every_reason_is_documented(reason):
 
 @pytest.mark.parametrize("enum", [ConditionType, ReadyReason, WebhookReason, EventReason])
 def test_every_condition_and_every_other_reason_is_documented(enum):
-    """The page has the meaning of each."""
+    """docs/api.md has the meaning of each condition type and of each reason outside `Reason`."""
     for member in enum:
         assert re.search(rf"^\| {member.value} \| [A-Za-z].+\. \|$", API, re.MULTILINE)
 
@@ -66,7 +69,7 @@ def test_links_lead_to_existing_files(page):
 
 
 def test_links_to_a_section_lead_to_its_heading():
-    """GitHub makes the anchor of a section from the words of its heading."""
+    """Each link to a section has an anchor that GitHub makes from the words of a heading."""
     broken = set()
     for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
         links = re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)\)", page.read_text())
@@ -84,7 +87,7 @@ def _sections(text):
 
 @pytest.mark.parametrize("page", ["faults.md", "security.md"])
 def test_the_tests_that_a_page_names_exist(page):
-    """Each fault and threat has a test; a renamed test must be renamed on the page."""
+    """Each test that a page names exists, so a renamed test must be renamed on the page."""
     code = "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / page).read_text()))
     assert named
@@ -106,7 +109,7 @@ def test_every_variable_of_the_tests_is_documented():
     "page", ["README.md", "CHANGELOG.md", *sorted(f"docs/{p.name}" for p in DOCS.glob("*.md"))]
 )
 def test_no_page_installs_the_project_by_name_from_an_index(page):
-    """The project is not published there, so anybody could take the name."""
+    """No command installs the project by its name: anybody could take the name on an index."""
     assert not re.search(
         r"pip install .*\bsd[-_]operator(\[[a-z,]+\])?[\"' ]*$",
         (ROOT / page).read_text(),

@@ -20,17 +20,17 @@ def imported(path, *, anywhere=True):
 
 
 def test_no_package_shadows_the_standard_library():
-    """A package `operator` on the path would break `import collections`."""
+    """The folder `operator` is not a package: on the path, it would break `import collections`."""
     assert not (ROOT / "operator" / "__init__.py").exists()
 
 
 def test_tests_are_not_a_package():
-    """Pytest imports each test file by itself (importlib mode)."""
+    """The folders of tests have no __init__.py: pytest imports each file by itself (importlib)."""
     assert not list((ROOT / "tests").rglob("__init__.py"))
 
 
 def test_tests_import_support_and_not_each_other():
-    """Helpers belong to tests/support, and fixtures to the folder's conftest."""
+    """Test files import helpers from tests/support only; fixtures are in the folder's conftest."""
     others = {
         f"{path.relative_to(ROOT)}: {module}"
         for path in MODULES
@@ -41,7 +41,7 @@ def test_tests_import_support_and_not_each_other():
 
 
 def test_fixtures_are_defined_beside_tests():
-    """Pytest collects fixtures there, so no module needs `__all__` to export them."""
+    """Fixtures are in test files and conftest files, where pytest finds them, not in support."""
     support = [path for path in MODULES if "support" in path.parts]
     assert support
     assert [path for path in support if "pytest.fixture" in path.read_text()] == []
@@ -50,7 +50,7 @@ def test_fixtures_are_defined_beside_tests():
 
 
 def test_devkit_needs_neither_tests_nor_torch():
-    """The demo uses devkit in an environment without tests and torch."""
+    """The package devkit imports neither tests nor torch: the demo runs without them."""
     for path in (ROOT / "devkit").glob("*.py"):
         roots = {module.partition(".")[0] for module in imported(path, anywhere=False)}
         assert roots.isdisjoint({"tests", "torch", "diffusers", "safetensors"}), path

@@ -109,7 +109,7 @@ def test_what_an_uninstall_leaves_is_named() -> None:
 
 
 def test_every_alert_is_on_the_page() -> None:
-    """The page lists no other alert."""
+    """The page lists exactly the alerts of the chart."""
     groups = yaml.safe_load((OPERATOR / "files" / "alerts.yaml").read_text())["groups"]
     alerts = {rule["alert"] for group in groups for rule in group["rules"]}
     assert set(re.findall(r"^\| (Sd\w+) \|", TEXT, re.MULTILINE)) == alerts

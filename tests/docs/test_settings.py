@@ -63,7 +63,7 @@ def kubeconfig(tmp_path: Path) -> dict[str, str]:
 def test_the_page_has_every_variable_that_is_read(
     program: Program, kubeconfig: dict[str, str]
 ) -> None:
-    """The page lists no other variable."""
+    """The program's section lists exactly the variables that the program reads."""
     env = Recorder({**kubeconfig, **program.required})
     program.from_env(env)
     documented = set(re.findall(r"`([A-Z_]{6,}|[a-z]+_proxy)`", program.section))

@@ -31,7 +31,7 @@ def beginning_with(*words):
 
 
 def test_the_readme_leads_to_every_page():
-    """There are four ways to a first picture."""
+    """The README links to the four pages that lead to a first picture."""
     text = (ROOT / "README.md").read_text()
     assert len(PAGES) == 4
     for page in PAGES:
@@ -51,7 +51,7 @@ def test_every_page_ends_in_a_picture(page):
 
 
 def test_the_files_that_the_commands_name_exist():
-    """The commands run in a clone of the repository."""
+    """The files that the commands name exist in the repository, in whose clone they run."""
     named = {
         word for command in ALL for word in re.findall(r"(?:charts|examples)/[\w./-]+", command)
     }
@@ -69,7 +69,7 @@ def test_the_programs_accept_their_options():
 
 
 def test_the_installed_extras_exist():
-    """Pip only warns of an extra that does not exist."""
+    """The extras that the commands install exist; pip would only warn if they did not."""
     names = {word for line in beginning_with("pip", "install") for word in _extras(line)}
     declared = (ROOT / "pyproject.toml").read_text()
     assert names == {"standalone", "gateway", "verify"}
@@ -92,7 +92,7 @@ def test_the_charts_accept_the_values():
 
 @pytest.mark.slow
 def test_the_picture_is_decoded(tmp_path):
-    """The server sends the picture in base64."""
+    """The command of the pages decodes a server's response, in base64, to the picture."""
     picture = b"\x89PNG not really"
     answer = {"data": [{"b64_json": base64.b64encode(picture).decode()}]}
     (tmp_path / "answer.json").write_text(json.dumps(answer))

@@ -1,4 +1,4 @@
-"""The gateway that the tests of a module share, and the sources that look-ups ask."""
+"""The gateway that the tests of a module share, and fake sources for its look-ups."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Iterator[Sources]:
-    """The sources that look-ups ask."""
+    """Fake servers of Civitai, of the Hub and of links, for look-ups."""
     with serving(tmp_path) as sources:
         yield sources
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.cluster
 def test_ready_model_is_reported_until_it_is_deleted(
     gateway: Gateway, shared_cluster: Cluster
 ) -> None:
-    """verify_model, get_all_models and system_details report it; afterwards it is not found."""
+    """verify_model, get_all_models and system_details report the model until it is deleted."""
     model_id = f"My_Model.{secrets.token_hex(3)}"
     load(gateway, model_id)
     models = shared_cluster.list("sdm")
@@ -98,8 +98,13 @@ def test_loading_again_changes_only_the_differences(
     assert "sha256" not in other, "it was the digest of the previous file"
 
 
-def test_source_that_a_caller_chose_is_marked(gateway: Gateway, shared_cluster: Cluster) -> None:
-    """The operator gives a marked model fewer tokens. Changes of other fields add no mark."""
+def test_model_whose_source_a_caller_chose_is_marked(
+    gateway: Gateway, shared_cluster: Cluster
+) -> None:
+    """The mark is an annotation. It is added with a model or a new url, but not for other changes.
+
+    A load of a marked model gets only the default Secrets that are allowed for gateway callers.
+    """
 
     def mark(model_id: str) -> str | None:
         annotations = shared_cluster.get("sdm", model_id)["metadata"].get("annotations", {})
@@ -143,7 +148,7 @@ def test_concurrent_loads_of_one_id_create_one_model(
 def test_model_that_is_being_deleted_cannot_be_loaded(
     gateway: Gateway, shared_cluster: Cluster
 ) -> None:
-    """The caller gets an error instead of a load that would never happen."""
+    """A load of a model that is being deleted gets an error: it would never happen."""
     model_id = a_name()
     load(gateway, model_id)
     hold = json.dumps({"metadata": {"finalizers": ["example.com/hold"]}})
@@ -261,7 +266,7 @@ def test_second_sync_is_rejected_while_one_is_running(
 def test_log_has_the_id_of_a_key_and_never_the_key(
     gateway: Gateway, shared_cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither a correct nor a wrong key is logged."""
+    """The log has the id of a correct key; neither a correct nor a wrong key is logged itself."""
     caplog.set_level(logging.INFO)
     gateway.call("schedulers_list")
     gateway.post("schedulers_list", b'{"key":"wrong-key"}')
@@ -299,7 +304,7 @@ def test_clear_cache_requests_one_sweep(gateway: Gateway, shared_cluster: Cluste
 def test_clear_cache_of_a_namespace_without_models_succeeds(
     gateway: Gateway, shared_cluster: Cluster
 ) -> None:
-    """The operator creates the Lease with the first model, so nothing can be left behind."""
+    """Without a Lease, the call succeeds and does nothing: the namespace never had a model."""
     assert not shared_cluster.exists("lease", names.SWEEP_LEASE)
     assert gateway.call("clear_cache") == CLEARED
     assert not shared_cluster.exists("lease", names.SWEEP_LEASE)
@@ -314,7 +319,7 @@ def test_schedulers_are_those_of_the_vendor(gateway: Gateway) -> None:
 def test_key_gives_access_to_its_own_namespace_only(
     gateway: Gateway, shared_cluster: Cluster, tmp_path: Path
 ) -> None:
-    """Models of another namespace are unknown to the key; a missing namespace gives status 404."""
+    """Models of another namespace are not found. A key of a missing namespace gets status 404."""
     model_id = a_name()
     load(gateway, model_id)
     other, nowhere = write_keys(tmp_path / "keys", "default", "nowhere")

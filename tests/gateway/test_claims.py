@@ -69,7 +69,10 @@ CASES = [
 
 @pytest.mark.parametrize(("body", "allowed", "asked"), CASES)
 def test_a_model_names_only_a_pvc_for_models(body: Json, allowed: bool, asked: list[str]) -> None:
-    """Other PVCs are rejected with 403. A PVC is read only if the settings do not decide."""
+    """A PVC that is not for models is rejected with 403.
+
+    A PVC is read from the API server only if the settings do not allow its name.
+    """
     api, settings = Claims(), GatewaySettings(Path(), allowed_claims=frozenset({"listed"}))
     if allowed:
         asyncio.run(claims.check(api, settings, "art", body))

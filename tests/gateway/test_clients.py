@@ -60,7 +60,7 @@ def test_headers_of_all_common_clients_work(gateway: Gateway, headers: dict[str,
 
 
 def test_real_curl_and_requests_work(gateway: Gateway) -> None:
-    """Both send JSON as on the vendor's page, and requests also sends a real form."""
+    """A load starts for JSON from curl or the package requests, and for a form from requests."""
     fields = {"key": gateway.key, **VENDOR_EXAMPLES["repo"]}
     url = f"{gateway.url}{PREFIX}/load_model"
     headers = {"Content-Type": "application/json"}

@@ -25,17 +25,17 @@ HEAD = f"POST {PREFIX}/get_all_models HTTP/1.1\r\nHost: x\r\n"
 
 @dataclass(eq=False)
 class Transport:
-    """Records that a connection was closed."""
+    """A transport that records whether its connection was closed."""
 
     open: bool = True
 
     def abort(self) -> None:
-        """Close the connection."""
+        """Record that the connection was closed."""
         self.open = False
 
 
 class Peer:
-    """A connection of an address."""
+    """A connection from an address, with a recording transport."""
 
     def __init__(self, bounds: Bounds, address: str) -> None:
         self.transport = Transport()
@@ -60,7 +60,7 @@ def test_connection_that_has_waited_longest_makes_room() -> None:
 
 
 def test_new_connection_is_closed_if_all_others_are_at_work() -> None:
-    """It gets no response, since a response to each would cost more than it helps."""
+    """The new connection is closed without a response, which would cost more than it helps."""
     bounds = Bounds(2, 2, ())
     working = [Peer(bounds, address) for address in "ab"]
     for peer in working:
@@ -71,7 +71,7 @@ def test_new_connection_is_closed_if_all_others_are_at_work() -> None:
 
 
 def test_address_with_too_many_connections_closes_its_own() -> None:
-    """Others are not affected. An IPv6 address counts as its /64 network."""
+    """Connections of other addresses stay open. An IPv6 address counts as its /64 network."""
     bounds = Bounds(10, 2, ())
     other = Peer(bounds, "192.0.2.9")
     mine = [Peer(bounds, f"2001:db8::{number}") for number in range(3)]
@@ -81,7 +81,7 @@ def test_address_with_too_many_connections_closes_its_own() -> None:
 
 
 def test_closed_connections_do_not_count() -> None:
-    """They leave nothing in memory."""
+    """Closed connections are not counted, and nothing about them stays in memory."""
     bounds = Bounds(2, 1, ())
     for _ in range(5):
         peer = Peer(bounds, "192.0.2.1")
@@ -177,7 +177,10 @@ def seconds_until_closed(client: socket.socket, drip: bytes = b"") -> tuple[floa
 def test_request_that_is_never_finished_is_given_up(
     impatient: Gateway, sent: str, drip: str, response: str
 ) -> None:
-    """Single bytes do not prolong the deadline. A late body gets a message if it is needed."""
+    """The connection is closed at the deadline, even if the client sends a byte now and then.
+
+    A request whose body is late gets a response with the cause.
+    """
     with connect(impatient.port, sent.encode()) as client:
         seconds, received = seconds_until_closed(client, drip.encode())
 
@@ -190,7 +193,10 @@ def test_request_that_is_never_finished_is_given_up(
 
 @pytest.mark.cluster
 def test_response_that_nobody_reads_is_given_up(impatient: Gateway) -> None:
-    """A client that only sends requests cannot fill the memory or hold its connection."""
+    """The connection of a client that sends requests but reads no response is closed.
+
+    Otherwise such a client could hold its connection, and fill the memory with responses.
+    """
     with connect(impatient.port) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.settimeout(0.2)
@@ -232,7 +238,7 @@ def test_slow_but_steady_caller_is_served(
 
 @pytest.mark.cluster
 def test_wrong_key_in_the_header_is_refused_before_the_body_is_read(gateway: Gateway) -> None:
-    """A body costs memory. A good key in it does not help if the key in the header is wrong."""
+    """The response comes before the body is sent. A correct key in the body does not help."""
     head = f"{HEAD}Authorization: Bearer wrong\r\nContent-Length: 50000\r\n\r\n"
     with connect(gateway.port, head.encode()) as client:
         assert client.recv(65536).startswith(b"HTTP/1.1 401")

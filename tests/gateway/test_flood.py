@@ -38,7 +38,7 @@ class Process:
     keys: Path
 
     def get(self, path: str, port: int = 0) -> int:
-        """Return the status of a page, or of a probe."""
+        """Return the HTTP status of a GET for a path; port: 0 for the gateway's main port."""
         with contextlib.closing(
             http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=10)
         ) as connection:

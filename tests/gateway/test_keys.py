@@ -23,7 +23,7 @@ def write(path: Path, *lines: str) -> Path:
 
 
 def test_key_is_found_with_its_namespace(tmp_path: Path) -> None:
-    """A namespace can have several valid keys at the same time."""
+    """A key is found with its id and namespace; a namespace can have several valid keys."""
     pairs = [keys.new("art", name) for name in ("old", "new")]
     store = Keys(write(tmp_path / "keys", "# rotated in May", "", *(line for _, line in pairs)))
     assert [(entry.id, entry.namespace) for key, _ in pairs if (entry := store.find(key))] == [

@@ -31,7 +31,7 @@ def test_burst_up_to_the_limit_then_one_call_at_a_time() -> None:
 
 
 def test_rejected_calls_do_not_count() -> None:
-    """A caller that keeps calling waits no longer than one that stops."""
+    """Rejected calls do not prolong the wait of a caller."""
     clock = Clock()
     limiter = Limiter(6, clock)
     for _ in range(1000):

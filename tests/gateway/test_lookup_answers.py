@@ -1,4 +1,4 @@
-"""Tests of look-ups whose sources send hostile or unreadable answers, or none."""
+"""Tests of look-ups whose sources send a hostile or unreadable answer, or do not answer."""
 
 from __future__ import annotations
 

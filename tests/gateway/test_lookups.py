@@ -180,7 +180,7 @@ def test_a_look_up_calls_no_private_address(
 
 
 def test_a_redirect_of_a_look_up_leads_to_no_private_address(sources: Sources) -> None:
-    """The guard checks each redirect."""
+    """A redirect to a private address is not followed: the guard checks each redirect."""
     inside = FakeHub()
     with inside:
         url = sources.hub.serve_file("/x", b"", redirect=f"{inside.url}/secret")
@@ -189,7 +189,7 @@ def test_a_redirect_of_a_look_up_leads_to_no_private_address(sources: Sources) -
 
 
 def test_a_link_with_a_secret_is_not_called(sources: Sources) -> None:
-    """Only the load sends the secret."""
+    """A link with a secret is not called, and the note says so; only a load sends the secret."""
     for secret in ("/m.ckpt?token=geheim", "/m.ckpt?X-Amz-Signature=geheim"):
         found = sources.facts(f"{sources.hub.url}{secret}")
         assert "contains a secret" in found.notes[0]
@@ -205,7 +205,7 @@ def test_an_unreadable_url_is_not_looked_up(sources: Sources) -> None:
 
 
 def test_look_ups_can_be_switched_off(sources: Sources) -> None:
-    """Without requests, the name comes from the link."""
+    """If look-ups are off, no request is sent, and the proposed name comes from the link."""
     urls = ("org/Style.v2", "civitai:7@70", "https://example.com/Big_Fish.safetensors")
     found = sources.ask(*urls, lookups=False)
     assert [facts and facts.name for facts in found] == ["style-v2", "civitai-7", "big-fish"]
@@ -213,7 +213,7 @@ def test_look_ups_can_be_switched_off(sources: Sources) -> None:
 
 
 def test_an_answer_is_kept_even_if_it_is_a_failure(sources: Sources) -> None:
-    """Two spellings of one source share its answer."""
+    """The source is asked once, even for two spellings of its url, and even if it fails."""
     urls = ("org/Style.v2", "hf://org/Style.v2", "org/missing", "org/missing")
     found = sources.ask(*urls)
     assert found[0] == found[1]

@@ -17,12 +17,12 @@ def test_broken_json_is_not_reported_as_a_wrong_key(gateway: Gateway) -> None:
 
 
 def test_endpoint_with_a_slash_at_its_end_works(gateway: Gateway) -> None:
-    """The vendor's own pages show some endpoints with a slash."""
+    """A slash at the end of the path is accepted: the vendor's docs show some endpoints so."""
     assert gateway.call("get_all_models/")[0] == 200
 
 
 def test_unknown_fields_are_ignored_with_a_warning(gateway: Gateway) -> None:
-    """The request succeeds."""
+    """The request succeeds, and `warnings` in the response names the unknown fields."""
     code, answer = gateway.call("get_all_models", track_id=7)
     assert (code, answer["status"]) == (200, "success")
     assert answer["warnings"] == ["unknown fields are ignored: track_id"]
@@ -44,7 +44,10 @@ def test_other_endpoints_of_the_vendor_are_rejected_with_an_explanation(
 def test_other_apis_of_the_vendor_are_rejected_with_the_same_explanation(
     gateway: Gateway, path: str, method: str
 ) -> None:
-    """A client may call the vendor's community API by a mistake in its base URL."""
+    """The response has status 404 and the same message as for the vendor's other endpoints.
+
+    A client with a wrong base URL may call, for example, the vendor's community API.
+    """
     code, _, body = gateway.request(method, path, b'{"prompt": "a fox"}')
     assert code == 404
     assert b"it loads models. Images come from an inference server" in body

@@ -34,7 +34,7 @@ def env(tmp_path: Path) -> dict[str, str]:
 
 
 def test_unset_variables_have_their_defaults(env: dict[str, str], tmp_path: Path) -> None:
-    """Only the required variables are set."""
+    """If only the required variables are set, all other settings have their defaults."""
     assert GatewaySettings.from_env(env) == GatewaySettings(
         tmp_path / "keys", tmp_path / "kubeconfig"
     )
@@ -79,7 +79,10 @@ def test_variables_set_their_settings(env: dict[str, str]) -> None:
 def test_cookies_need_https_unless_the_public_url_is_http(
     env: dict[str, str], url: str, secure: bool
 ) -> None:
-    """The gateway cannot see TLS that ends at an Ingress, so https is the default."""
+    """`cookie_secure` is false only if the public URL begins with http.
+
+    The gateway cannot see TLS that ends at an Ingress, so https is assumed otherwise.
+    """
     assert GatewaySettings.from_env(env | {"SD_GATEWAY_PUBLIC_URL": url}).cookie_secure is secure
 
 

@@ -41,7 +41,7 @@ PROGRESS = {"stage": "Downloading", "percent": 40, "etaSeconds": 75, "text": "40
 def test_progress_has_fields_of_its_own(
     status: dict[str, Any], phase: str, percent: int | None, eta: int | None
 ) -> None:
-    """A value that is not known is null, so that a client finds all three fields always."""
+    """The response always has phase, percent and eta; a value that is not known is null."""
     fields = vendor.progress({"metadata": {}, "status": status})
     assert fields == {"phase": phase, "percent": percent, "eta": eta}
 
@@ -96,7 +96,7 @@ def test_status_refuses_what_verify_model_refuses(gateway: Gateway) -> None:
 
 @pytest.mark.cluster
 def test_status_counts_as_a_call(shared_cluster: Cluster, tmp_path: Path) -> None:
-    """The limits are those of the other endpoints, for keys and for wrong keys."""
+    """Calls of `status` count towards the limits of calls per key and of failures per address."""
     (key,) = write_keys(tmp_path / "keys", shared_cluster.namespace)
     limits = {"calls_per_minute": 1, "failures_per_minute": 1}
     settings = GatewaySettings(tmp_path / "keys", shared_cluster.kubeconfig, **limits)

@@ -192,7 +192,7 @@ def test_link_has_changed_if_its_digest_or_size_differs(
 def test_page_of_civitai_has_changed_if_the_model_has_a_newer_version(
     hub: FakeHub, url: str, loaded: str | None, has_moved: bool
 ) -> None:
-    """The newest version is the first that Civitai lists."""
+    """The model has changed if the first version that Civitai lists is not the loaded one."""
     versions = [{"id": "x"}, None, {"id": 71}, {"id": 70}]
     hub.serve_file("/api/v1/models/7", json.dumps({"modelVersions": versions}).encode())
     changed = moved(hub, body(url, version=loaded), civitai_endpoint=f"{hub.url}/")
@@ -212,7 +212,7 @@ def test_page_of_civitai_has_changed_if_the_model_has_a_newer_version(
 def test_model_whose_versions_are_not_reported_counts_as_unchanged(
     hub: FakeHub, answer: bytes
 ) -> None:
-    """An answer of another form is not an error."""
+    """A model counts as unchanged if Civitai's answer cannot be read; no error is raised."""
     hub.serve_file("/api/v1/models/7", answer)
     page = body("https://civitai.com/models/7", version="7@70+1")
     assert moved(hub, page, civitai_endpoint=hub.url) == []
@@ -235,7 +235,7 @@ def test_model_whose_versions_are_not_reported_counts_as_unchanged(
     ],
 )
 def test_only_idle_models_are_checked(hub: FakeHub, status: Any) -> None:
-    """A model that is not Ready, or is being loaded, will read its source soon anyway."""
+    """The source of a model that is not Ready, or that is being loaded, is not checked."""
     assert moved(hub, body("org/name", commit=OLD_COMMIT, status=status)) == []
     assert hub.requests == []
 

@@ -51,7 +51,7 @@ SPEC_OF_REQUEST = {
     ],
 )
 def test_spec_of_a_load_model_request(fields: dict[str, Any], spec: dict[str, Any]) -> None:
-    """None stands for a field that the resource's spec must not have."""
+    """Each row has the fields of a request and the spec, in which None stands for no field."""
     assert LoadModel.model_validate(REQUEST | fields).spec() == SPEC_OF_REQUEST | spec
 
 
@@ -108,7 +108,7 @@ def test_spec_of_a_load_vae_request(file_format: str, safetensors: bool | None) 
 
 
 def test_load_model_accepts_every_model_type() -> None:
-    """These are the vendor's six model types and vae."""
+    """load_model accepts the vendor's six model types and vae."""
     accepted = get_args(LoadModel.model_fields["model_type"].annotation)
     assert set(accepted) == {model_type.value for model_type in ModelType}
 
@@ -324,7 +324,7 @@ def test_ready_models_are_listed_by_id_with_their_load_time() -> None:
 
 
 def test_model_whose_files_are_missing_is_not_on_the_server() -> None:
-    """It is not listed, and the message has the cause and the remedy."""
+    """get_all_models does not list the model; verify_model's message has cause and remedy."""
     model = body("a", ready=False, phase="Failed", artifact={"lastUpdateTime": "2026-01-01"})
     why = f"files of a are missing. {Reason.ARTIFACT_MISSING.remedy}"
     stalled = {"type": "Stalled", "status": "True", "reason": "ArtifactMissing", "message": why}

@@ -75,7 +75,10 @@ def refusal(url: str | None, settings: GatewaySettings = SETTINGS) -> str | None
     ],
 )
 def test_webhook_that_can_never_be_called_is_refused(url: str | None, why: str | None) -> None:
-    """A name that cannot be resolved may exist later, so it is not refused."""
+    """A webhook is refused with the reason (`why`), or accepted.
+
+    A host name that cannot be resolved is accepted, because it may exist later.
+    """
     message = refusal(url)
     if why is None:
         assert message is None
@@ -95,7 +98,10 @@ def test_allowed_host_may_be_private(url: str) -> None:
 
 
 def test_mirror_of_the_hub_is_not_exempt() -> None:
-    """sync_models may call the mirror, but the operator calls no webhook there."""
+    """A webhook on the Hub's mirror at a private address is refused.
+
+    sync_models may call the mirror, but the operator would call no webhook there.
+    """
     settings = replace(SETTINGS, hub_endpoint="https://inside.example.com")
     assert refusal("https://inside.example.com/x", settings) is not None
 

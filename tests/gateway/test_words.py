@@ -60,7 +60,7 @@ def test_api_servers_validation_is_in_words(text: str, words: str) -> None:
 
 
 def test_message_without_a_field_stays_as_it_is() -> None:
-    """An admission webhook of the cluster names no field."""
+    """A message without a field is kept, such as one of an admission webhook of the cluster."""
     invalid = InvalidError("secret", 422)
     invalid.causes = (("", "a webhook denied it"),)
     assert map_api_error(invalid).message == "a webhook denied it"
@@ -68,7 +68,7 @@ def test_message_without_a_field_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("kind", [LoadModel, LoadModelV2, LoadVae])
 def test_messages_name_every_field_that_a_request_sets(kind: type[vendor.Call]) -> None:
-    """A message must name the request's field, and only fields that the request has."""
+    """`Call.NAMES` has the request's name for each field of the resource that a request sets."""
     assert {f"spec.{path}" for path in SPEC_FIELDS[kind]} | {"spec.modelId"} == set(kind.NAMES)
     assert set(kind.NAMES.values()) <= set(kind.model_fields)
     message = vendor.in_callers_words(kind, "spec.url is required")
@@ -105,7 +105,7 @@ SPEC_FIELDS = {
 def test_message_names_the_fields_of_its_endpoint(
     gateway: Gateway, endpoint: str, fields: dict[str, str], message: str
 ) -> None:
-    """The API server's messages name the fields of the resource, which callers do not know."""
+    """An error of the API server about the resource is reported with the request's field names."""
     status, response = gateway.call(endpoint, **{"model_id": a_name(), **fields})
     assert (status, response["status"]) == (400, "error")
     assert response["message"].startswith(message)

@@ -201,7 +201,7 @@ def test_no_client_calls_a_forbidden_address(
 def test_the_library_calls_the_checked_address(
     call: Caller, proxied: bool, connections: Any
 ) -> None:
-    """The host is refused: some libraries read its digits as 127.0.0.1, older ones as a name."""
+    """A host is refused whose digits are 127.0.0.1 to some libraries, and a name to older ones."""
     ends = Ends(no_lookup, proxy="http://127.0.0.1:9" if proxied else None)
     [why] = call(ends, [f"https://{LATER_DIGITS}/x"])
     assert why is not None
@@ -317,7 +317,7 @@ def test_the_certificate_is_that_of_the_name(
 
 @pytest.mark.parametrize("call", CALLERS)
 def test_every_client_reads_no_proxy_in_the_same_way(call: Caller, connections: Any) -> None:
-    """NO_PROXY lists names, addresses, networks and ports."""
+    """A client uses no proxy for a host whose network, or address and port, is in NO_PROXY."""
     with FileServer() as server, Server() as proxy:
         at = f"http://{ELSEWHERE}:{proxy.port}"
         port = int(server.host.rpartition(":")[2])

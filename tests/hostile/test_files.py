@@ -72,7 +72,7 @@ def environment(root: Path) -> dict[str, str]:
 
 
 def refused(one: Laid, ended: Ran) -> list[str]:
-    """Return the differences from the expected refusal."""
+    """Return how the run differs from the expected refusal of the file; empty if it does not."""
     wrong = []
     said = re.search(r"^error: (\w+): (.*)$", ended.output, re.MULTILINE)
     reason = one.sample.expected(said[2] if said else "")
@@ -92,7 +92,7 @@ def refused(one: Laid, ended: Ran) -> list[str]:
 
 
 def check(lines: Sequence[tuple[Laid, Line]], root: Path) -> None:
-    """Run the command lines; every one must refuse its file for the right reason."""
+    """Run the command lines; fail unless each refuses its file as `refused` expects."""
     ended = run_lines([line for _, line in lines], environment(root))
     wrong = [what for (one, _), ran in zip(lines, ended, strict=True) for what in refused(one, ran)]
     assert not wrong, "\n".join(wrong)
@@ -100,11 +100,17 @@ def check(lines: Sequence[tuple[Laid, Line]], root: Path) -> None:
 
 COSTLY = "bombs"
 SHARE, SHARE_OF_COSTLY, LOADED = 12, 48, 8
-"""The usual run inspects one file in so many, and loads one in LOADED of these."""
+"""Of every SHARE files (SHARE_OF_COSTLY for COSTLY), the usual run inspects one.
+
+Of every LOADED of these files, it loads one too.
+"""
 
 
 def test_hostile_files_are_refused_without_effect(tmp_path, tally):
-    """`inspect` and some `load` runs refuse them for the right reason and leave no files."""
+    """`inspect` and `load` refuse each file for the right reason and publish nothing.
+
+    They run none of its code and take little time and memory.
+    """
     laid = lay(
         tmp_path,
         {

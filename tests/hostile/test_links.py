@@ -144,7 +144,7 @@ def loaded(root: Path, files: Mapping[str, bytes]) -> Iterator[list[tuple[Path, 
 def test_a_hostile_file_behind_a_link_is_refused(
     tmp_path: Path, tally: Tally, names: list[str]
 ) -> None:
-    """No code runs, no file stays, and only the file's outline is downloaded."""
+    """No code runs, the volume stays empty, and less than 8 MB of the file are downloaded."""
     with loaded(tmp_path, {name: FILES[name][0]() for name in names}) as results:
         for name, (folder, server, ran) in zip(names, results, strict=True):
             _, reason, says = FILES[name]
@@ -161,7 +161,7 @@ def test_a_hostile_file_behind_a_link_is_refused(
 
 @pytest.mark.slow
 def test_a_large_member_that_is_not_a_storage_takes_no_memory(tmp_path: Path) -> None:
-    """The member is written to the volume; it is not read into memory with the outline."""
+    """The loader refuses the archive after writing the member to the volume, not to memory."""
     large = Part("archive/large", bytes(320 * MEGABYTE))
     pickled = content({"weight": tensor(storage("0", 4).replace(b"NtQ", b"tQ"), [4])})
     first, name = Part("archive/data.pkl", pickled), "archive/data/0"

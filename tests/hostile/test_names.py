@@ -71,7 +71,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:Deprecati
 
 
 def with_field(request: dict[str, Any], field: str, value: str) -> str:
-    """Return a request in which a field of it, or of its owner, has another value."""
+    """Return the request as JSON with this value in a field of the request or of its owner."""
     changed = json.loads(json.dumps(request))
     *outer, name = field.split(".")
     (changed[outer[0]] if outer else changed)[name] = value
@@ -89,7 +89,7 @@ def with_field(request: dict[str, Any], field: str, value: str) -> str:
 def test_a_request_with_a_hostile_name_is_refused(
     tmp_path: Path, tally: Tally, command: str, field: str
 ) -> None:
-    """Every name that becomes a folder must match a pattern."""
+    """The command exits with code 3 and creates no file."""
     asked = load_request("https://example.com/m.ckpt")
     given = RemoveRequest(owner=asked.owner, model_id="m") if command == "remove" else asked
     request = given.model_dump(mode="json", by_alias=True)
@@ -180,7 +180,7 @@ def test_a_forged_record_changes_no_other_folder(
 
 @pytest.mark.parametrize("name", [*OUT[1:], "unet/../../x"])
 def test_a_repo_that_lists_a_hostile_name_is_refused(tally: Tally, name: str) -> None:
-    """The repo's list of files is refused as unsafe."""
+    """The loader refuses the repo as unsafe if its list of files has the name."""
     with pytest.raises(LoaderError, match="unsafe name") as caught:
         check_names(["model_index.json", f"unet/{name}"])
     assert caught.value.reason is Reason.UNSAFE_MODEL
@@ -189,7 +189,7 @@ def test_a_repo_that_lists_a_hostile_name_is_refused(tally: Tally, name: str) ->
 
 @pytest.mark.parametrize("name", OUT + ODD)
 def test_a_component_with_a_hostile_name_is_refused(tally: Tally, name: str) -> None:
-    """Names in model_index.json become folders, so only known ones are accepted."""
+    """A model_index.json is refused if it has a component with the name, which names a folder."""
     assert parse_pipeline(json.dumps(INDEX).encode()).class_name == "StableDiffusionPipeline"
     with pytest.raises(LoaderError) as caught:
         parse_pipeline(json.dumps(INDEX | {name: INDEX["unet"]}).encode())

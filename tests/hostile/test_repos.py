@@ -48,7 +48,7 @@ class Repo:
 
 
 def index(**changed: object) -> dict[str, bytes | None]:
-    """Return a model_index.json with other entries, and the code that they name."""
+    """Return a model_index.json with these fields changed, and hostile code for it to name."""
     return {
         "model_index.json": json.dumps({**INDEX, **changed}).encode(),
         "payload.py": CODE.encode(),

@@ -75,9 +75,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def tmpfs(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mount a volume with the given options, such as `size=1m`.
+    """A function that mounts a tmpfs with options such as `size=1m`, and returns its folder.
 
-    Skip the test if mounting is not permitted.
+    The function skips the test if mounting is not permitted. The fixture unmounts the tmpfs.
     """
     folder = tmp_path / "tmpfs"
     folder.mkdir()

@@ -37,10 +37,10 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
         yield hub
 
 
-def test_missing_file_in_a_folder_named_like_a_host_is_named_as_both(
+def test_missing_file_whose_path_looks_like_a_link_is_explained(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The host does not exist either."""
+    """The path is taken for a link. Its host does not exist either, so the message says why."""
     monkeypatch.chdir(tmp_path)
     url = "127.0.0.1.invalid/models/x.ckpt"
     with pytest.raises(LoaderError, match="was taken for a link, because it is not a file"):
@@ -104,7 +104,7 @@ def test_renamed_repo_of_the_vae_is_reported(
 def test_renamed_repo_of_the_configs_is_reported(
     hub: FakeHub, settings: Settings, into: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The configs may come from another repo if the old name is taken."""
+    """If another repo takes the old name, later loads would get its configs."""
     monkeypatch.setattr(supplies, "needs", lambda *_: Needs(config_repo="old/name"))
     hub.renamed["old/name"] = "org/pipeline"
     fetched = fetch(load_request(url=str(model)), settings, into, allow_local=True)
@@ -119,7 +119,7 @@ def test_renamed_default_repo_is_reported(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The administrator should change the setting."""
+    """The administrator should put the new name into SD_LOADER_DEFAULT_PARTS."""
     needed = Needs(base_model=BaseModelName.SD1, components=("vae",))
     monkeypatch.setattr(supplies, "needs", lambda *_: needed)
     (tmp_path / "repo" / "model_index.json").write_text(json.dumps(INDEX))

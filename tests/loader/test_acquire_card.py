@@ -40,10 +40,10 @@ def give_facts(monkeypatch: pytest.MonkeyPatch, facts: CivitaiFacts) -> None:
     monkeypatch.setattr(acquire, "look_up", look_up_at_civitai)
 
 
-def test_the_card_of_a_link_is_in_the_files_metadata(
+def test_the_card_of_a_link_comes_from_the_files_metadata(
     hub: FakeHub, settings: Settings, into: Path
 ) -> None:
-    """No other request is made."""
+    """Only the file itself is requested."""
     hub.serve_file("/fish.safetensors", BODY)
     request = load_request(url=f"{hub.url}/fish.safetensors", model_type="lora")
     fetched = fetch(request, settings, into)
@@ -54,7 +54,7 @@ def test_the_card_of_a_link_is_in_the_files_metadata(
 def test_the_hubs_card_comes_with_the_listing_of_the_repo(
     hub: FakeHub, settings: Settings, into: Path, tmp_path: Path
 ) -> None:
-    """The fields of the Hub's card come first, and the file's metadata fills the gaps."""
+    """The Hub's fields come first, and the file's metadata fills the gaps. No README is read."""
     repo(hub, tmp_path / "repo", {"base_model": "org/base", "instance_prompt": "fishy"})
     fetched = fetch(load_request(url="org/style", model_type="lora"), settings, into)
     assert fetched.card == Card(
@@ -71,7 +71,7 @@ def test_the_hubs_card_comes_with_the_listing_of_the_repo(
 def test_values_of_civitai_come_first(
     hub: FakeHub, settings: Settings, into: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """People see Civitai's values on the model's page."""
+    """They replace those of the file, because people see Civitai's values on the model's page."""
     facts = CivitaiFacts(version_id=2, model_id=1, model_name="Scales", base_model="Pony")
     give_facts(monkeypatch, facts)
     link = hub.serve_file("/fish.safetensors", BODY)
@@ -96,7 +96,7 @@ def test_a_safe_picture_is_kept_and_a_failure_is_a_warning(
     picture: dict[str, Any],
     warning: str | None,
 ) -> None:
-    """The picture is not decoded in the container that has the token."""
+    """The bytes are kept undecoded, because this container has the token."""
     image = CivitaiImage(url=hub.serve_file("/image", **picture), nsfw_level=1)
     give_facts(monkeypatch, CivitaiFacts(version_id=2, images=(image,)))
     link = hub.serve_file("/fish.safetensors", BODY)

@@ -1,4 +1,4 @@
-"""Whole pipelines of SD 3 and FLUX.1 in one file load as diffusers loads them, without torch."""
+"""A whole SD 3.5 pipeline in one file is converted as diffusers converts it, without torch."""
 
 from __future__ import annotations
 
@@ -66,10 +66,11 @@ def loaded(containers: Containers, link: str, **fields: object) -> tuple[Path, A
 
 
 def assert_equal(folder: Path, theirs: Path, wo: torch.dtype | None = None) -> None:
-    """Compare every tensor of every component with those that diffusers saved.
+    """Assert that every tensor in `folder` equals the one that diffusers saved in `theirs`.
 
-    wo: the type of a module of T5, if diffusers loads the others in fp16. It rounds the module to
-    fp16, and then widens it; the loader keeps the numbers of the file, as `from_pretrained` does.
+    wo: the dtype of T5's `wo` weights in `folder`, if diffusers loaded the file in fp16. Then
+    diffusers rounds these weights to fp16 and saves them as fp32, while the loader keeps the
+    numbers of the file, as `from_pretrained` does. So they are compared after rounding.
     """
     paths = {path.relative_to(folder) for path in folder.rglob("*.safetensors")}
     assert paths == {path.relative_to(theirs) for path in theirs.rglob("*.safetensors")}
@@ -86,14 +87,14 @@ def assert_equal(folder: Path, theirs: Path, wo: torch.dtype | None = None) -> N
 
 
 def save_peer(file: Path, configs: Path, dtype: torch.dtype, out: Path, **parts: Any) -> Path:
-    """Let diffusers convert a file, and save the pipeline."""
+    """Let diffusers convert a file and save the pipeline in `out`. Return `out`."""
     from diffusers import StableDiffusion3Pipeline
 
     peer = StableDiffusion3Pipeline.from_single_file(
         str(file), config=str(configs), local_files_only=True, dtype=dtype, **parts
     )
     if peer.text_encoder_3 is not None:
-        # diffusers 0.42 leaves T5's embedding untied and without numbers: it could not be saved.
+        # diffusers 0.42 leaves T5's embedding untied and without numbers, so saving would fail.
         peer.text_encoder_3.tie_weights()
     peer.save_pretrained(out)
     return out
@@ -140,7 +141,7 @@ def test_weights_equal_those_of_diffusers_in_each_precision(
     hub: FakeHub,
     tmp_path: Path,
 ) -> None:
-    """T5 keeps a module in fp32 where fp16 is asked for; the status then says mixed."""
+    """If fp16 is requested, T5's `wo` weights stay fp32, and the reported precision is mixed."""
     file = save_safetensors(tmp_path / "sd35.safetensors", tinysd3.tiny_sd35(stored))
     with slim_image():
         folder, artifact = loaded(containers, hub.serve_file("/file", file), revision=revision)

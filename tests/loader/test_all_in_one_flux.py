@@ -29,13 +29,13 @@ ROWS = (
     Row("custom_ckpt", "FLUX.1 schnell", "safetensors", SINGLE, OPENS_WITH),
 )
 WIDTH = 128
-"""The width of the transformer in `whole`."""
+"""The width of the transformer that `whole` makes."""
 
 CONVERTER = "convert_flux_transformer_checkpoint_to_diffusers"
 
 
 def converter_for(width: int) -> Callable[..., Any]:
-    """Return diffusers' converter for this width instead of 3072, which its code fixes."""
+    """Return diffusers' converter with this width in place of the 3072 in its code."""
     source = inspect.getsource(getattr(single_file_utils, CONVERTER))
     assert source.count("inner_dim = 3072") == 1
     names = dict(vars(single_file_utils))
@@ -66,7 +66,7 @@ def test_weights_equal_those_of_diffusers(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Transformer, CLIP, T5 and VAE under ComfyUI's names become those of diffusers."""
+    """The file names its transformer, CLIP, T5 and VAE as ComfyUI does."""
     shapes = whole("flux", vae="vae.")
     if "schnell" in row.architecture:
         shapes = {name: shape for name, shape in shapes.items() if "guidance_in" not in name}

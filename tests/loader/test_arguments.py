@@ -15,7 +15,7 @@ LOAD = ["load", "--model-id", "m", "--store", "s", "--base-model"]
     [("sd-1", BaseModelName.SD1), ("SD 1.5", BaseModelName.SD1), ("Flux.1 D", BaseModelName.FLUX)],
 )
 def test_base_model_is_read_as_people_write_it(text: str, family: BaseModelName) -> None:
-    """The request has the slug."""
+    """Each spelling is parsed to the member of BaseModelName."""
     assert parser().parse_args([*LOAD, text]).base_model is family
 
 

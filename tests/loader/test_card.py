@@ -17,7 +17,7 @@ from sd_loader.card import card_of_metadata
 
 
 def tags(**folders: object) -> dict[str, str]:
-    """Metadata with the tags of folders of images."""
+    """Return metadata that counts the tags in each folder of training images."""
     return {"ss_tag_frequency": json.dumps(folders)}
 
 

@@ -29,12 +29,12 @@ EMPTY = CheckResult(outcome="empty")
 def version(
     uid: str = OWNER.uid, load_hash: str = HASH, model_id: str = MODEL_ID
 ) -> CheckedVersion:
-    """Return what the operator asks about a version."""
+    """Return a version as a CheckRequest of the operator names it."""
     return CheckedVersion(uid=uid, load_hash=load_hash, model_id=model_id)
 
 
 def checked(root: Path, *versions: CheckedVersion) -> CheckResult:
-    """Check versions, by default the one of `load`."""
+    """Check versions, by default the one that `load` publishes."""
     return check(CheckRequest(versions=versions or (version(),)), root, print)
 
 
@@ -129,7 +129,7 @@ def test_a_receipt_of_a_newer_loader_is_not_missing(folder: Path) -> None:
 def test_a_version_that_cannot_be_read_is_not_missing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, operation: str, code: int
 ) -> None:
-    """A storage server that does not answer has not lost the files. Other versions are compared."""
+    """A storage server that does not answer has not lost the files. Other versions are checked."""
     original = getattr(Folder, operation)
     calls = []
 

@@ -24,7 +24,7 @@ from tests.support.loader.loadercli import (
 
 
 def served(containers: Containers) -> Path:
-    """The published version of the model."""
+    """Return the folder of the published version."""
     return (containers.store / "model").resolve(strict=True)
 
 
@@ -61,7 +61,10 @@ def test_link_becomes_a_diffusers_folder(
 def test_same_weights_in_two_containers_share_their_files(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """A .safetensors file and a pickled .ckpt of the same weights give the same digest."""
+    """A .safetensors file and a .ckpt of the same weights give the same digest.
+
+    A load with spec.fromSafetensors refuses the .ckpt, and the published model stays.
+    """
     from tests.support.models import checkpoints
 
     tensors = checkpoints.smallest_sd15()
@@ -142,7 +145,7 @@ def test_failed_reload_keeps_the_published_model(
 
 
 def test_model_id_has_one_owner(containers: Containers, hub: FakeHub, checkpoint: Path) -> None:
-    """Another model fails before it downloads anything. Removing the owner frees the id."""
+    """A second model with this id fails before any download. Removing the owner frees the id."""
     link = link_to(hub, checkpoint)
     artifact_of(containers.load(load_request(link)))
     before = served(containers)

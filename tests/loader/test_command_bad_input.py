@@ -133,7 +133,7 @@ OWN_INDEX = json.dumps({**INDEX, "_class_name": ["pipeline.py", "Mine"]}).encode
 def test_bad_zip_of_a_trained_model_is_refused_and_leaves_nothing(
     containers: Containers, hub: FakeHub, members: list[Part], reason: Reason, message: str
 ) -> None:
-    """Nothing is written to the volume or outside it."""
+    """Nothing is left on the volume, and nothing is written outside it."""
     link = hub.serve_file("/trained", zip_bytes(members))
     failed(containers.load(load_request(link, model_type="api_trained")), reason, message)
     assert list(containers.store.iterdir()) == []
@@ -210,10 +210,13 @@ def test_trained_model_id_is_resolved_by_the_url_template(
 
 
 @pytest.mark.parametrize("target", ["/trained/{id}?key={key}", "/trained/{key}/{id}"])
-def test_key_of_a_trained_model_is_put_in_and_never_shown(
+def test_key_of_a_trained_model_is_sent_and_never_shown(
     containers: Containers, hub: FakeHub, tmp_path: Path, target: str
 ) -> None:
-    """The key comes from the administrator's logins. A user who gives a bare id never sees it."""
+    """The key of the administrator's logins replaces {key} in the url template.
+
+    Neither output nor result shows the key. If the key is missing, the load fails.
+    """
     key = "a-key/not-to-be-shown"
     (tmp_path / "trained").write_text(key)
     template = hub.url + target
@@ -303,7 +306,7 @@ def test_malicious_pickle_is_not_executed(
 ) -> None:
     """The loader executes nothing from the pickle.
 
-    The message names the function that it would call.
+    The message names the function that the pickle would call.
     """
     canary = tmp_path / "canary"
     evil = pickled({"state_dict": Canary(canary)}, tmp_path)

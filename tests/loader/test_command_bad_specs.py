@@ -121,7 +121,7 @@ def test_invalid_setting_is_reported_in_the_termination_message(containers: Cont
 def test_invalid_request_is_a_permanent_failure(
     containers: Containers, command: str, request_text: str, message: str
 ) -> None:
-    """The message names the field and quotes no value."""
+    """The message names the field, if the request can be parsed, and quotes no value."""
     ended = containers.run(command, "--request", request_text, "--store", containers.store)
     failed(ended, Reason.INVALID_SPEC, message)
     assert "very-secret" not in ended.stderr

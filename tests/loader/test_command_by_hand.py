@@ -26,7 +26,10 @@ from tests.support.loader.loadercli import (
 
 
 def test_load_accepts_a_local_file(containers: Containers, checkpoint: Path) -> None:
-    """The command prints the folder's path on stdout and messages on stderr."""
+    """The command prints the folder's path on stdout and messages on stderr.
+
+    The message of a second load of the file states how much it shares with the first.
+    """
     arguments = ("--model-id", "Mine", "--revision", "fp32", "--store", containers.store)
     ended = containers.run("load", "--url", checkpoint, *arguments)
     assert artifact_of(ended).precision == "fp32"

@@ -59,7 +59,7 @@ def site(containers: Containers, tmp_path: Path) -> Iterator[Site]:
 
 
 def leaves_no_token(site: Site, ended: Ended) -> None:
-    """Check that neither token nor signature is in what the load printed or wrote."""
+    """Assert that no output, result or file of the load has the token or a signature."""
     written = b"".join(
         path.read_bytes() for path in site.containers.store.rglob("*") if path.is_file()
     )
@@ -68,8 +68,8 @@ def leaves_no_token(site: Site, ended: Ended) -> None:
         assert secret.encode() not in written
 
 
-def test_a_page_loads_in_a_job(site: Site) -> None:
-    """The result has version, file, digest and card, and the receipt has them, too."""
+def test_a_model_page_loads_in_a_job(site: Site) -> None:
+    """The result has version, file, digest and card. The receipt has the version, too."""
     request = load_request(PAGE, model_type="embeddings", credentials=True)
     assert TOKEN not in request.to_argument()
 
@@ -106,7 +106,10 @@ def test_by_hand_only_a_download_with_a_login_needs_a_token(site: Site) -> None:
 
 
 def test_a_person_gives_the_token_by_variable_or_file(site: Site, tmp_path: Path) -> None:
-    """Either token is sent to the configured endpoint of Civitai. The file shows the type."""
+    """Either token is sent to the configured endpoint of Civitai.
+
+    No option names the model type, so the loader finds it in the file.
+    """
     (site.containers.credentials / "token").unlink()
     (tmp_path / "token").write_text(TOKEN)
     arguments = ("load", "--url", PAGE, "--store", site.containers.store, "--model-id")
@@ -130,8 +133,8 @@ def test_the_message_of_a_refusal_has_no_secret(site: Site) -> None:
 
 
 @pytest.mark.slow
-def test_a_page_leads_to_a_card_and_a_picture(site: Site) -> None:
-    """Civitai's facts are published with the model, without a token that Civitai quotes."""
+def test_a_model_page_leads_to_a_card_and_a_picture(site: Site) -> None:
+    """Civitai's facts are published with the model. If they quote the token, it is removed."""
     png = io.BytesIO()
     Image.new("RGB", (2000, 1000)).save(png, "PNG")
     url = site.civitai.serve_file("/images/cat.png", png.getvalue())

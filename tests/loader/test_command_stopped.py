@@ -21,11 +21,14 @@ from tests.support.loader.loadercli import (
 )
 
 MANY_STEPS = 8
-"""Write steps that exceed a file's header in size, because every Pod reads the header again."""
+"""Number of write steps before the signal.
+
+Together they are larger than the file's header, which the next Pod downloads again.
+"""
 
 
 def interrupted(containers: Containers, hub: FakeHub, checkpoint: Path, signum: int) -> Ended:
-    """Run a fetch and send it a signal in the middle of its download."""
+    """Run a fetch, send it a signal during its download, and assert that it ends within 3 s."""
     link = hub.serve_file("/tiny.safetensors", checkpoint, rate=8_000_000)
     process = containers.start("fetch", *containers.arguments(load_request(link)))
     deadline = time.monotonic() + 30
@@ -44,7 +47,7 @@ def interrupted(containers: Containers, hub: FakeHub, checkpoint: Path, signum: 
 
 
 def assert_next_pod_continues(containers: Containers, hub: FakeHub, checkpoint: Path) -> None:
-    """The next Pod downloads only the missing bytes."""
+    """Assert that the next Pod requests ranges, and in total fewer bytes than the file has."""
     hub.forget()
     artifact_of(containers.load(load_request(link_to(hub, checkpoint)), pod="pod-2"))
     assert any("range" in request.headers for request in hub.requests)
@@ -61,7 +64,7 @@ def test_stopped_download_continues_in_the_next_pod(
     assert_next_pod_continues(containers, hub, checkpoint)
 
 
-# Slow, because store/test_killed_loads.py kills a Pod at any step.
+# Marked slow, because store/test_killed_loads.py already kills Pods at every step.
 @pytest.mark.slow
 def test_killed_download_continues_in_the_next_pod(
     containers: Containers, hub: FakeHub, checkpoint: Path

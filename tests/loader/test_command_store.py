@@ -1,4 +1,4 @@
-"""The commands that look at a store: `list` and `verify`; and what `load` says about its store."""
+"""The commands `list` and `verify`, the help, and what `load` reports about its store."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_list_shows_the_published_models(loaded: Containers) -> None:
 
 
 def test_list_names_a_model_that_cannot_be_read(loaded: Containers) -> None:
-    """A damaged model does not hide the others."""
+    """The row of the model says that its receipt cannot be read."""
     [receipt] = loaded.store.glob(".store/*/*/.sd-receipt.json")
     receipt.write_text("{}")
     ended = loaded.run("list", "--store", loaded.store)
@@ -134,14 +134,14 @@ def test_output_that_cannot_be_written_is_not_a_fault_of_the_store(
     exit_code: int,
     words: str,
 ) -> None:
-    """`sd-loader list | head` ends quietly, and a full output is not called a full volume."""
+    """`sd-loader list | head` ends quietly, and a full disk of stdout is not a full volume."""
     monkeypatch.setattr(sys, "stdout", _Unwritable(code))
     assert main(["list", "--store", str(tmp_path)]) == exit_code
     assert capsys.readouterr().err == words
 
 
 def test_closed_output_is_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python has None for a stream that the shell has closed."""
+    """If the shell has closed a stream, Python sets it to None. The command still succeeds."""
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     assert main(["list", "--store", str(tmp_path)]) == ExitCode.DONE
@@ -152,7 +152,7 @@ def test_closed_output_is_not_an_error(tmp_path: Path, monkeypatch: pytest.Monke
 def test_load_without_a_url_names_the_option(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The message has the option that is missing, as those of other options do."""
+    """The message begins with the missing option, like the messages of other options."""
     assert main(["load", "--model-id", "mine", "--store", str(tmp_path)]) == ExitCode.PERMANENT
     assert "error: InvalidSpec: --url: a repo id, a link or a file is" in capsys.readouterr().err
 

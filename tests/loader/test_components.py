@@ -28,12 +28,12 @@ T5 = "text_encoder_2/model-00001-of-00001.safetensors"
 def add_repo(
     hub: FakeHub, tmp_path: Path, files: Files, name: str = SKELETON, **options: Any
 ) -> None:
-    """Serve a repo."""
+    """Serve a repo with these files."""
     hub.add_repo(name, familyrepos.lay(files, tmp_path / name.replace("/", "-")), **options)
 
 
 def load(containers: Containers, url: str, **fields: Any) -> Ended:
-    """Load a file with the components of the repo."""
+    """Load a url with the components of SKELETON, unless `fields` gives others."""
     return containers.load(load_request(url, **{"components": {"from": SKELETON}, **fields}))
 
 
@@ -46,7 +46,10 @@ def published(containers: Containers, name: str) -> dict[str, tuple[str, tuple[i
 def test_second_fine_tune_downloads_only_its_transformer(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """The first load takes all but the transformer from the repo, and states the commit."""
+    """The first load takes the other components from the repo, and states its commit.
+
+    The second load does not download the text encoder T5 again: both models share its file.
+    """
     repo = skeletons.flux()
     add_repo(hub, tmp_path, repo)
     first = load(containers, hub.serve_file("/one.safetensors", file_of("flux", seed=1)))
@@ -286,13 +289,13 @@ NEEDLESS = [
 def test_components_without_a_use_are_refused(
     containers: Containers, hub: FakeHub, tmp_path: Path, fields: dict[str, Any], message: str
 ) -> None:
-    """Nothing but the index is downloaded."""
+    """Only model_index.json is downloaded."""
     add_repo(hub, tmp_path, skeletons.flux())
     failed(load(containers, SKELETON, **fields), Reason.INVALID_SPEC, message)
     assert not [path for path in hub.served if not path.endswith("model_index.json")]
 
 
-def test_whole_checkpoint_needs_no_components(
+def test_components_for_a_whole_checkpoint_are_refused(
     containers: Containers, hub: FakeHub, tmp_path: Path, checkpoint: Path
 ) -> None:
     """A field without an effect is refused, because it would hide a mistake."""

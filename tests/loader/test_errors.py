@@ -41,7 +41,7 @@ def test_error_names_its_field_once(error: LoaderError, message: str) -> None:
 
 @pytest.mark.parametrize("add", [naming, prefixing])
 def test_remedy_of_an_error_is_kept(add: Callable[[str], AbstractContextManager[None]]) -> None:
-    """Words before the message do not replace the remedy by the general one of the reason."""
+    """A prefix changes only the message. The error keeps its own remedy, not the reason's."""
     with pytest.raises(LoaderError) as caught, add("spec.vae.url"):
         raise LoaderError(Reason.SOURCE_NOT_FOUND, "no such file", remedy="Give another path.")
     assert caught.value.remedy == "Give another path."

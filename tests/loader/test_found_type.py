@@ -30,7 +30,7 @@ ADAPTERS = {"lora": LORA, "embeddings": EMBEDDING, "vae": VAE, "controlnet": CON
 PART = {"first_stage_model.decoder.conv_in.weight": (512, 4, 3, 3)}
 """A tensor by which a VAE is recognised."""
 ALONE = {**PART, "model.diffusion_model.out.2.weight": (4, 320, 3, 3)}
-"""A checkpoint whose UNet is cut off, so that it is not recognised."""
+"""A cut-off checkpoint: one tensor of the VAE and one of the UNet are left."""
 
 
 KINDS = [
@@ -75,7 +75,7 @@ def type_of(ended: Ended) -> str | None:
 def test_file_behind_a_link_decides(
     containers: Containers, hub: FakeHub, tmp_path: Path, model_type: str
 ) -> None:
-    """The published folder is the same as with the type in the request."""
+    """The result is the same as if the request named the type."""
     link = served(hub, tmp_path, ADAPTERS[model_type])
     found = artifact_of(containers.load(load_request(link)))
     given = artifact_of(containers.load(load_request(link, model_type=model_type, reload="1")))
@@ -114,7 +114,10 @@ def test_adapter_behind_a_link_is_found_while_it_streams(
 def test_file_with_a_vae_and_more_is_not_a_vae(
     tmp_path: Path, others: Shapes, expected: str
 ) -> None:
-    """The user means the whole file. The first ControlNets came with a checkpoint."""
+    """If the other tensors show a model, that is the type; unknown tensors do not count.
+
+    The first ControlNets were published in one file with their checkpoint.
+    """
     write_checkpoint(tmp_path / "x.safetensors", {**PART, **others})
     with open_tensor_file(tmp_path / "x.safetensors") as file:
         assert found_type(file.tensors) == expected
@@ -134,7 +137,7 @@ def test_wrong_type_in_the_request_is_refused(
 def test_cut_off_checkpoint_is_refused_as_a_checkpoint(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """The checkpoint's VAE is not published instead of the checkpoint."""
+    """The VAE in the file is not published as a model of type vae."""
     ended = containers.load(load_request(served(hub, tmp_path, ALONE)))
     failed(ended, Reason.UNSUPPORTED_FORMAT, "the file is a VAE: it needs spec.modelType")
 
@@ -223,7 +226,7 @@ def test_options_of_a_found_lora_are_used(
 
 
 def test_only_a_whole_model_is_rendered_by_default() -> None:
-    """The operator plans the Job as for a checkpoint, because the type is not known yet."""
+    """The request asks for an image if the model is a pipeline; only the found type shows that."""
     asked = load_request("org/model").model_copy(update={"render_if_pipeline": True})
     assert conversion_of(asked, ModelType.HUGGINGFACE).verify.render
     assert not conversion_of(asked, ModelType.VAE).verify.render

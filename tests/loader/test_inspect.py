@@ -51,14 +51,14 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_file_that_does_not_exist_has_a_remedy_of_its_own(tmp_path: Path) -> None:
-    """The remedy of a source that does not exist names options that `inspect` does not have."""
+    """The remedy of a load names options that `inspect` does not have."""
     with pytest.raises(LoaderError) as caught:
         inspect(tmp_path / "none.ckpt")
     assert caught.value.remedy == "Give the path of a file that exists and that you may read."
 
 
-def test_an_embedding_shows_its_word_and_its_base(tmp_path: Path) -> None:
-    """The word is the one that a load would publish."""
+def test_an_embedding_shows_its_word_and_its_author(tmp_path: Path) -> None:
+    """The word is the prompt token that a load would publish."""
     path = tmp_path / "embedding.safetensors"
     path.write_bytes(safetensors_bytes({"<cat>": (2, 768)}, {"modelspec.author": "someone"}))
     found = inspect(path)

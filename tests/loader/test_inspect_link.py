@@ -34,7 +34,7 @@ def civitai(containers: Containers) -> Iterator[FakeCivitai]:
 
 
 def inspected(containers: Containers, link: str, **env: str) -> dict[str, Any]:
-    """Return what the command prints about a link."""
+    """Inspect a link, which must succeed, and return the printed JSON object."""
     ended = containers.run("inspect", "--json", link, **env)
     assert ended.code == ExitCode.DONE, ended.stderr
     return parsed(ended)
@@ -71,9 +71,9 @@ def test_a_page_of_civitai_shows_card_and_file(
 def test_a_file_that_needs_a_login_shows_what_the_api_says(
     containers: Containers, civitai: FakeCivitai, checkpoint: Path
 ) -> None:
-    """The command prints these facts, then fails as a load would. A token lets it read the file.
+    """The command prints what the API says, then fails as a load would.
 
-    The token is not shown, even if the server quotes it.
+    With a token, it also reads the file. The token is not shown, even if the server quotes it.
     """
     file = File(700, checkpoint, name=f"{TOKEN}.safetensors")
     version = Version(71, [file], trained_words=(f"x {TOKEN}",), needs_login=True)
@@ -143,7 +143,7 @@ def test_a_repo_of_one_component_shows_its_class(
     model_type: str,
     base_model: str,
 ) -> None:
-    """Its config names the class, which shows the type."""
+    """The repo's config.json names the class, which shows the type."""
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(bytes(10_000))
     hub.add_repo(REPO, tmp_path)

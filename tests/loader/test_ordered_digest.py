@@ -28,7 +28,7 @@ RANGES = st.lists(
 
 @pytest.fixture
 def sparse(tmp_path: Path) -> Iterator[int]:
-    """An empty sparse file."""
+    """The descriptor of a sparse file of SIZE bytes."""
     fd = os.open(tmp_path / "sparse", os.O_RDWR | os.O_CREAT)
     os.ftruncate(fd, SIZE)
     yield fd
@@ -47,7 +47,7 @@ def test_digest_does_not_depend_on_the_order(ranges: list[tuple[int, int]]) -> N
 
 
 def test_bytes_that_are_at_hand_are_digested_at_their_place(sparse: int) -> None:
-    """An outline is downloaded before anything else."""
+    """Bytes that are already in the sparse file, such as an outline, are read from there."""
     digest = OrderedSha256(sparse, SIZE)
     for start, end in ((9_000, SIZE), (0, 100)):
         os.pwrite(sparse, CONTENT[start:end], start)
@@ -65,7 +65,10 @@ def test_digest_of_an_incomplete_file_is_an_error(sparse: int) -> None:
 
 
 def wants_in(ranges: list[tuple[int, int]], early: int) -> Wants:
-    """Return disjoint wants between the ends of the ranges. Every other one may be early."""
+    """Return wants between neighbouring ends of the ranges.
+
+    Of every second want, the first `early` ones are moved to the front.
+    """
     cuts = sorted({end for pair in ranges for end in pair})
     ordered = [Want(*pair, None) for pair in pairwise(cuts)]
     first = ordered[::2][:early]
@@ -73,7 +76,7 @@ def wants_in(ranges: list[tuple[int, int]], early: int) -> Wants:
 
 
 def assert_in_order(wanted: Wants, requested: list[tuple[int, int]]) -> None:
-    """Assert that each want comes in one piece, and not before the one that it follows."""
+    """Assert that the requests bring each want in one piece, and all wants in their order."""
     position = 0
     for want in wanted.ordered:
         while not requested[position][0] <= want.start < want.end <= requested[position][1]:
@@ -86,7 +89,7 @@ def assert_in_order(wanted: Wants, requested: list[tuple[int, int]]) -> None:
 def test_wants_come_in_their_order(
     ranges: list[tuple[int, int]], at_hand: list[tuple[int, int]], early: int, gap: int
 ) -> None:
-    """The requests for the whole file cover every byte as well."""
+    """The requests for the whole file also cover every byte that is not at hand."""
     wanted = wants_in(ranges, early)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wants, "GAP_BYTES", gap)

@@ -27,7 +27,7 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
 
 
 def load(containers: Containers, url: str, *more: str | Path, **env: str) -> Ended:
-    """Load by hand."""
+    """Load by hand, and assert that the token is neither stored nor printed."""
     arguments = ("--url", url, "--model-id", "style", "--store", containers.store, *more)
     ended = containers.run("load", *arguments, **env)
     left = [path for path in containers.store.rglob("*") if path.is_file()]
@@ -51,7 +51,7 @@ def test_token_of_the_hub_comes_from_the_environment(containers: Containers, hub
 def test_token_file_is_for_the_host_of_the_source(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """The token file takes precedence over the variables."""
+    """The source may be a repo or a link. The token file takes precedence over HF_TOKEN."""
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     ended = load(containers, "org/style", "--token-file", tmp_path / "token", HF_TOKEN="hf_other")
     assert ended.code == ExitCode.DONE, ended.stderr
@@ -79,7 +79,7 @@ def test_token_of_another_host_is_not_sent(containers: Containers, hub: FakeHub)
 def test_unusable_token_file_is_named(
     containers: Containers, hub: FakeHub, tmp_path: Path, content: str, message: str
 ) -> None:
-    """Nothing is requested."""
+    """The load fails before it sends a request."""
     (tmp_path / "token").write_text(content)
     ended = load(containers, "org/style", "--token-file", tmp_path / "token")
     failed(ended, Reason.SECRET_NOT_FOUND, message)

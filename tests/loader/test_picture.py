@@ -23,7 +23,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def decoded(content: bytes) -> Image.Image:
-    """Decode what was published."""
+    """Decode a published picture, and assert that it is a JPEG."""
     image = Image.open(io.BytesIO(content))
     image.load()
     assert image.format == "JPEG"
@@ -57,7 +57,7 @@ def bomb(width: int, height: int) -> bytes:
     ],
 )
 def test_a_picture_becomes_a_jpeg(image: Image.Image, kind: str) -> None:
-    """The JPEG is RGB for any colours of the picture. Transparent parts become white."""
+    """The JPEG is RGB whatever the picture's mode. Transparent pixels become white."""
     found = decoded(reencoded(encoded(image, kind)))
     assert (found.size, found.mode) == ((40, 30), "RGB")
     if image.mode == "RGBA":
@@ -105,7 +105,7 @@ def test_other_files_and_bombs_are_not_decoded(content: bytes, message: str) -> 
 
 
 def test_the_decoder_runs_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process returns the picture as a JPEG. This process cannot import the decoder."""
+    """The other process returns a JPEG, although the test's process cannot import Pillow."""
     content = encoded(Image.new("RGB", (40, 30)), "WEBP")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "PIL", None)

@@ -36,7 +36,7 @@ class Terminal(io.StringIO):
 
 
 def plain(shown: str) -> str:
-    """Return what a terminal shows, without colours and without the order to clear the line."""
+    """Return what a terminal shows, without the escape sequences for colours and line clearing."""
     return re.sub(r"\x1b\[[0-9;]*[mK]", "", shown)
 
 
@@ -114,7 +114,7 @@ def test_percent_speed_and_eta_are_computed(
 
 
 def test_terminal_redraws_one_line() -> None:
-    """Each bar replaces the one before it."""
+    """A bar first clears the line and does not end it, so each bar replaces the previous one."""
     stream = Terminal()
     for_people(stream)(downloading(500, percent=50))
     shown = stream.getvalue()

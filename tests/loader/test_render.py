@@ -41,7 +41,7 @@ DECODER = "first_stage_model.decoder"
 
 @pytest.fixture(scope="module")
 def sd1(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Converted]:
-    """A small SD 1.5 checkpoint and its conversion."""
+    """The folder of a converted small SD 1.5 checkpoint, and the result of the conversion."""
     root = tmp_path_factory.mktemp("sd-1")
     path = save_safetensors(root / "model.safetensors", smallest_sd15())
     return root / "out", convert_file(path, root / "out")
@@ -62,7 +62,7 @@ def converted_of(root: Path, tensors: dict[str, torch.Tensor]) -> tuple[Path, Co
 
 
 def small(folder: Path, converted: Converted) -> tuple[Path, Converted]:
-    """Change the folder's UNet config to small images, so that rendering is fast."""
+    """Set a small image size in the UNet's config, for speed. Return both arguments."""
     change(folder / "unet" / "config.json", sample_size=16)
     return folder, converted
 
@@ -82,7 +82,7 @@ def rendered(folder: Path, converted: Converted, **verify: object) -> Rendered:
 
 @pytest.mark.slow
 def test_preview_is_published_with_the_model(containers: Containers, hub: FakeHub) -> None:
-    """preview.png lies in the folder but does not change the digest. A rerun keeps it."""
+    """The digest does not depend on preview.png. A rerun reports the same result."""
     path = save_safetensors(containers.store.parent / "tiny.safetensors", smallest_sd15())
     link = hub.serve_file("/tiny.safetensors", path)
     plain = containers.load(job_request(link, model_id="plain"))
@@ -115,7 +115,7 @@ def test_preview_is_published_with_the_model(containers: Containers, hub: FakeHu
 
 @pytest.mark.slow
 def test_model_that_renders_black_is_not_published(containers: Containers, hub: FakeHub) -> None:
-    """The load leaves the volume as it was."""
+    """The load leaves nothing on the volume."""
     tensors = smallest_sd15()
     tensors[f"{DECODER}.conv_out.weight"].zero_()
     tensors[f"{DECODER}.conv_out.bias"].fill_(-10)

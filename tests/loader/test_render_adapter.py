@@ -1,4 +1,7 @@
-"""Adapters are tried on a random base: a full-size one on a GPU, a tiny one elsewhere."""
+"""Adapters are tried on a base with random weights.
+
+The loader does this on a GPU, with a base of full size. Most of these tests use a tiny base.
+"""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ class Load:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[[Kind], Load]]:
-    """Start the servers for a kind of failure and containers that can reach them."""
+    """A function that starts the servers for a kind of failure and returns a load from them."""
     started: list[Servers] = []
 
     def run(kind: Kind) -> Load:

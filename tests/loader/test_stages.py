@@ -1,4 +1,4 @@
-"""The stages fetch, convert, load and remove, with fake parts."""
+"""The stages fetch, convert, load and remove, with a fake download and conversion."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_failed_cleanup_does_not_fail_a_published_load(
 
 @pytest.mark.usefixtures("parts")
 def test_load_fetches_and_converts_in_one_process(tmp_path: Path) -> None:
-    """The load reports its stages as the two containers do."""
+    """The fake download and conversion report no progress, so only Publishing is reported."""
     seen: list[Progress] = []
     assert load(request(), tmp_path, Settings(), seen.append).outcome == "loaded"
     assert [progress.stage for progress in seen] == [Stage.PUBLISHING]

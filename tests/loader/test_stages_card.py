@@ -26,7 +26,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
 
 
 def card_in(root: Path) -> Card:
-    """The whole card in the published folder."""
+    """Return the whole card in the published folder."""
     return Card.decode((root / MODEL_ID / CARD_FILE).read_bytes())
 
 
@@ -75,7 +75,7 @@ def test_an_adopted_version_keeps_its_card(parts: Parts, tmp_path: Path) -> None
 def test_the_picture_of_the_source_is_published_beside_the_model(
     parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The picture is in the receipt, but not in the digest, and an adopted version keeps it."""
+    """The picture does not count as a file of the model. A rerun and an adoption report it, too."""
     monkeypatch.setattr(stages, "published_picture", lambda content: b"encoded " + content)
     parts.picture = b"picture"
     result = loaded(tmp_path)
@@ -104,10 +104,8 @@ def test_a_picture_that_cannot_be_decoded_is_a_warning(
     assert result.message == "one; two; the source's picture is not kept: it has 9x9 pixels"
 
 
-def test_the_word_of_an_embedding_is_the_one_that_is_published(
-    parts: Parts, tmp_path: Path
-) -> None:
-    """The conversion decides the word, since a file's own name may not be usable in prompts."""
+def test_the_card_shows_the_published_prompt_token(parts: Parts, tmp_path: Path) -> None:
+    """The conversion decides the token, because the file's own word may not work in prompts."""
     parts.card, parts.word = Card(word="own", author="someone"), "<m>"
     loaded(tmp_path)
     assert card_in(tmp_path) == Card(word="<m>", author="someone")

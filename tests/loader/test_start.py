@@ -13,7 +13,7 @@ from devkit.tiny import SMALLEST_SD15, write_checkpoint
 
 HEAVY = {"blake3", "httpx2", "huggingface_hub", "numpy", "pydantic", "torch"}
 HTTP = {"http.client", "httpcore2", "httpx2", "huggingface_hub", "ssl"}
-"""What a load of a local file does without: it would take as long to import as pydantic."""
+"""HTTP modules, which a local load does not import: they would take as long as pydantic."""
 CHILD = """
 import sys
 from sd_loader.start import loader
@@ -28,7 +28,7 @@ print(*sys.modules)
 
 
 def test_help_and_version_import_no_packages() -> None:
-    """A shell's completion and a curious user do not wait for packages that print nothing."""
+    """`--help` and `--version` print at once, because they do not wait for heavy imports."""
     done = subprocess.run(
         [sys.executable, "-c", CHILD], capture_output=True, text=True, check=True, timeout=60
     )

@@ -176,7 +176,7 @@ def test_streamed_folder_equals_that_of_the_whole_file(pod, server, checkpoints,
 
 @pytest.mark.parametrize("case", [CASES[2], *SLOW], ids=str)
 def test_ten_cut_responses_do_not_change_the_folder(pod, server, checkpoints, case):
-    """Each response ends early. The loader downloads hardly any byte twice."""
+    """Ten responses end early. The loader downloads hardly any byte twice."""
     path = checkpoints.file(case)
     cut = random.Random(case.name).randint(MEGABYTE, path.stat().st_size // 20)
     url = server.serve_file("/model", path, cut_at=cut, cuts=10)
@@ -268,7 +268,7 @@ def test_source_without_safe_ranges_is_downloaded_first(pod, server, checkpoints
     "case", [CASES[0], pytest.param(CASES[3], marks=pytest.mark.slow)], ids=str
 )
 def test_file_with_an_expected_digest_is_streamed_as_a_whole(pod, server, checkpoints, case):
-    """Also the parts come that the conversion does not need."""
+    """The loader also downloads the bytes that the conversion does not need."""
     path = checkpoints.file(case)
     digest = sha256(path)
     fetched = pod.fetch(server.serve_file("/model", path), sha256=digest, **case.fields)
@@ -287,7 +287,7 @@ def test_expected_digest_is_checked_over_the_whole_file(pod, server, checkpoints
 
 
 def test_interrupted_load_with_an_expected_digest_is_downloaded_first(pod, server, checkpoints):
-    """The digest cannot continue from the bytes that were converted; a plain download can."""
+    """A digest cannot continue from converted bytes, so the next fetch downloads the file."""
     path = checkpoints.file(CASES[0])
     digest = sha256(path)
     with pytest.raises(LoaderError):

@@ -36,7 +36,10 @@ def standalone(backend):
     ],
 )
 def test_only_the_token_and_a_loopback_host_are_accepted(standalone, headers, code):
-    """Other users and web pages whose name resolves to this machine are rejected."""
+    """Requests without the token, or with the name of another host, are rejected.
+
+    They may come from other users, or from web pages whose name resolves to this machine.
+    """
     response = standalone.ask("GET", "/api/v1/namespaces", **headers)
 
     assert response.code == code
@@ -46,13 +49,13 @@ def test_only_the_token_and_a_loopback_host_are_accepted(standalone, headers, co
 
 @pytest.mark.usefixtures("standalone")
 def test_kubeconfig_is_private_and_has_the_ca(backend):
-    """Only the owner can read it, and it needs no other file."""
+    """Only its owner can read the kubeconfig, and it needs no other file, such as the CA's."""
     assert backend.kubeconfig.stat().st_mode & 0o777 == 0o600
     assert "BEGIN CERTIFICATE" in credentials(backend.kubeconfig)[2]
 
 
 def test_body_above_3_mib_is_rejected(standalone):
-    """The limit is that of a real API server."""
+    """A larger body than a real API server accepts gets an error."""
     body = json.dumps(model_manifest("a", url=LINK, foo="x" * 4_000_000))
     path = "/apis/sd-operator.dev/v1alpha1/namespaces/default/stablediffusionmodels"
 

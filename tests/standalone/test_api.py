@@ -73,7 +73,10 @@ def test_write_with_an_old_resource_version_conflicts(models):
 
 
 def test_patch_with_another_uid_is_rejected_except_for_a_status(models):
-    """A real API server (1.36) ignores metadata.uid in the status patch of a custom resource."""
+    """A patch of the spec with another uid gets 422; a merge patch of the status is accepted.
+
+    A real API server (1.36) ignores metadata.uid in the status patch of a custom resource.
+    """
     models.create("a")
     path, other = f"{models.path}/a", {"metadata": {"uid": "other"}}
 
@@ -84,7 +87,7 @@ def test_patch_with_another_uid_is_rejected_except_for_a_status(models):
 
 
 def test_write_without_a_change_keeps_the_resource_version(models):
-    """Watches therefore get no event for such a write."""
+    """A write that changes nothing keeps the resourceVersion, so watches get no event for it."""
     old = models.create("a")
 
     same = models.api.patch(f"{models.path}/a", {"spec": {"priority": 0}}).body
@@ -93,7 +96,7 @@ def test_write_without_a_change_keeps_the_resource_version(models):
 
 
 def test_deletion_with_a_failed_precondition_conflicts(models):
-    """Another uid or an old resourceVersion keeps the object."""
+    """The object is kept if the precondition has another uid or an old resourceVersion."""
     models.create("a")
     for condition, text in (("uid", "the UID in the precondition"), ("resourceVersion", "1")):
         options = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {condition: "1"}}
@@ -183,7 +186,7 @@ def test_watch_with_a_selector_adds_and_deletes_objects(models):
 
 
 def test_watch_from_an_expired_resource_version_fails(models):
-    """Status 410 comes as an ERROR event."""
+    """The watch gets an ERROR event with status 410."""
     response = models.api.ask("GET", f"{models.path}?watch=1&resourceVersion=1&timeoutSeconds=1")
 
     (event,) = response.events

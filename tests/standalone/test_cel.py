@@ -27,7 +27,7 @@ def result(program: celpy.Runner) -> bool | None:
 @pytest.mark.parametrize("operator", ["||", "&&"])
 @pytest.mark.parametrize(("left", "right"), list(itertools.product(SIDES, SIDES)))
 def test_results_are_those_of_celpy(left: str, operator: str, right: str) -> None:
-    """An error on one side does not matter if the other side decides."""
+    """The result equals celpy's, also if one side has an error and the other side decides."""
     for expression in (f"{left} {operator} {right}", f"!({left} {operator} {right}) || {right}"):
         expected = result(PLAIN.program(PLAIN.compile(expression)))
         assert result(cel.program(expression)) == expected, expression

@@ -61,7 +61,7 @@ def variables(**env: str) -> dict[str, str]:
     ],
 )
 def test_variable_that_no_loader_job_has_is_refused(name):
-    """Python, the dynamic linker and libraries read code from such variables."""
+    """The container is refused: Python, the linker or a library may read code by this variable."""
     with pytest.raises(RefusedError, match="only the variables of a loader Job"):
         variables(**{name: "/models"})
 
@@ -71,7 +71,7 @@ def test_variable_that_no_loader_job_has_is_refused(name):
     ["/etc/cron.d/x", "/tmp/log", "/models/log", f"{LOG}/../log", f"{LOG}/x", "log", "/"],
 )
 def test_termination_log_is_the_containers_own(path):
-    """The loader overwrites this file, so any other path is refused."""
+    """A path other than the container's own log is refused, because the loader overwrites it."""
     with pytest.raises(RefusedError, match="must be the terminationMessagePath /dev/termination"):
         variables(SD_LOADER_TERMINATION_LOG=path)
 
@@ -176,12 +176,12 @@ def _rejection(**spec: Any) -> str:
 
 @pytest.mark.parametrize("name", ["../../x", "/x", "..", ".", "", "x/y", "X", "x" * 64])
 def test_name_of_a_volume_is_a_label(name):
-    """Other names are rejected, because the node creates a folder with the volume's name."""
+    """A Pod with a volume of any other name is rejected: the node makes a folder of this name."""
     assert "spec.volumes[2].name" in _rejection(volumes=[*VOLUMES, {"name": name, "emptyDir": {}}])
 
 
 def test_names_of_volumes_are_distinct():
-    """A repeated name is rejected, because both volumes would share one folder."""
+    """A Pod with two volumes of one name is rejected: both would have the same folder."""
     volumes = [*VOLUMES, {"name": "tmp", "emptyDir": {}}]
     assert 'spec.volumes[2].name: Duplicate value: "tmp"' in _rejection(volumes=volumes)
 
@@ -233,7 +233,7 @@ FEW_NAMES = {("persistentVolumeClaim", "x/../models"), ("secret", "..")}
 def test_pod_that_reaches_beyond_its_volumes_fails(
     shared_stub_cluster: Cluster, changes: dict[str, Any], complaint: str
 ):
-    """The Pod's status has the reason, and nothing is run or created."""
+    """The Pod fails, its status has the reason, and no process is run or file created."""
     name = f"j{secrets.token_hex(4)}"
     shared_stub_cluster.apply(job(name, pod=pod_spec(**{"initContainers": [], **changes})))
 
@@ -254,7 +254,7 @@ def test_key_of_a_secret_is_a_file_name(shared_stub_cluster: Cluster, key: str):
 
 @pytest.mark.cluster
 def test_bytes_that_are_not_utf8_are_a_client_error(backend):
-    """Such headers and bodies get status 400, 401, 403 or 415; such an Accept is ignored."""
+    """A header or body with these bytes gets status 400, 401, 403 or 415; Accept is ignored."""
     if backend.name != "standalone":
         pytest.skip(f"this test is for standalone, not for {backend.name}")
     api = RawApi(backend.kubeconfig)

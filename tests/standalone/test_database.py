@@ -100,7 +100,7 @@ def _with_finalizer(item: Json) -> Json:
 
 
 def test_events_end_with_the_run(runs):
-    """Events are not stored, because they are many and nobody relies on them."""
+    """The next run has no Events of the last run: they are many, and nobody relies on them."""
     registry = runs.start().registry
     event = {"apiVersion": "v1", "kind": "Event", "metadata": {"generateName": "e-"}}
     event["involvedObject"] = {"namespace": "default"}
@@ -111,7 +111,7 @@ def test_events_end_with_the_run(runs):
 
 
 def test_revisions_of_a_run_are_above_those_of_all_earlier_runs(runs, monkeypatch):
-    """They are even if the clock went back, or if only Events got the last revisions."""
+    """Each run starts above all revisions, even if the clock went back or Events got the last."""
     monkeypatch.setattr(storage, "RESERVED", 3)
     seen = []
     for clock in (5_000, 4_000, 4_000):
@@ -125,7 +125,10 @@ def test_revisions_of_a_run_are_above_those_of_all_earlier_runs(runs, monkeypatc
 
 
 def test_watches_and_continue_tokens_of_an_earlier_run_get_status_410(runs):
-    """The client lists again, as after a restart of etcd."""
+    """The history of an earlier run is not kept, so the client must list again.
+
+    etcd answers in the same way after it has compacted its history.
+    """
     last = runs.start().registry.storage
     token = requests.continue_token(DEFAULT, last.revision)
     requests.continue_after(token, last.first)
@@ -141,7 +144,7 @@ def test_watches_and_continue_tokens_of_an_earlier_run_get_status_410(runs):
 
 
 def test_manifests_of_server_side_apply_are_kept_as_long_as_their_object(runs):
-    """The next apply still knows which fields to remove."""
+    """After a restart, the next apply still knows which fields to remove."""
     server = runs.start()
     uid = server.registry.create(SECRETS, "default", SECRET, "Strict").item["metadata"]["uid"]
     server.registry.storage.set_applied(uid, "me", {"data": {"a": "Yg=="}})
@@ -180,7 +183,10 @@ def _name() -> str:
 
 
 def test_write_that_fails_changes_nothing(runs):
-    """The client gets a 500 that names the cause, and can try again."""
+    """If the database fails, the client gets a 500 with the cause, and the object is unchanged.
+
+    A repeated write succeeds.
+    """
     registry = runs.start().registry
     before = contents(registry)
     runs.database._connection.execute("PRAGMA max_page_count = 1")

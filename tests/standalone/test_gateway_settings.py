@@ -24,7 +24,7 @@ OWN = {"SD_GATEWAY_CIVITAI_ENDPOINT": "https://own.example.com"}
 def test_gateway_asks_the_civitai_of_the_loads(
     tmp_path: Path, env: dict[str, str], civitai: str | None
 ) -> None:
-    """The gateway's own variable takes precedence."""
+    """The gateway gets the Civitai endpoint of the loads, unless its own variable names another."""
     kubeconfig = tmp_path / "kubeconfig"
     kubeconfig.touch()
     options = Options(tmp_path, kubeconfig, hub_endpoint="https://hub.example.com")

@@ -187,7 +187,7 @@ def test_deleting_a_job_in_the_background_ends_its_processes(stub_cluster):
 
 
 def test_deleting_a_job_in_the_foreground_waits_for_its_pod(stub_cluster):
-    """The Job stays, marked as being deleted, until its Pod is gone."""
+    """Once the Job is gone, its Pod is gone, too."""
     stub_cluster.apply(job("j", "convert.sleep=60"))
     pod = wait_for_pod(stub_cluster, "j")
 
@@ -212,7 +212,7 @@ def test_deleting_a_job_can_orphan_its_pod(stub_cluster):
 
 
 def test_deleted_pod_reports_its_end_before_it_goes(stub_cluster):
-    """While a finalizer holds the Pod, its phase is Failed and its exit code can be read."""
+    """A deleted Pod that a finalizer holds has the phase Failed and its container's exit code."""
     hold = {"metadata": {"finalizers": ["example.com/count"]}}
     release = {"metadata": {"$deleteFromPrimitiveList/finalizers": ["example.com/count"]}}
     stub_cluster.apply(job("j", "convert.sleep=60"))
@@ -229,7 +229,7 @@ def test_deleted_pod_reports_its_end_before_it_goes(stub_cluster):
 
 
 def test_deleting_a_model_deletes_its_job_and_pod(stub_cluster):
-    """The garbage collector follows owner references over two levels."""
+    """After a model is deleted, the Job that it owns goes, and the Pod that the Job owns."""
     model = stub_cluster.model("m", url="https://example.com/m.ckpt")
     owner = {
         "apiVersion": model["apiVersion"],
@@ -251,7 +251,7 @@ def test_deleting_a_model_deletes_its_job_and_pod(stub_cluster):
 
 
 def test_job_of_an_owner_that_does_not_exist_is_deleted(stub_cluster):
-    """An object with the owner's name but with another uid does not count as the owner."""
+    """A Job is deleted if its owner is gone, even if another object has the owner's name."""
     stub_cluster.model("m", url="https://example.com/m.ckpt")
     owned = job("j", suspend=True)
     owned["metadata"]["ownerReferences"] = [

@@ -73,7 +73,7 @@ def test_diff_and_dry_runs_change_nothing(cluster):
 
 
 def test_defaults_are_set_without_a_new_generation(cluster):
-    """Only changes of the spec increase metadata.generation."""
+    """Objects get the CRD's defaults; only later changes of the spec increase the generation."""
     model = cluster.model("a", url=LINK, verify={})
 
     assert model["spec"] == {
@@ -179,7 +179,7 @@ def test_invalid_spec_is_rejected_with_a_helpful_message(shared_cluster, spec, c
     ],
 )
 def test_immutable_field_cannot_be_changed(cluster, change, complaint):
-    """If an object is created without the field, the field cannot be added later either."""
+    """The change is rejected, also if it adds a field that the object was created without."""
     cluster.model("a", url=LINK)
 
     changed = yaml.safe_dump(model_manifest("a", url=LINK, **change))
@@ -195,7 +195,7 @@ def test_immutable_field_cannot_be_changed(cluster, change, complaint):
     ],
 )
 def test_invalid_name_is_rejected(shared_cluster, name, complaint):
-    """Kubernetes' own rules and the rule of the CRD apply."""
+    """A name that breaks a rule of Kubernetes or of the CRD is rejected with this message."""
     manifest = yaml.safe_dump(model_manifest(name, url=LINK))
 
     assert complaint in shared_cluster.refused("apply", "-f", "-", stdin=manifest)
@@ -297,7 +297,7 @@ def test_explain_prints_the_schema(shared_cluster):
 
 
 def test_labels_select_and_annotations_can_be_removed(cluster):
-    """All forms of label selectors work."""
+    """Each form of label selector finds its objects; `kubectl annotate` removes an annotation."""
     for name in ("a", "b"):
         cluster.model(name, url=LINK)
     cluster.kubectl("label", "sdm", "a", "team=x")
@@ -362,7 +362,7 @@ def test_finalizer_holds_a_deleted_object(cluster):
 
 
 def test_deleted_namespace_is_emptied_first(cluster):
-    """Meanwhile no new object can be created in it."""
+    """The namespace goes after its objects; meanwhile, no new object can be created in it."""
     cluster.model("a", url=LINK)
     merge = ["patch", "sdm", "a", "--type=merge", "-p"]
     cluster.kubectl(*merge, '{"metadata":{"finalizers":["x.org/hold"]}}')
@@ -388,7 +388,7 @@ def test_creation_in_a_missing_namespace_is_rejected(shared_cluster):
 
 
 def test_secrets_are_stored_as_base64_and_shown_without_values(cluster):
-    """The table of `kubectl get` has only the number of keys."""
+    """The stored values are base64; the table of `kubectl get` has only the number of keys."""
     cluster.kubectl("create", "secret", "generic", "s", "--from-literal=token=abc")
 
     assert cluster.get("secret", "s")["data"] == {"token": "YWJj"}

@@ -32,7 +32,10 @@ def models(backend):
 def test_rows_of_a_table_have_the_part_of_the_object_that_the_client_wants(
     models, query, kind, has_spec
 ):
-    """`kubectl get --sort-by` sorts the rows by the fields of whole objects."""
+    """Each row has the metadata, the whole object or nothing, as the query includeObject says.
+
+    `kubectl get --sort-by` needs whole objects.
+    """
     models.create("a")
 
     for path in (models.path, f"{models.path}/a"):

@@ -162,7 +162,7 @@ def test_default_in_an_absent_object_is_not_set():
 
 @given(body=JSON, spec=JSON, meta=JSON)
 def test_any_body_is_stored_or_rejected(body, spec, meta):
-    """Every error is an ApiError."""
+    """Creating a model, Job or Pod with any body raises no error but ApiError."""
     registry = REGISTRY
     kind = {"apiVersion": "sd-operator.dev/v1alpha1", "kind": "StableDiffusionModel"}
     named = meta if not isinstance(meta, dict) else {"generateName": "x-", **meta}
@@ -205,7 +205,7 @@ REGISTRY = new_registry()
 
 @given(labels=st.text(max_size=20), fields=st.text(max_size=20), body=st.binary(max_size=40))
 def test_any_selector_or_protobuf_is_parsed_or_rejected(labels, fields, body):
-    """Every error is an ApiError."""
+    """Applying any selector and decoding any bytes raises no error but ApiError."""
     item = {"metadata": {"name": "a", "labels": {"x": "1"}}}
     with suppress(ApiError):
         selector(PODS, labels, fields)(item)

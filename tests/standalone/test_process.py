@@ -46,7 +46,7 @@ def test_standalone_leaves_nothing_running(tmp_path):
 
 
 def test_standalone_does_not_overwrite_another_kubeconfig(tmp_path):
-    """Standalone refuses to start, because it would also remove the file at its end."""
+    """Standalone refuses to start and keeps the file, which it would remove at its end."""
     config = tmp_path / "config"
     config.write_text("apiVersion: v1\nkind: Config\ncurrent-context: production\n")
     command = [

@@ -37,7 +37,7 @@ def on(store: Path) -> list[Published]:
 
 
 def test_models_of_all_pvcs_are_found(tmp_path):
-    """The store itself is one PVC; the others have folders in it."""
+    """Models are found on the main PVC, which is the store, and on PVCs with folders in it."""
     publish(tmp_path)
     publish(tmp_path / ".claims/team/disk", "My-Model", namespace="team", name="m")
 
@@ -70,14 +70,14 @@ def test_only_models_that_a_resource_can_adopt_are_listed(tmp_path):
     ],
 )
 def test_record_that_is_not_valid_is_ignored(tmp_path, record):
-    """Others may write to the store, and the names are printed as parts of commands."""
+    """A model with an invalid record is not listed: its names would be parts of commands."""
     publish(tmp_path, record=record)
 
     assert on(tmp_path) == []
 
 
 def test_record_that_is_not_a_file_is_ignored(tmp_path):
-    """A FIFO would never end, and a link may lead anywhere."""
+    """A model whose record is a FIFO or a link is not listed."""
     path = publish(tmp_path)
     path.rename(tmp_path / "elsewhere.json")
     path.symlink_to(tmp_path / "elsewhere.json")
@@ -88,7 +88,7 @@ def test_record_that_is_not_a_file_is_ignored(tmp_path):
 
 
 def test_pvc_with_a_name_that_a_shell_reads_is_ignored(tmp_path):
-    """No PVC can have this name."""
+    """A folder whose name no PVC can have, because a shell would read it, is not listed."""
     publish(tmp_path / ".claims/default/$(id)")
 
     assert on(tmp_path) == []
@@ -113,7 +113,7 @@ def test_command_creates_the_resource_that_the_record_names():
 
 
 def test_command_also_creates_a_missing_namespace_and_pvc():
-    """Without them, the resource could not be created, or would not load."""
+    """The command creates a namespace and a PVC that the resource needs and that do not exist."""
     command = Published("team", "m", "m", "disk").command(claims=set())
 
     listed = json.loads(shlex.split(command)[1])

@@ -70,7 +70,10 @@ def standalone(tmp_path: Path) -> Iterator[Standalone]:
 
 
 def test_job_of_a_killed_run_starts_another_pod(standalone):
-    """The Job allows no failure, but a Pod that was disrupted does not count as one."""
+    """After the restart, another Pod runs although the Job allows no failure.
+
+    The Pod of the killed run was disrupted, which does not count as a failure.
+    """
     api = standalone.start()
     server = standalone.kubeconfig.read_text()
     body = job("j", "convert.sleep=60", podFailurePolicy=FAIL_AT_ONCE)
@@ -113,7 +116,7 @@ def _runs(api: RawApi, but_not: str) -> bool:
 
 
 def test_garbage_of_a_killed_run_is_collected(standalone):
-    """The owner was deleted, but standalone was killed before it deleted the dependents."""
+    """Dependents are deleted after the restart if their owner was deleted before the kill."""
     api = standalone.start()
     owner = api.ask("POST", JOBS, job("owner", suspend=True)).body["metadata"]
     dependent = {"name": "owner", "kind": "Job", "apiVersion": "batch/v1", "uid": owner["uid"]}

@@ -33,6 +33,6 @@ def test_volume_has_the_listed_keys(volume: dict[str, object], files: dict[str, 
 
 @pytest.mark.parametrize("path", ["../token", "/etc/token", "a/b", "..", ".", "..data", ""])
 def test_path_outside_the_volume_is_refused(path: str) -> None:
-    """A Pod must not write files elsewhere on this machine."""
+    """A path that leads out of the volume is refused."""
     with pytest.raises(RefusedError, match="is not a file name"):
         secret_files(items(("token", path)), SECRET)

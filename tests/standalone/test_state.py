@@ -1,4 +1,4 @@
-"""Tests of the folder with a store's state, and of the tokens and ports that clients know."""
+"""Tests of the folder with standalone's state, and of the token and port that clients know."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_each_store_has_one_folder_whatever_path_leads_to_it(tmp_path):
 
 @pytest.mark.parametrize("value", [None, "", "relative/path"])
 def test_default_is_in_the_home_folder(tmp_path, monkeypatch, value):
-    """XDG_STATE_HOME counts only if it is absolute, as its specification says."""
+    """The state is in the home folder if XDG_STATE_HOME is not set or is not absolute."""
     monkeypatch.setenv("HOME", str(tmp_path))
 
     folder = default_folder(tmp_path / "store", {} if value is None else {"XDG_STATE_HOME": value})
@@ -69,14 +69,14 @@ def test_state_is_private_and_keeps_only_the_logs_of_pods(tmp_path):
 
 
 def test_state_in_a_relative_folder_has_absolute_paths(tmp_path, monkeypatch):
-    """A container runs in another folder, and writes its termination message to such a path."""
+    """The paths are absolute: a container writes to them and runs in another folder."""
     monkeypatch.chdir(tmp_path)
     with State.open(Path("state"), tmp_path / "store") as state:
         assert state.pods == tmp_path / "state" / "pods"
 
 
 def test_ephemeral_state_leaves_nothing():
-    """Its folder is temporary, and its database is in memory."""
+    """The folder of an ephemeral state is empty at first, and is removed at the end."""
     with State.ephemeral() as state:
         assert state.folder.exists()
         assert list(state.folder.iterdir()) == []
@@ -84,7 +84,7 @@ def test_ephemeral_state_leaves_nothing():
 
 
 def test_folder_that_is_open_to_others_is_refused(tmp_path):
-    """It may have other uses, so its mode is not changed."""
+    """A state folder that others can read is refused; its mode is not changed."""
     folder = tmp_path / "open"
     folder.mkdir(mode=0o755)
 
@@ -129,7 +129,7 @@ def test_store_that_cannot_be_made_is_reported_with_an_alternative(tmp_path, cap
 
 
 def test_token_certificates_and_port_stay(database):
-    """They are the same after a restart, so a copy of the kubeconfig still works."""
+    """Token, certificates and port are the same after a restart, so a copied kubeconfig works."""
     token, certificates = identity.token(database), identity.certificates(database)
     with identity.listen(database, "--port", 0) as listener:
         port = listener.getsockname()[1]
@@ -153,7 +153,7 @@ def test_certificates_are_renewed_before_they_end(database, monkeypatch):
 
 
 def test_port_that_is_taken_is_reported_with_the_option_for_another_port(database):
-    """The port of the last run is not replaced silently: clients know it."""
+    """If the last run's port is taken, the error names the option: clients know the old port."""
     with identity.listen(database, "--port", 0) as listener:
         listener.listen()
         port = listener.getsockname()[1]
@@ -172,7 +172,7 @@ def test_port_that_is_taken_is_reported_with_the_option_for_another_port(databas
 
 
 def test_logs_of_pods_that_are_gone_are_removed(tmp_path):
-    """A run that was killed may have left the logs of Pods that do not exist any more."""
+    """At the start, the logs of Pods that no longer exist are removed, as after a kill."""
     for uid in ("here", "gone"):
         log = logs.log_path(tmp_path / "logs", uid, "fetch")
         log.parent.mkdir(parents=True)

@@ -17,7 +17,7 @@ MIRROR = "http://127.0.0.1:8080/hub"
 
 
 def test_each_token_is_for_its_own_host() -> None:
-    """HF_TOKEN is for the configured Hub, as it is for other programs."""
+    """HF_TOKEN is for the host of the configured Hub, CIVITAI_TOKEN for that of Civitai."""
     hosts = {token.host: token.token for token in own_tokens(ENV, "")}
     assert hosts == {"huggingface.co": "hf_mine", "civitai.com": "site_mine"}
     assert own_tokens(ENV, MIRROR)[0].host == "127.0.0.1:8080"
@@ -29,7 +29,7 @@ def test_each_token_is_for_its_own_host() -> None:
 
 
 def test_operator_reads_the_setting_which_has_no_token() -> None:
-    """The setting allows private repos, because models and tokens belong to the same user."""
+    """The setting contains no token, and allows the tokens for private repos."""
     setting = setting_of(own_tokens(ENV, ""))
     assert "mine" not in setting
     assert "mine" not in repr(own_tokens(ENV, ""))
@@ -69,7 +69,7 @@ def test_projected_volume_has_the_files_of_its_secret() -> None:
 
 
 def test_projected_volume_of_another_kind_is_refused() -> None:
-    """A projected volume could also have a service account's token."""
+    """A projected volume of anything but Secrets, such as an account's token, is refused."""
     volume = {"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}
     with pytest.raises(RefusedError, match="serviceAccountToken"):
         secrets_of(volume)

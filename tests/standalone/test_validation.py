@@ -159,7 +159,7 @@ def test_causes_are_those_of_a_real_server(models, spec, causes):
 
 
 def test_conditions_with_the_same_type_are_rejected(models):
-    """The schema declares the conditions as a map with the key `type`."""
+    """A status with two conditions of one type is rejected: in the schema, `type` is their key."""
     models.api.ask("POST", models.path, model_manifest("a", url=LINK))
     condition = {"type": "Ready", "status": "True", "reason": "A", "message": ""}
     condition |= {"lastTransitionTime": "2026-01-01T00:00:00Z"}
@@ -209,7 +209,7 @@ def test_dry_run_changes_nothing(models):
     ],
 )
 def test_invalid_option_of_a_write_is_rejected(models, query, message):
-    """Ignoring an invalid dryRun would turn a dry run into a real write."""
+    """An invalid option, such as dryRun, is an error: ignoring it could cause a real write."""
     response = models.api.ask("POST", f"{models.path}?{query}", model_manifest("a", url=LINK))
 
     assert response.code == 422
@@ -217,7 +217,7 @@ def test_invalid_option_of_a_write_is_rejected(models, query, message):
 
 
 def test_keys_of_a_secret_must_be_valid_file_names(models):
-    """Kubernetes mounts every key as a file."""
+    """A Secret with a key that is not a valid file name is rejected."""
     path = models.path.partition("/namespaces/")[2].partition("/")[0]
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}}
 

@@ -1,4 +1,4 @@
-"""Evaluates the CRD's rules as an API server does."""
+"""Evaluates the CRD's validation rules (CEL) as an API server does."""
 
 from __future__ import annotations
 

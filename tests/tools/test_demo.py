@@ -37,7 +37,7 @@ def test_the_gallery_shows_every_type_of_model():
 
 
 def test_every_link_of_the_demo_fits_its_model():
-    """All links lead to Civitai's models, except for one repo and one trained model."""
+    """The loader reads each link as one to Civitai, to a Hub repo or to a trained model."""
     kinds = {}
     for name, spec in sources.specs().items():
         model_type = ModelType(spec["modelType"]) if "modelType" in spec else None

@@ -193,12 +193,15 @@ def choose_file(
     *,
     safetensors_only: bool = False,
 ) -> RepoFile:
-    """Return the one file at the repo's root that is the model. Refuse a repo with several.
+    """Return the model file at the repo's root.
 
-    Prefer a name that training scripts use, then safetensors to pickles, then a name with the
-    requested precision. Nothing else in a name is interpreted.
+    Raise LoaderError if there is none, or if several are equally good. Prefer the names that
+    diffusers' training scripts use, then safetensors to pickles, then a name with the requested
+    precision, then a name without a precision. If the root has a config.json, ignore the weights
+    that a library wrote beside it.
 
-    model_type: None if the file shows its type. Then no name is preferred.
+    model_type: None if the type is detected from the file's content. The names of training scripts
+    are then not preferred.
     """
     pickled = _pickled(model_type)
     halves = {f"{_EMBEDDING_OF_SDXL[1]}{suffix}" for suffix in (*_SAFE, ".bin", ".pt")}

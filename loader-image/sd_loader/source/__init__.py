@@ -33,8 +33,8 @@ def fetch(
 ) -> Fetched:
     """Download a source into a folder, or resume its download.
 
-    place: the result of `civitai.look_up`. at_hand: finds files of the Hub that need not be
-    downloaded. peek: sees a file of the Hub before it is downloaded.
+    place: the place that `civitai.look_up` found. at_hand: takes files of the Hub from the volume
+    instead of downloading them. peek: called with a single file of the Hub before its download.
     """
     max_bytes = client.settings.max_bytes
     # Imported here: a local file needs no HTTP, which takes 0.1 s to import.

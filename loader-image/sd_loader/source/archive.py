@@ -1,7 +1,8 @@
 """Unpacks a trained model that was downloaded as a zip of a diffusers folder.
 
-The directory, all names and all sizes are checked before anything is written. Only the files that
-would be downloaded from a Hub repo are unpacked. None may be larger than its stated size.
+The zip's directory, all names and all sizes are checked before anything is written. Only the files
+that would be downloaded from a Hub repo are unpacked. A file that is larger than its stated size is
+refused.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class _Archive:
         )
 
     def chosen(self, ref: SourceRef, checks: Checks, max_bytes: int) -> list[RepoFile]:
-        """Choose the files to unpack, as for a repo. Refuse a folder that would be too large."""
+        """Choose the files to unpack, as from a Hub repo. Refuse files that would be too large."""
         files = {name: RepoFile(name, member.size) for name, member in self.members.items()}
         index = files[INDEX_NAME]
         check_size(index)
@@ -227,7 +228,7 @@ def _pieces(fd: int, record: Record) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def _whole_or_not_at_all(folder: Path) -> Iterator[None]:
-    """Remove the folder before the attempt, and again if the attempt fails."""
+    """Remove the folder before the body of the `with` statement, and again if the body fails."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield

@@ -1,7 +1,8 @@
 """Finds the link, the digest and the facts of a model on Civitai.
 
-A page or a resource identifier means a model; its file is found by the API. A download link is
-called as it is written. Its facts are requested from the API, too, but a load does not need them.
+If a url is a model's web page or resource identifier, the API finds the file. A download link is
+called as it is written; the facts about it are requested from the API, too, but a load does not
+need them.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ _ONE_TRY = Retries(delays=())
 
 @dataclass(frozen=True)
 class Found:
-    """A place to fetch from, and the facts from Civitai about it."""
+    """The place to fetch a source from, and the facts that Civitai states about it."""
 
     place: Place
 
@@ -69,7 +70,7 @@ class Found:
     warnings: tuple[str, ...] = ()
 
     def noted(self, fetched: Fetched) -> Fetched:
-        """Add version, file and warnings to the record of the download."""
+        """Return the record of the download with the version, the file and the warnings."""
         warned = fetched.model_copy(update={"warnings": (*self.warnings, *fetched.warnings)})
         if self.facts is None:
             return warned
@@ -87,10 +88,10 @@ class _Pin(Contract):
 def look_up(
     place: Located, ref: SourceRef, checks: Checks, client: HttpClient, into: Path
 ) -> Found:
-    """Find the file of a model on Civitai, or the facts about a download link.
+    """Find the file of a model on Civitai, or the facts about a download link of Civitai.
 
-    Any other place is returned as it is. into: the folder of the download. A record there makes
-    later attempts of a load use the version and file that the first attempt found.
+    For any other place, return the place without facts. into: the folder of the download. A record
+    there makes later attempts of a load use the version and file that the first attempt found.
     """
     match place:
         case CivitaiModel():
@@ -218,7 +219,7 @@ def _find_for_link(
 
 
 def _listing_token(ref: SourceRef, client: HttpClient, *, required: bool) -> str | None:
-    """Return the token for the API. None if there is none, or if it is not for private models."""
+    """Return the token for the API; None without a token that may be used for private models."""
     endpoint = client.settings.civitai_endpoint
     token = client.token(endpoint, ref.field, required=required)
     return token if client.lists_private(endpoint) else None
@@ -287,7 +288,7 @@ def _facts(
 
 
 def _pinned(path: Path, place: CivitaiModel) -> _Pin | None:
-    """Return what an earlier attempt of this load found. None if it left no usable record."""
+    """Return the version and file that an earlier attempt of this load found; None without one."""
     try:
         with path.open("rb") as file:
             pin = _Pin.model_validate_json(file.read(_PIN_MAX_BYTES), strict=True)

@@ -1,7 +1,7 @@
 """Downloads a repo of the Hugging Face Hub or a mirror, or one file of a repo, at one commit.
 
-`hub_api` finds the commit and the urls of its files. The files are downloaded by `net.download`,
-because the download of `huggingface_hub` keeps no partial file for the next Pod, waits as long as a
+`hub_api` finds the commit and the urls of its files. `net.download` downloads the files, and not
+the package huggingface_hub: that package keeps no partial file for the next Pod, waits as long as a
 server's Retry-After demands, and does not stop at the stated size of a file.
 """
 
@@ -82,7 +82,7 @@ def outline_repo(
 ) -> Fetched:
     """Choose the files that a load would download, and download only their configs.
 
-    peek: sees the file if the repo's model is a single file.
+    peek: called with the file if the repo's model is a single file.
     """
     revision = place.revision or MAIN
     with _open_repo(place.repo_id, revision, ref, client) as (found, downloader):
@@ -113,9 +113,9 @@ def fetch_for_file(
     report: Report,
     at_hand: AtHand,
 ) -> FromRepo:
-    """Download what a file lacks from a pipeline's repo, or resume the download.
+    """Download the components that a model file lacks from a pipeline's repo, or resume this.
 
-    get: downloads the files that are needed.
+    get: chooses and downloads the needed files of the repo.
     """
     with _open_repo(repo.repo_id, repo.revision or MAIN, ref, client) as (found, downloader):
         require_pipeline(list(found.files))
@@ -132,7 +132,7 @@ def check_pipeline(
     *,
     required: bool,
 ) -> ListedRepo:
-    """Refuse a repo whose index shows that it cannot be used. Return it with its list of files.
+    """Return the repo with its list of files. Refuse it if its index shows that it cannot be used.
 
     required: whether a repo without an index is refused as well.
     """

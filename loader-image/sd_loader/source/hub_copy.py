@@ -52,13 +52,16 @@ FOLDER_NAME = "repo"
 
 
 class Judge(Protocol):
-    """Decides whether a pipeline fits a file, before its weights are downloaded."""
+    """Decides whether a repo's pipeline fits a model file, before the pipeline's weights arrive.
+
+    The file, which comes from elsewhere, replaces some of the pipeline's components.
+    """
 
     def accept(self, pipeline: AnyPipeline) -> ListedPipeline:
-        """Return the pipeline with its `replaced` components. Refuse one that does not fit."""
+        """Return the pipeline with `replaced` set. Refuse a pipeline that does not fit the file."""
 
     def compare(self, pipeline: ListedPipeline, folder: Path) -> None:
-        """Compare the file with the configs of the `replaced` components in the folder."""
+        """Compare the file with the configs of the `replaced` components, which are in `folder`."""
 
 
 def refuse_digest(checks: Checks) -> None:
@@ -93,7 +96,10 @@ class RepoCopy:
         return ModelType.EMBEDDINGS if is_embedding_of_sdxl(self.repo.files) else None
 
     def fetch_model(self, ref: SourceRef, checks: Checks, path: Path) -> Fetched:
-        """Download what the model type needs. path: where to put the model if it is one file."""
+        """Download the files that the model type needs.
+
+        path: where to put the model if it is a single file.
+        """
         files = self.repo.files
         if ref.model_type in SINGLE:
             folder = component_folder(files, SINGLE[ref.model_type][0])
@@ -113,7 +119,7 @@ class RepoCopy:
         return self.fetch_one(file, ref, checks, path)
 
     def fetch_one(self, file: RepoFile, ref: SourceRef, checks: Checks, path: Path) -> Fetched:
-        """Download the one file of the repo that is needed."""
+        """Download the single file of the repo that is the model."""
         if file.sha256 and checks.sha256 not in (None, file.sha256):
             raise LoaderError(
                 Reason.DIGEST_MISMATCH,
@@ -146,7 +152,7 @@ class RepoCopy:
     def fetch_pipeline(self, ref: SourceRef, checks: Checks, only: Sequence[str] = ()) -> Fetched:
         """Download the needed files of a diffusers pipeline.
 
-        only: the components to download. Empty for all that are not replaced.
+        only: the components to download. Empty: all components that are not replaced.
         """
         pipeline = self.fetch_index()
         refuse_unsuitable(pipeline, ref)
@@ -162,7 +168,7 @@ class RepoCopy:
     def fetch_skeleton(self, judge: Judge, ref: SourceRef, checks: Checks) -> Fetched:
         """Download the files of a pipeline that gets some components from elsewhere.
 
-        judge: decides from the small files which components' weights are not needed.
+        judge: decides from the index and the configs for which components no weights are needed.
         """
         pipeline = judge.accept(self.fetch_index())
         for name in sorted(pipeline.replaced):
@@ -180,7 +186,7 @@ class RepoCopy:
         return self.fetch_files(chosen)
 
     def fetch_replacement(self, folder: PurePosixPath, ref: SourceRef, checks: Checks) -> Fetched:
-        """Download the component of the repo that replaces one of another pipeline."""
+        """Download the component of the repo that replaces a component of another pipeline."""
         is_encoder = (ref.component or "").startswith("text_encoder")
         return self.fetch_files(
             choose_model(
@@ -225,7 +231,10 @@ class RepoCopy:
         )
 
     def fetch_all(self, files: list[RepoFile]) -> dict[str, Arrived]:
-        """Download these files if they are missing, and remove all others. Return them by path."""
+        """Download those of the files that are missing, and return all of them by path.
+
+        Remove all other files from the folder.
+        """
         self.path.mkdir(exist_ok=True)
         self._prune({file.path for file in files})
         for file in files:
@@ -253,7 +262,7 @@ class RepoCopy:
         return {f"{FOLDER_NAME}/{path}": one for path, one in sorted(found.items())}
 
     def _peek(self, file: RepoFile, wanted: Wanted) -> None:
-        """Let the caller see a file whose download has not begun."""
+        """Call `peek` with a file, unless the download of the file has begun."""
         if PartialDownload.is_begun(wanted.path, wanted.url):
             return
 
@@ -323,10 +332,10 @@ class RepoCopy:
 
 
 class RepoOutline(RepoCopy):
-    """The configs of a repo's model. They show what it is, so its weights are not downloaded."""
+    """The configs of a repo's model, without its weights. The configs show the model's type."""
 
     def fetch_one(self, file: RepoFile, ref: SourceRef, checks: Checks, path: Path) -> Fetched:
-        """Let the caller see the one file of the repo that a load would download."""
+        """Call `peek` with the single file of the repo that a load would download."""
         self._peek(file, replace(self._wanted(file, path), inspect=inspector(ref, checks)))
         return Fetched(
             kind="file",

@@ -1,7 +1,7 @@
-"""Reads the Hub's response for a repo, whose front matter may contain anything.
+"""Reads the Hub's response for a repo. It includes the front matter of the repo's README.md.
 
-Only the fields that a load needs are read. Whatever the front matter of README.md contains, the
-response stays readable: only the model card is made from it, and a load does not need a card.
+Only the fields that a load needs are read strictly. The front matter may contain anything: only the
+model card is made from it, and a load does not need a card.
 """
 
 from __future__ import annotations

@@ -40,8 +40,9 @@ def take_file(local: LocalFile, checks: Checks, max_bytes: int, into: Path) -> F
 def _source(origin: Path, checks: Checks, max_bytes: int) -> Source:
     """Check a local file's size and digest, and return the record of the source.
 
-    The digest is computed only if the spec gives one. Nothing else reads all bytes of the file: the
-    kernel copies weights that do not change, and the conversion reads only what it needs.
+    The digest is computed only if the spec gives one, because this reads the whole file. No other
+    step does so: the kernel copies weights that do not change, and the conversion reads only the
+    header and the weights that change.
     """
     if not origin.is_file():
         raise LoaderError(

@@ -1,4 +1,4 @@
-"""Lets a caller see a remote file before all of it is downloaded."""
+"""The type of a function that may read parts of a remote file before the download."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ Peek ends the load.
 
 
 def no_peek(_size: int, _open: Callable[[], RemoteFile | None]) -> None:
-    """Download the file without looking at it."""
+    """Do nothing, so that the file is downloaded without reading parts of it first."""

@@ -35,20 +35,19 @@ class SourceRef:
     """The precision to prefer if a repo has several. None for the files without a variant."""
 
     replaced: frozenset[str] = frozenset()
-    """Components of a pipeline that are not downloaded, because others replace them."""
+    """Components of a pipeline that are not downloaded, because other sources give them."""
 
     component: str | None = None
     """The component of a pipeline that the source must give. None: the whole source."""
 
     only_for_files: tuple[str, ...] = ()
-    """Fields of the spec that are set, and that apply to single files only."""
+    """The set fields of the spec that apply to single files only."""
 
     base_model: BaseModelName | None = None
     """The required family of the pipeline. None if any family is accepted."""
 
     only_for_sd: tuple[str, ...] = ()
-    """Fields of the spec that are set, and that only pipelines of Stable Diffusion have a use for.
-    """
+    """The set fields of the spec that apply to pipelines of Stable Diffusion only."""
 
     needs_token: bool = False
     """Whether the load fails if the token is for another host than the source's.

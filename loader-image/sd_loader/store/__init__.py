@@ -8,5 +8,5 @@
     <modelId> -> .store/<uid>/<loadHash>
 
 A process may be killed between any two system calls. Therefore every change that other processes
-can see is one rename, and the next run continues from the state that the last one left.
+can see is one rename, and the next run continues from the state that the last run left.
 """

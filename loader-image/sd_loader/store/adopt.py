@@ -18,7 +18,7 @@ from sd_loader.store.volume import Volume
 def adopt(
     volume: Volume, record: OwnerRecord, load_hash: str, staging: Staging, report: Report
 ) -> Receipt | None:
-    """Put a previous owner's version of the same load into `out`, and return its receipt.
+    """Put a previous owner's version with this loadHash into `out`, and return its receipt.
 
     Return None if no previous owner has an intact version.
     """

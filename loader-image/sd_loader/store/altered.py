@@ -57,7 +57,7 @@ class Digests:
 
 
 def altered(volume: Volume, digests: Digests | None = None) -> Iterator[Altered]:
-    """Find the altered files of all versions, by their sizes and, if `digests` is set, content.
+    """Find the altered files of all versions: by their sizes, and by content if `digests` is set.
 
     A version that is removed in the meantime is skipped.
     """
@@ -80,9 +80,9 @@ def altered_files(volume: Volume, version: Version, digests: Digests) -> list[tu
 
 
 def _lacks_its_owner(volume: Volume, uid: str) -> bool:
-    """Whether a published model's folder has no readable record.
+    """Whether a published model's folder has no readable owner.json.
 
-    A folder that is being removed does not count: its link is removed first.
+    False for a folder that is being removed: its link is removed first.
     """
     folder = volume.find(STORE_DIR, uid)
     if folder is None:
@@ -96,7 +96,7 @@ def _lacks_its_owner(volume: Volume, uid: str) -> bool:
 
 
 def _is_still(volume: Volume, folder: Folder, *names: str) -> bool:
-    """Whether the open folder still exists under this path."""
+    """Whether the path with these names still leads to the open folder."""
     *parents, name = names
     parent = volume.find(*parents)
     if parent is None:

@@ -1,8 +1,8 @@
 """Finds files on the volume by their SHA-256, so that they are not downloaded again.
 
 The receipts of published versions state the SHA-256 of files that were published as they were
-downloaded, and the blobs are further links to these files. Receipts are not trusted: a file is used
-only if its bytes have the SHA-256 that the source states.
+downloaded, and the blobs (see `blobs`) are further hard links to these files. Receipts are not
+trusted: a file is used only if its bytes have the SHA-256 that the source states.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ class FilesAtHand:
         self._volume = volume
 
     def link(self, sha256: str, size: int, path: Path) -> Arrived | None:
-        """Put a file at a path, as a hard link. Return None if the volume has no such file."""
+        """Put the file with this SHA-256 and size at a path, as a hard link, and return its record.
+
+        Return None if the volume has no such file, or if it cannot be linked.
+        """
         if size < SHARED_FROM:
             return None
         for blake3 in self._blobs.get(sha256, ()):
@@ -80,7 +83,7 @@ class FilesAtHand:
 
     @cached_property
     def _blobs(self) -> Mapping[str, set[str]]:
-        """The names of blobs, by the SHA-256 that the receipts state for them."""
+        """The names of the blobs, by the SHA-256 that receipts state for their content."""
         found = defaultdict(set)
         try:
             for receipt in _receipts(self._volume):

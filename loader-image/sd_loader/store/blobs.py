@@ -123,7 +123,7 @@ def remove_empty_folders(volume: Volume) -> None:
 
 @contextmanager
 def _at_best(path: str) -> Iterator[None]:
-    """On an error, leave the file unshared instead of failing the load.
+    """Suppress an OSError or LoaderError of the `with` body: sharing must not fail the load.
 
     The error is logged, unless the volume does not support hard links.
     """
@@ -160,7 +160,10 @@ def _is_shared(volume: Volume, parent: Folder, name: str, file: PublishedFile) -
 
 
 def _link_if_equal(blobs: Folder, parent: Folder, name: str, file: PublishedFile) -> bool:
-    """Replace a file by a hard link to its blob. Compare the content after linking, not before."""
+    """Replace a file by a hard link to its blob if their content is equal; return whether it was.
+
+    The content is compared after the link is made, so that it cannot change in between.
+    """
     temporary = temporary_name("shared")
     with ExitStack() as undo:
         undo.callback(parent.unlink, temporary)
@@ -200,5 +203,5 @@ def _register(volume: Volume, version: Folder, path: str, digest: str) -> None:
 
 
 def folder_of(digest: str) -> tuple[str, ...]:
-    """Return the folder of a blob, as names on the volume."""
+    """Return the path of a blob's folder, as the names of its parts on the volume."""
     return BLOBS_DIR, _ALGORITHM, digest[:2]

@@ -111,7 +111,7 @@ class Folder:
         return sorted(os.listdir(self.fd))  # noqa: PTH208 - pathlib takes no descriptor
 
     def kind(self, name: str) -> int | None:
-        """Return the file type of an entry as `stat.S_IFMT` does. None if it does not exist."""
+        """Return the type of an entry (a value of `stat.S_IFMT`). None if it does not exist."""
         status = self.status(name)
         return None if status is None else stat.S_IFMT(status.st_mode)
 
@@ -236,7 +236,8 @@ class Folder:
     def discard(self, name: str) -> None:
         """Hide an entry by an atomic rename, then remove it.
 
-        Also removes the leftovers of an interrupted call. Needs no space on a full volume.
+        This also removes the leftovers of an interrupted call of `discard`. It needs no free space
+        on the volume.
         """
         trash = f".trash-{_component(name)}"
         self.remove(trash)

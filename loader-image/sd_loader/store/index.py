@@ -56,7 +56,10 @@ def refresh_all(volume: Volume) -> None:
 
 
 def foreign_entries(volume: Volume) -> list[str]:
-    """Return the paths of entries that are not lists."""
+    """Return the paths in the folder .index that are not lists of namespaces.
+
+    The list of a namespace is a regular file with the name <namespace>.json.
+    """
     folder = volume.find(INDEX_DIR)
     if folder is None:
         return []

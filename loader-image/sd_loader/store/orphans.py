@@ -1,9 +1,8 @@
 """Finds orphans: files on the volume that no model uses any more.
 
 Each orphan is checked right before it is yielded. So a caller that removes an orphan at once does
-not remove files that a load has begun to use in the meantime. An entry that changed recently is not
-an orphan, because a running Pod may use it, and some file systems have no locks that would show
-this.
+not remove files that a load has begun to use in the meantime. A file or folder that changed
+recently is not an orphan: a running Pod may use it, and on some file systems no lock shows that.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Times:
     """The points in time before which an entry may be an orphan."""
 
     idle_since: datetime
-    """A load that has changed nothing since this time is not running any more."""
+    """A load that has changed no file since this time counts as ended."""
 
     expired: datetime
     """A version that was superseded before this time is no longer kept for its readers."""
@@ -48,7 +47,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Orphan:
-    """A path that can be removed, and the reason."""
+    """A path on the volume that can be removed, and the reason."""
 
     path: str
 

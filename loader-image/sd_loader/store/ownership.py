@@ -27,7 +27,7 @@ _VERSION = re.compile(rf"{re.escape(STORE_DIR)}/([A-Za-z0-9-]{{1,64}})/([0-9a-f]
 
 
 class OwnerRecord(Contract):
-    """The content of `owner.json`. Unknown fields, such as a newer loader's, are ignored."""
+    """The content of `owner.json`. Unknown fields are ignored: a newer loader may write them."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -47,7 +47,7 @@ class OwnerRecord(Contract):
 
 @dataclass(frozen=True)
 class Version:
-    """A published version, as the target of a link names it."""
+    """A published version, by the uid and the loadHash in the target of its link."""
 
     uid: str
     load_hash: str

@@ -112,9 +112,9 @@ def link(volume: Volume, owner: Owner, model_id: str, load_hash: str) -> None:
 def _require_target(
     volume: Volume, uid: str, model_id: str, target: str, previous: str | None
 ) -> None:
-    """Fail if the linked version does not exist: a sweep may have taken it for an orphan.
+    """Raise LoaderError if the linked version does not exist: a sweep may have removed it.
 
-    In this case, point the link to the previous version again, or remove it.
+    First, the link is pointed to the previous version again, or removed if there is none.
     """
     if _exists(volume, target):
         return

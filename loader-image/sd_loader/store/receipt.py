@@ -9,7 +9,11 @@ from sd_loader.store.volume import Volume
 
 
 def find_published(volume: Volume, uid: str, load_hash: str) -> Receipt | None:
-    """Return the receipt of a version. None unless all its files exist with the right sizes."""
+    """Return the receipt of a complete version.
+
+    Return None if the receipt is unreadable or belongs to another version, or if a file of the
+    receipt is missing or has another size.
+    """
     folder = volume.find(STORE_DIR, uid, load_hash)
     if folder is None:
         return None

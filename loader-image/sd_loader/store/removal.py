@@ -22,7 +22,7 @@ def release(volume: Volume, owner: Owner) -> None:
 
 
 def remove_model(volume: Volume, owner: Owner, model_id: str) -> None:
-    """Remove a model's files. Remove its link first, so that no reader finds only some files.
+    """Remove a model's link, then its files. In this order, no reader finds only some of the files.
 
     Missing files are not an error. A link that leads to another model stays.
     """

@@ -116,7 +116,10 @@ def _try_links_and_renames(probe: Folder) -> None:
 
 
 def _refused(error: OSError, names: tuple[str, ...]) -> OSError | LoaderError:
-    """Map the error of opening a path that is not a folder or is forbidden. Return other errors."""
+    """Return the LoaderError for a path that is not a folder, or may not be opened.
+
+    Return any other error as it is.
+    """
     path = "/".join(names)
     if error.errno in _NO_FOLDER:
         problem = "must be a folder, but a link or file is in its path; remove it"

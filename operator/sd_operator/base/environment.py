@@ -47,7 +47,7 @@ class Reader:
     prefix: str
 
     def text(self, name: str) -> str | None:
-        """The value without surrounding spaces."""
+        """Return the value without surrounding spaces; None for an absent variable."""
         return self.env.get(self.prefix + name, "").strip() or None
 
     def words(self, name: str) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ class Reader:
         return text
 
     def template(self, name: str) -> str | None:
-        """A link with a place for a trained model's id, and without a key."""
+        """A link that has the placeholder {id} for a trained model's id, and no key."""
         text = self.text(name)
         if text is None:
             return None

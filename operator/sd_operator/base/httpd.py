@@ -24,7 +24,7 @@ POLL_SECONDS = 0.1
 
 
 class Server(ThreadingHTTPServer):
-    """A server with a thread for each connection, which serves one request.
+    """A server with a thread for each connection. A connection serves one request.
 
     A connection that is out of time, or that must make room for a new one, is shut down: its thread
     then has nothing to read and cannot write, so it ends.
@@ -74,7 +74,7 @@ class Server(ThreadingHTTPServer):
 
     @override
     def close_request(self, request: Any) -> None:
-        """Close a connection and give its place back."""
+        """Close a connection, so that it no longer counts towards max_connections."""
         with self._changed:
             self._open.pop(request, None)
             super().close_request(request)
@@ -90,7 +90,7 @@ class Server(ThreadingHTTPServer):
 
     @override
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log a fault, but not that the client or the server ended the connection."""
+        """Log an error, unless the error is that the client or the server ended the connection."""
         if not isinstance(sys.exception(), OSError):
             log.exception("a request to port %d failed", self.server_port)
 

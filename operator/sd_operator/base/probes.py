@@ -60,6 +60,6 @@ class Probes:
                 self.end_headers()
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - inherited
-                """Stay silent."""
+                """Log nothing."""
 
         return Server(address, port, Handler).start("probes")

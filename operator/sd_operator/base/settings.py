@@ -54,10 +54,12 @@ class LoaderSettings:
     USER:PASSWORD, and trained has what replaces {key}. Only the container that downloads mounts
     it."""
     default_credentials: Mapping[str, DefaultSecret] = field(default_factory=dict)
-    """For each host, the Secret with a token in each namespace with models, for loads without
-    spec.credentialsSecretRef: huggingface.co=SECRET,HOST=SECRET. `:private` after a Secret's name
-    lets it open private repos of the token's owner, too. `:gateway` lets a model use it if a caller
-    of the gateway chose one of the model's sources. For a mirror of the Hub, name its host."""
+    """The administrator's Secrets with tokens, by host: huggingface.co=SECRET,HOST=SECRET. Each
+    namespace with models has these Secrets. A load without spec.credentialsSecretRef gets the
+    tokens for the hosts of its sources. With `:private` after a Secret's name, the token may also
+    open private repos of the token's owner. With `:gateway`, models may use the Secret even if a
+    caller of the gateway chose one of their sources. For a mirror of the Hub, name the mirror's
+    host."""
     max_bytes: int = defaults.MAX_BYTES
     """Size limit of one source, in bytes."""
     retain_previous_seconds: int = defaults.RETAIN_PREVIOUS_SECONDS
@@ -171,7 +173,7 @@ class Settings:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
-        """Read the environment; raises SettingsError."""
+        """Read the settings from the environment; raise SettingsError if one is invalid."""
         read = Reader(env, PREFIX)
         default = cls()
         loader = default.loader

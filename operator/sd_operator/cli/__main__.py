@@ -27,7 +27,7 @@ KIND = f"{names.PLURAL}.{names.GROUP}"
 REFRESH_SECONDS = 1.0
 EVENTS_SHOWN = 5
 LINE_WIDTH = 1000
-"""Width of the list, which no row reaches. As with kubectl, the terminal wraps long lines."""
+"""Width of the list in characters: no row is so long. The terminal wraps rows, as with kubectl."""
 _KUBECTL_OPTIONS = ("-n", "--namespace", "--context", "--kubeconfig")
 _STYLES = {
     Level.OK: ("✓", "green"),

@@ -32,7 +32,7 @@ class _GuardedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Resolve a host; raises AddressRefusedError (an OSError) if it may not be called."""
+        """Resolve a host; raise AddressRefusedError (an OSError) if it may not be called."""
         loop = asyncio.get_running_loop()
         addresses = await loop.run_in_executor(self._threads, self._guard.addresses, host, port)
         return [
@@ -96,7 +96,7 @@ class Outgoing:
     async def call(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-        """Make one call; raises AddressRefusedError for a url that may not be called."""
+        """Make one call and yield the response; raise AddressRefusedError for a refused url."""
         # Check the url as aiohttp reads it: aiohttp reads some characters as digits that other
         # parsers do not, and does not ask the resolver if the host is an address.
         read = URL(url)

@@ -53,7 +53,7 @@ _METHODS = {"get": "GET", "list": "GET", "watch": "GET", "create": "POST", "upda
 
 @dataclass(frozen=True)
 class Resource:
-    """A kind as it appears in paths."""
+    """A kind of objects, by the parts of its path in the API."""
 
     group: str
     version: str
@@ -182,7 +182,7 @@ class Api:
     ) -> AsyncGenerator[tuple[str, Json], None]:
         """Yield type and object of every change after a version, until the server ends the watch.
 
-        Raises ApiError if it cannot go on; the caller must start again with a list.
+        Raise ApiError if the watch cannot go on; the caller must start again with a list.
         """
         client = self._connected()
         query = {"watch": "true", "resourceVersion": since, "timeoutSeconds": str(WATCH_SECONDS)}
@@ -210,7 +210,7 @@ class Api:
     async def create(
         self, resource: Resource, namespace: str, body: Json, *, dry_run: bool = False
     ) -> Json:
-        """Create an object, or with dry_run only let the API server check it."""
+        """Create an object and return it; with dry_run, only let the API server check it."""
         query = {"fieldManager": self._manager, "dryRun": "All" if dry_run else ""}
         return await self._json("create", resource, resource.path(namespace), query, body)
 

@@ -30,9 +30,9 @@ from sd_operator.clients.kube import Count, load_configuration
 log = logging.getLogger(__name__)
 
 DURATION_SECONDS = 9
-"""How long the others wait after the last renewal before they take the Lease."""
+"""How long other candidates wait after the last renewal before they take the Lease."""
 RENEW_SECONDS = 6.0
-"""A leader that could not renew for this long stops, before another may take the Lease."""
+"""A leader that could not renew the Lease for this long stops, before another may take it."""
 RETRY_SECONDS = 2.0
 REQUEST_SECONDS = 2.0
 

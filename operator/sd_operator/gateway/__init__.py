@@ -1,1 +1,4 @@
-"""The gateway: the vendor's REST API and a gallery of the models, on top of the resources."""
+"""The gateway: the vendor's REST API and a gallery, for the StableDiffusionModel resources.
+
+The vendor is the hosted service that this gateway replaces (docs/gateway.md).
+"""

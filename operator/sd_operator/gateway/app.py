@@ -78,7 +78,7 @@ def _add_probes(app: FastAPI, context: Context) -> None:
 
 
 async def _error_response(_: Request, error: Exception) -> Response:
-    """Return an error in the vendor's form, with retry_after if the error has a retry time."""
+    """Return an error as JSON in the form of the vendor's API, with retry_after if it is known."""
     refused = map_error(error)
     body = {"status": "error", "message": refused.message, **refused.details}
     # An HTTPException of status 405 has the header Allow.

@@ -1,7 +1,8 @@
 """Parses request bodies: as a form if both the Content-Type and the text fit a form, else as JSON.
 
-The vendor's examples send JSON with a wrong Content-Type: curl sends that of a form, JavaScript's
-fetch that of plain text. So text that begins like a JSON object or array is parsed as JSON.
+The examples in the docs of the vendor (see gateway/vendor.py) send JSON with a wrong Content-Type:
+curl sends that of a form, JavaScript's fetch that of plain text. So text that begins like a JSON
+object or array is parsed as JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ FIELDS_MAX = 100
 
 
 class BodyError(RefusedError):
-    """A body that cannot be read. Anyone can send one, so it counts against the address."""
+    """A body that cannot be parsed. Its sender may have no key, so it is counted by address."""
 
     def __init__(self, message: str) -> None:
         super().__init__(400, message)

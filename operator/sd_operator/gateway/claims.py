@@ -1,4 +1,4 @@
-"""Refuses models on PersistentVolumeClaims that are not for models, by the operator's rule."""
+"""Refuses models on PersistentVolumeClaims that the operator would not allow for models."""
 
 from __future__ import annotations
 

@@ -46,9 +46,9 @@ class Bounds:
     """Counts the open connections, and knows which of them wait for their client.
 
     If a new connection exceeds a limit, the connection that has waited longest for its client is
-    closed, so clients that never finish their requests keep nobody out. If all other connections
-    are at work, the new one is closed. For the limit per address, this
-    holds for the connections of one address.
+    closed, so clients that never finish their requests do not keep other clients out. If the
+    gateway is at work for all other connections, the new connection is closed. The limit per
+    address is applied in the same way to the connections of one address.
     """
 
     def __init__(self, most: int, most_per_address: int, trusted_proxies: Sequence[str]) -> None:
@@ -58,10 +58,10 @@ class Bounds:
         self._addresses: dict[Connection, str] = {}
         self._counts: Counter[str] = Counter()
         self._waiting: dict[Connection, None] = {}
-        """The connection that has waited longest comes first."""
+        """The connections that wait for their client; the longest wait comes first."""
 
     def add(self, connection: Connection, peer: str) -> None:
-        """Count a connection that waits for its client; close one if there are too many."""
+        """Count a new connection, which waits for its client; close one if there are too many."""
         address = network(peer)
         self._addresses[connection] = address
         self._counts[address] += 1
@@ -104,11 +104,11 @@ class Connection(H11Protocol):
     bounds: Bounds
     _awaited: Awaited | None = None
     _request: RequestResponseCycle | None = None
-    """The request whose body is awaited."""
+    """The request whose body the gateway waits for."""
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Count the connection, and wait for the head of its first request."""
+        """Count the connection, and start the deadline for the head of its first request."""
         super().connection_made(transport)
         self.bounds.add(self, self.client[0] if self.client else "")
         self._wait_for(Awaited.HEAD)
@@ -127,22 +127,25 @@ class Connection(H11Protocol):
         self._follow()
 
     def on_response_complete(self) -> None:
-        """Wait until the client has read the response, and for its next request."""
+        """Start the deadline for the client's next step.
+
+        The client has to read the response, or to send the rest of its request's body.
+        """
         super().on_response_complete()
         self._follow()
 
     def pause_writing(self) -> None:
-        """Wait until the client reads."""
+        """Start the deadline for reading, because the client reads more slowly than we write."""
         super().pause_writing()
         self._follow()
 
     def resume_writing(self) -> None:
-        """Go on, because the client has read."""
+        """Stop the deadline for reading, and start that of the client's next step, if any."""
         super().resume_writing()
         self._follow()
 
     def _follow(self) -> None:
-        """Wait for what the client must do next, or for nothing while the gateway is at work."""
+        """Start the deadline for the client's next step; stop it while the gateway is at work."""
         state = self.conn.their_state
         if self.flow.write_paused:
             self._wait_for(Awaited.READ)

@@ -1,4 +1,4 @@
-"""The objects that all routes share. Every caller is authenticated and counted here."""
+"""The objects that all routes share, and the authentication and counting of callers."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Context:
         return match
 
     def find(self, key: str, request: Request) -> Key:
-        """Return the key; raise RefusedError and count the failure if it is wrong.
+        """Return the key; if it is wrong, count a failure of the address and raise RefusedError.
 
         A correct key is accepted even from an address with too many failures: callers can share an
         address.
@@ -79,7 +79,7 @@ class Context:
         return match
 
     def count_failure(self, request: Request, message: str) -> None:
-        """Count a call against its address; raise RefusedError if the address is at its limit."""
+        """Count a failed call of an address; raise RefusedError if there are too many of them."""
         address = request.client.host if request.client else ""
         _check_limit(self.failures.take(network(address)), message)
 

@@ -27,7 +27,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class FieldRow:
-    """A field of a request's body, or a parameter of its path, as the page shows it."""
+    """A field of a request's body, or a parameter of its path, with the texts for /docs."""
 
     name: str
     required: bool
@@ -37,7 +37,7 @@ class FieldRow:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An endpoint as the page shows it."""
+    """An endpoint, with the texts for /docs."""
 
     method: str
     path: str
@@ -51,7 +51,7 @@ class Endpoint:
 
 
 def add(app: FastAPI, public_url: str | None) -> None:
-    """Add the routes of the page and its style sheet to the application."""
+    """Add the routes of /docs and of its style sheet to the application."""
     templates = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(), trim_blocks=True
     )
@@ -59,7 +59,7 @@ def add(app: FastAPI, public_url: str | None) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> Response:
-        """Return the page."""
+        """Return the HTML page /docs."""
         base = (public_url or str(request.base_url)).rstrip("/")
         page = templates.get_template("docs.html").render(
             title=app.title,
@@ -73,7 +73,7 @@ def add(app: FastAPI, public_url: str | None) -> None:
 
     @app.get("/docs/style.css", include_in_schema=False)
     async def style() -> Response:
-        """Return the style sheet."""
+        """Return the style sheet of /docs."""
         return Response((TEMPLATES / "docs.css").read_text(), media_type="text/css")
 
 

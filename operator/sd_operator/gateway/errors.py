@@ -42,7 +42,7 @@ class RefusedError(Exception):
         self.retry_after = retry_after
         """Seconds after which the same call may succeed; None if this time is not known."""
         self.details = details or {}
-        """Further fields of the response, beside the vendor's."""
+        """Further fields of the response, besides the fields of the vendor's API."""
 
 
 class FieldRefusedError(RefusedError):
@@ -99,13 +99,16 @@ def map_api_error(error: ApiError) -> RefusedError:
 
 
 def _explain(error: InvalidError) -> str:
-    """Return the messages of all causes, each once."""
+    """Return one text with the messages of all causes, without repetitions."""
     messages = [message for _, message in in_words(error.causes)]
     return "; ".join(dict.fromkeys(messages)) or str(error)
 
 
 def in_words(causes: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Yield the field of each cause, and a message without rejected values or patterns."""
+    """Yield the field of each cause, and its message in our words.
+
+    Our words leave out rejected values and patterns.
+    """
     for field, message in causes:
         # The API server adds this cause when a field is invalid; that field has its own cause.
         if "some validation rules were not checked" not in message:
@@ -141,7 +144,7 @@ _FORMS = (
 
 
 def _in_words(text: str) -> str | None:
-    """Return words that follow the name of a field; None if the text is not in a known form."""
+    """Return our words for a text of the API server, to follow a field's name; None if unknown."""
     if "regex used for validation is" in text:
         return DNS_NAME_WORDS  # Only names have this message; the gateway writes no labels.
     if match := re.fullmatch(r"should match '(.*)'", text, re.DOTALL):

@@ -145,14 +145,14 @@ MODEL_ID: Json = {
 
 
 def request(name: str, kind: type[BaseModel]) -> Json:
-    """Return the request body of an endpoint's operation; `kind` describes its fields."""
+    """Return the OpenAPI requestBody of an endpoint; `kind` describes the fields of the body."""
     examples = {title: {"value": value} for title, value in REQUESTS[name].items()}
     content = {"application/json": {"schema": kind.model_json_schema(), "examples": examples}}
     return {"requestBody": {"content": content, "required": True}}
 
 
 def responses(name: str, without: Collection[int] = ()) -> dict[int | str, Json]:
-    """Return the responses of an endpoint's operation by status code, except those in `without`."""
+    """Return the OpenAPI responses of an endpoint by status code, except those in `without`."""
     described: dict[int | str, Json] = {
         200: {
             "description": "Success.",

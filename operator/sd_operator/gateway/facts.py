@@ -49,13 +49,13 @@ class Facts:
     rows: Rows = ()
 
     page: str = ""
-    """The model's page, as a link; empty if it has none."""
+    """The link to the model's web page at the source; empty if it has no page."""
 
     notes: tuple[str, ...] = ()
     """Sentences: what may keep the model from loading, and what to do."""
 
     name: str = ""
-    """The proposed name of the resource; empty if no text gives one."""
+    """The proposed name of the resource; empty if no name can be made from the source's texts."""
 
     is_gated: bool = False
     """Whether the source asks for a token."""
@@ -155,7 +155,7 @@ def of_link(url: str, file_name: str | None = None, file_size: int | None = None
 def of_name(url: str, text: str) -> Facts:
     """Return the facts about a source that was not asked.
 
-    url: the site's url. text: the part of the link that the name is made from.
+    url: the source's url. text: the part of the url from which the resource's name is made.
     """
     host = host_of(url)
     return Facts(host, (("Host", host), ("Type", FOUND_LATER)), name=proposed_name(text))

@@ -56,7 +56,7 @@ class Feed:
 
     @property
     def has_listeners(self) -> bool:
-        """Whether anyone listens."""
+        """Whether any `listen` is running."""
         return bool(self._listeners)
 
     async def listen(self) -> AsyncGenerator[Change, None]:

@@ -65,7 +65,7 @@ def is_text(response: aiohttp.ClientResponse) -> bool:
 
 
 def _target(url: str, response: aiohttp.ClientResponse) -> str:
-    """Return where a redirect leads; raise ValueError if it leads from https to http."""
+    """Return the url that a redirect leads to; raise ValueError if it leads from https to http."""
     target = urljoin(url, response.headers.get("Location", ""))
     if url.startswith("https://") and not target.startswith("https://"):
         raise ValueError(f"{redact_url(url)} redirects to plain http")

@@ -25,7 +25,7 @@ class SecurityHeaders:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a call."""
+        """Handle a call, and add the headers to its response."""
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -1,9 +1,9 @@
 """Asks a source about a model before the model is loaded, for the load form of the gallery.
 
 A look-up is anonymous: it sends no token, and does not call a link with a secret. The address guard
-checks each request; time and the length of an answer are limited. A look-up does not raise: if the
-source does not answer, the facts have a note. Bodies are read from the APIs of Civitai and the Hub
-only; of other servers, only the headers are read.
+checks each request; the duration of a look-up and the length of a response are limited. A look-up
+does not raise an error: if the source does not respond, the returned facts have a note about it.
+Bodies are read from the APIs of Civitai and the Hub only; other servers are asked for headers only.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _ALL_THE_SAME = "The load asks again, so you can load the model all the same."
 
 @dataclass(frozen=True)
 class Pasted:
-    """The url in the form, with the fields that decide which source it means."""
+    """The url in the load form, with the other fields that decide which source the url means."""
 
     url: str
     model_type: ModelType | None = None
@@ -93,7 +93,7 @@ class Lookups:
             await self._outgoing.close()
 
     def known(self, link: Pasted) -> Facts | None:
-        """Return cached facts, or what the url itself shows, without a request to the source.
+        """Return the cached facts, or facts from the url alone. No request is made.
 
         None if the url does not mean a source that can be looked up.
         """
@@ -101,8 +101,10 @@ class Lookups:
         return None if meaning is None else self._cached(meaning) or self._unasked(meaning)
 
     async def find(self, link: Pasted, key: Key) -> Facts | None:
-        """Return what the source says; if it is not asked or fails, what the url itself shows.
+        """Return the facts that the source states, or facts from the url alone.
 
+        The facts are from the url alone if look-ups are off, not allowed or too many, or if the
+        request fails.
         None if the url does not mean a source that can be looked up.
         """
         meaning = self._read(link)
@@ -130,7 +132,7 @@ class Lookups:
         return result
 
     def _read(self, link: Pasted) -> Askable | None:
-        """Return the source that a link means. None for trained models and unreadable links."""
+        """Return the source that a url means. None for trained models and unreadable urls."""
         if len(link.url) > URL_MAX_LENGTH:
             return None
         meaning = read_source(link.url, link.model_type, link.git_revision, self._settings.hub_page)
@@ -140,7 +142,7 @@ class Lookups:
         return meaning if isinstance(meaning, HubRepo | HubFile | CivitaiModel) else None
 
     def _unasked(self, meaning: Askable) -> Facts:
-        """Return what the url itself shows."""
+        """Return facts from the url alone, without a request."""
         match meaning:
             case HubRepo(repo_id) | HubFile(repo_id):
                 return facts.of_name(self._settings.hub_page, repo_id.rpartition("/")[2])

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sd_operator.base.metrics import Component, add_build_info, api_requests, serve
 
 OTHER = "other"
-"""The route label of calls that match no route: they share it, because paths are unbounded."""
+"""The label `route` of all calls that match no route. Their paths are unbounded."""
 
 
 class GatewayMetrics:

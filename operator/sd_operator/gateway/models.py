@@ -57,10 +57,10 @@ class Models:
         return await self._api.get(MODELS, namespace, name)
 
     async def find(self, namespace: str, model_id: str) -> Json | None:
-        """Return the model with this effective id, or None.
+        """Return the model with this effective id; None if no model has it.
 
-        Several models can have the same id. A model with the name that the gateway would give comes
-        first, then a Ready model, because it has the files, then the oldest.
+        If several models have this id, prefer the model whose resource name is the one that the
+        gateway would give, then a Ready model, because it has the files, then the oldest model.
         """
         # Only a model that the gateway did not create can have another name than this.
         try:

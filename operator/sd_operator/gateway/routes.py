@@ -1,4 +1,7 @@
-"""The vendor's ten endpoints (POST, with exactly the vendor's JSON), and our own GET `status`."""
+"""The ten endpoints of the vendor's API (see gateway/vendor.py), and our own GET `status`.
+
+The ten are called by POST, and their JSON is exactly that of the vendor.
+"""
 
 from __future__ import annotations
 
@@ -226,7 +229,7 @@ def _add_status(routes: APIRouter, context: Context, actions: Vendor) -> None:
 async def _answer(
     kind: type[CallT], act: Callable[[Key, CallT], Awaitable[Json]], key: Key, fields: Json
 ) -> Json:
-    """Validate a request and act on it; a RefusedError names the request's own fields."""
+    """Validate a request and pass it to `act`. Messages of a RefusedError name request fields."""
     try:
         call = kind.model_validate(fields)
     except ValidationError as error:

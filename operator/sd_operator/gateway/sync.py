@@ -1,10 +1,10 @@
 """Finds the models whose source has changed since they were loaded, for sync_models.
 
-The source of a Hub repo has changed if its branch (spec.gitRevision, default main) is at another
-commit than the loaded one. A page of a model on Civitai has changed if the model has a newer
-version than the loaded one. The source of a link has changed if the server reports another digest
-or size. A source counts as unchanged if this cannot be found out: private repos and models (the
-gateway reads no Secrets), links to servers that report no digest and no size, and trained models.
+A Hub repo has changed if its branch (spec.gitRevision, default main) is at another commit than the
+loaded one. A model on Civitai has changed if it has a newer version than the loaded one. A link has
+changed if the server reports another digest or size than those of the loaded file. A source counts
+as unchanged if the gateway cannot find this out: a private repo or model, because the gateway reads
+no Secrets; a link to a server that reports neither digest nor size; and a trained model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CALL_SECONDS = 10.0
 TOTAL_SECONDS = 60.0
 CALLS_AT_ONCE = 16
 INFO_MAX_BYTES = 4 * 2**20
-"""Maximum size of the description of a repo or a model, which lists all files."""
+"""Maximum size of an API's description of a repo or a model, which lists all its files."""
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LOADED_VERSION = re.compile(r"(?:[0-9]+@)?([0-9]+)(?:\+[0-9]+)?")
@@ -143,7 +143,10 @@ def _source(body: Json, settings: GatewaySettings) -> Source | None:
 
 
 def _differs(body: Json, state: State | None) -> bool:
-    """Return whether a source's commit, version, digest or size is known and not the loaded one."""
+    """Return whether the server reports another commit, version, digest or size than the loaded.
+
+    False if the server reports nothing.
+    """
     loaded = body["status"].get("source") or {}
     if isinstance(state, str):
         return loaded.get("commit") not in (None, state)
@@ -170,7 +173,7 @@ async def _commit(outgoing: Outgoing, hub: str, branch: Branch) -> str:
 async def _newest(outgoing: Outgoing, civitai: str, page: Page) -> Newest:
     """Return the newest version of a model; raise ValueError if Civitai does not report it.
 
-    Like the loader, it takes the first version that is listed.
+    The newest version is the first of Civitai's list, as for the loader.
     """
     url = f"{civitai}/api/v1/models/{page.model_id}"
     versions = read_model(await fetching.read_json(outgoing, url, INFO_MAX_BYTES)).versions

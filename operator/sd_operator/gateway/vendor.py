@@ -1,4 +1,8 @@
-"""The vendor's request and response fields, and how they translate to and from a resource. Pure."""
+"""The request and response fields of the vendor's REST API, and their translation. Pure.
+
+The vendor is the hosted service that this gateway replaces (docs/gateway.md). Its fields are
+translated to and from StableDiffusionModel resources.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +89,7 @@ class Call(BaseModel):
         "spec.upcastAttention": "upcast_attention",
         "spec.webhook": "webhook",
     }
-    """The request's names for fields of the resource, used in messages. Requests that have no such
+    """The request's names for fields of the resource, used in messages. Requests without these
     fields use the names of load_model."""
 
     model_config = ConfigDict(

@@ -35,7 +35,7 @@ class WebhookRefusedError(FieldRefusedError):
 
 
 class WebhookCheck:
-    """Checks webhooks by the operator's rules: the same guard, and the same use of the proxy."""
+    """Checks webhooks as the operator does: with the same address guard and the same proxy."""
 
     def __init__(self, settings: GatewaySettings, resolver: Resolver = resolve) -> None:
         self._guard = Guard(settings.allowed_hosts, resolver)
@@ -50,7 +50,7 @@ class WebhookCheck:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def check(self, url: str | None) -> None:
-        """Raise WebhookRefusedError if the url is refused, or all addresses of its host are.
+        """Raise WebhookRefusedError if the guard refuses the url, or all addresses of its host.
 
         If the lookup fails or takes too long, the webhook is accepted: the host may exist later,
         and the operator checks each call again. A text that is not a link is not checked here: the

@@ -1,7 +1,8 @@
-"""Keeps the queue: models ask to be admitted, and those whose admission changes are woken.
+"""Keeps the queue of the models that wait for their load to be admitted.
 
-The running loads are read from the cache of Jobs, so a restarted operator counts them. An admitted
-model counts as a load until its Job is in the cache, or until it no longer wants to load.
+If a model is admitted or its position changes, a pass over it is started. The running loads are
+read from the cache of Jobs, so a restarted operator counts them. An admitted model counts as a load
+until its Job is in the cache, or until it no longer wants to load.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Admission:
 
 
 class AdmissionQueue:
-    """The queue of one operator. Changes that come together are evaluated together."""
+    """The queue of one operator. Changes within a short time lead to one evaluation."""
 
     def __init__(
         self, limits: Limits, cache: ObjectCache, wake: Callable[[Iterable[str]], None]
@@ -42,9 +43,9 @@ class AdmissionQueue:
         self._admitted: dict[str, str] = {}
         """The namespaces of the admitted models without a Job, by uid."""
         self._known: dict[str, Admission] = {}
-        """What each waiting model knows of its admission, by uid."""
+        """The last admission that was determined for each waiting model, by uid."""
         self._asking: set[str] = set()
-        """The models whose pass waits in `ask`: they need not be woken."""
+        """The models whose pass waits in `ask`: no other pass over them needs to start."""
         self._settled: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._latest = 0.0
@@ -66,7 +67,8 @@ class AdmissionQueue:
     async def ask(self, model: Waiting) -> Admission:
         """Put a model into the queue, and return its admission after the next evaluation.
 
-        If the queue already has this entry, return its admission as of the last evaluation.
+        If the queue already has this model with the same values, return its admission as of the
+        last evaluation.
         """
         if not self.limited or model.uid in self._admitted:
             return Admission(admitted=True)
@@ -77,19 +79,19 @@ class AdmissionQueue:
         return self.admission(model.uid)
 
     def leave(self, uid: str) -> None:
-        """Take a model out: it does not want to load, or its Job is in the cache."""
+        """Take a model out of the queue: it does not want to load, or its Job is in the cache."""
         self._known.pop(uid, None)
         left = self._waiting.pop(uid, None)
         if self._admitted.pop(uid, None) is not None or left is not None:
             self.changed()
 
     def changed(self) -> None:
-        """Evaluate the queue soon: the running loads may have changed."""
+        """Schedule an evaluation of the queue, because the running loads may have changed."""
         if self._waiting:
             self._settle_soon()
 
     def close(self) -> None:
-        """Stop evaluating."""
+        """Cancel the scheduled evaluation."""
         if self._timer is not None:
             self._timer.cancel()
 

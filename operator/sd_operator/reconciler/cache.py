@@ -1,8 +1,8 @@
-"""The known Jobs, Pods and claims: from one LIST at start-up, then from events and our own writes.
+"""Caches Jobs, Pods and PVCs: from one LIST at start-up, then from events and our own writes.
 
-Which Jobs count as loads follows from the uids that the models' statuses record.
-A watch that had a gap reports no deletions, so an entry may outlive its object; `replace_jobs` and
-`replace_pods` correct that with a list from the API server.
+A Job counts as a load only if the status of a model records its uid.
+A watch that had a gap reports no deletions, so the cache may keep an object that no longer exists;
+`replace_jobs` and `replace_pods` correct that with a list from the API server.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def is_newer(version: str, than: str) -> bool:
 
 
 class ObjectCache:
-    """Jobs and Pods by the uid of their model, claims by namespace and name."""
+    """Jobs and Pods by the uid of their model, PVCs by namespace and name."""
 
     def __init__(self) -> None:
         self._jobs: defaultdict[str, dict[str, JobView]] = defaultdict(dict)
@@ -65,19 +65,19 @@ class ObjectCache:
         return tuple(pod for pod in pods if pod.namespace == namespace)
 
     def claim(self, namespace: str, name: str) -> ClaimView | None:
-        """Return a claim, or None if it does not exist."""
+        """Return a PVC, or None if none with this name is known."""
         return self._claims.get((namespace, name))
 
     def active_jobs(self) -> int:
-        """Return how many loader Jobs run."""
+        """Return how many load Jobs run."""
         return sum(not job.suspended for job in self._loads())
 
     def suspended_jobs(self) -> int:
-        """Return how many loader Jobs wait for Kueue."""
+        """Return how many load Jobs wait for Kueue."""
         return sum(job.suspended for job in self._loads())
 
     def active_loads(self) -> dict[str, str]:
-        """Return the namespaces of the models whose loader Jobs have not ended, by model uid."""
+        """Return the namespaces of the models whose load Jobs have not ended, by model uid."""
         return {job.model_uid: job.namespace for job in self._loads()}
 
     def _loads(self) -> list[JobView]:
@@ -101,15 +101,15 @@ class ObjectCache:
         return _put(self._pods[pod.model_uid], pod)
 
     def put_claim(self, claim: ClaimView) -> bool:
-        """Store a claim unless a newer one is known; return whether its models must be woken.
+        """Store a PVC unless this version or a newer one is known.
 
-        They are woken when the claim appears, is replaced, begins to be deleted, gets or loses its
-        volume, or when its label changes whether models may use it.
+        Return whether the models that use the PVC need a pass: it is new, or a field that the rules
+        read changed, such as its volume or whether models may use it.
         """
         key = (claim.namespace, claim.name)
         known = self._claims.get(key)
         if known is not None and not is_newer(claim.resource_version, known.resource_version):
-            return False  # an event of an earlier claim of this name may come late
+            return False  # an event of an earlier PVC of this name may come late
         self._claims[key] = claim
         return known is None or _state(known) != _state(claim)
 
@@ -122,7 +122,7 @@ class ObjectCache:
         _drop(self._pods, pod.model_uid, pod.uid)
 
     def drop_claim(self, claim: ClaimView) -> None:
-        """Forget a deleted claim, but not a newer one of the same name."""
+        """Forget a deleted PVC, but not a newer one of the same name."""
         key = (claim.namespace, claim.name)
         known = self._claims.get(key)
         if known is not None and known.uid == claim.uid:
@@ -131,23 +131,24 @@ class ObjectCache:
     def replace_jobs(self, model_uid: str, jobs: Iterable[JobView], version: str) -> None:
         """Replace the model's Jobs by the list that the API server gave at this resourceVersion.
 
-        Newer entries stay: an event may overtake the list, or the list may come from an old copy.
+        Jobs that are newer in the cache stay: an event may overtake the list, or the list may come
+        from an old copy.
         """
         _replace(self._jobs, model_uid, jobs, version)
 
     def replace_pods(self, model_uid: str, pods: Iterable[PodView], version: str) -> None:
-        """Replace the model's Pods in the same way."""
+        """Replace the model's Pods in the same way as `replace_jobs` does the Jobs."""
         _replace(self._pods, model_uid, pods, version)
 
     def forget(self, model_uid: str) -> None:
-        """Forget a model that is gone."""
+        """Forget the Jobs and Pods of a model that is gone."""
         self._jobs.pop(model_uid, None)
         self._pods.pop(model_uid, None)
         self._recorded.pop(model_uid, None)
 
 
 def _state(claim: ClaimView) -> ClaimView:
-    """Return the claim without its resourceVersion, which the rules do not read."""
+    """Return the PVC without its resourceVersion, which the rules do not read."""
     return replace(claim, resource_version="")
 
 

@@ -1,7 +1,7 @@
 """Checks of published files: one task per PVC makes the Jobs and reads their results.
 
-The findings are in memory only. After a restart, the count of checks that find files missing begins
-again; what was reported before is in the models' status.
+The findings are in memory only. After a restart of the operator, the count of checks that found
+files missing begins again; missing files that were reported before stay in the models' status.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ log = logging.getLogger(__name__)
 FIRST_SECONDS = 600.0
 """The first check of a PVC comes at most this long after the operator's start."""
 LATE_SECONDS = 60.0
-"""How long after its deadline a Job may end. Later it is given up: somebody may have suspended
-it."""
+"""How long after its deadline a check Job may end. Then the check fails and the Job is deleted:
+somebody may have suspended the Job.
+"""
 
 
 @dataclass
@@ -47,7 +48,7 @@ class _Running:
 
     name: str
     uid: str
-    """The uid that the API server gave our Job: a Job with another uid does not count."""
+    """The uid of the Job. The result of a Job with another uid does not count."""
     claim: ClaimView
     batch: tuple[Served, ...]
     late_at: float
@@ -64,11 +65,11 @@ class _Claim:
     rest: tuple[Served, ...] = ()
     running: _Running | None = None
     is_empty: bool = False
-    """Whether the last check found a volume without versions. Its Event is emitted only once."""
+    """Whether the last check found a volume without versions. This emits an Event only once."""
 
 
 class Checks:
-    """Checks every PVC that models are published on, and keeps what was found."""
+    """Checks every PVC that models are published on, and keeps the findings."""
 
     def __init__(
         self,
@@ -92,11 +93,11 @@ class Checks:
         self._supervisor = Supervisor(self._pass, "the checks of PVC")
 
     def finding(self, uid: str) -> CheckFinding | None:
-        """Return what the checks found about a model."""
+        """Return what the checks found about a model; None if they found nothing."""
         return self._findings.get(uid)
 
     def show(self, model: Model, status: Status) -> None:
-        """Take note of a model's status after a pass."""
+        """Note which version a model has published after a pass; start the checks of its PVC."""
         if not self._settings.check_seconds:
             return
         name = model.claim_or(self._settings.claim_name)
@@ -124,7 +125,7 @@ class Checks:
             self._supervisor.drop(key)
 
     def leave(self, namespace: str) -> None:
-        """Stop checking in a namespace; the next pass over one of its models starts this again."""
+        """Stop the checks in a namespace. A later pass over one of its models starts them again."""
         for claim in [claim for claim in self._claims.values() if claim.namespace == namespace]:
             for uid in list(claim.models):
                 self.forget(uid)
@@ -134,7 +135,10 @@ class Checks:
         await self._supervisor.close()
 
     async def _pass(self, key: str) -> float:
-        """Start a check if one is due, or read its result; return the seconds to the next pass."""
+        """Start a check that is due, or read the result of the running one.
+
+        Return the seconds until the next pass.
+        """
         claim = self._claims.get(key)
         if claim is None:
             return self._settings.resync_seconds
@@ -161,7 +165,7 @@ class Checks:
         )
 
     async def _start(self, claim: _Claim, start: Start) -> None:
-        """Create the Job of a batch. Its name is random, so that nobody can take it."""
+        """Create the Job for a batch of models. Its random name cannot be taken in advance."""
         name = f"{names.CHECK_NAME}-{secrets.token_hex(8)}"
         request, loader = start.request(), self._settings.loader
         manifest = volume_jobs.build_check(claim.namespace, name, claim.name, request, loader)
@@ -194,7 +198,7 @@ class Checks:
         return check_end(job, pods.items, len(running.batch))
 
     async def _record(self, claim: _Claim, running: _Running, end: CheckEnd) -> None:
-        """Keep what a check found, and wake the models whose status must change."""
+        """Keep what a check found; start passes over the models whose status must change."""
         result = end.result
         if result is None:
             self._fail(claim, running.batch, end.why)
@@ -220,7 +224,7 @@ class Checks:
     def _learn(
         self, batch: tuple[Served, ...], result: CheckResult | None
     ) -> dict[str, CheckFinding]:
-        """Replace the findings about the models of a batch. Return the new ones."""
+        """Replace the findings about the models of a batch; return the new findings."""
         known = check.findings(self._findings, batch, result)
         for model in batch:
             self._findings.pop(model.uid, None)

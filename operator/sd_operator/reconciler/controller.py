@@ -50,12 +50,12 @@ log = logging.getLogger(__name__)
 PASSES_MAX = 8
 """Limit of passes without a pause. More would mean that the rules contradict each other."""
 GONE_MAX = 10_000
-"""How many deleted models are remembered: 1 MB of uids."""
+"""How many uids of deleted models are remembered. They take 1 MB."""
 
 
 @dataclass(frozen=True)
 class _Next:
-    """When the next pass over a model comes, if no event wakes it earlier."""
+    """When the next pass over a model comes, if no event starts one earlier."""
 
     at_once: bool = False
     wake_after: float | None = None
@@ -90,7 +90,7 @@ class Controller:
         metrics.queue_length.set_function(lambda: len(self._queue) + self.cache.suspended_jobs())
 
     async def fill(self, namespace: str | None) -> None:
-        """Fill the cache for a namespace, or for all. Call this before its models are seen."""
+        """Fill the cache for a namespace, or for all. Call this before `see` for its models."""
         await self._gatherer.fill(namespace)
 
     async def close(self) -> None:
@@ -105,7 +105,7 @@ class Controller:
         await self._webhooks.close()
 
     def see(self, body: dict[str, Any]) -> None:
-        """Store a model unless a newer version is known, and wake it."""
+        """Store a model unless this version or a newer one is known, and start a pass over it."""
         uid = body["metadata"]["uid"]
         if uid in self._gone:
             return  # a watch that begins at an old version repeats its events
@@ -120,7 +120,7 @@ class Controller:
         self.supervisor.start(uid)
 
     def forget(self, uid: str) -> None:
-        """Forget a deleted model for good: no other will have its uid."""
+        """Forget a deleted model for good: no other model will have its uid."""
         self._gone[uid] = None
         if len(self._gone) > GONE_MAX:
             del self._gone[next(iter(self._gone))]
@@ -133,7 +133,10 @@ class Controller:
         self.supervisor.drop(uid)
 
     def leave(self, namespace: str) -> None:
-        """Stop the sweeps and checks of a namespace that is not served; read its models again."""
+        """Stop the sweeps and checks of a namespace that is no longer served.
+
+        A last pass over each of its models starts, and reads the model again.
+        """
         self.sweeps.leave(namespace)
         self._checks.leave(namespace)
         for uid, memory in self._memories.items():
@@ -142,12 +145,12 @@ class Controller:
                 self.supervisor.start(uid)
 
     def job_changed(self, model_uid: str) -> None:
-        """Wake the model of a Job that changed, and evaluate the queue."""
+        """Start a pass over the model of a changed Job; schedule an evaluation of the queue."""
         self.supervisor.wake([model_uid])
         self._queue.changed()
 
     def claim_changed(self, claim: ClaimView) -> None:
-        """Wake the models whose last pass used this claim."""
+        """Start a pass over each model whose last pass used this PVC."""
         changed = (claim.namespace, claim.name)
         self.supervisor.wake(
             [uid for uid, memory in self._memories.items() if memory.claim == changed]
@@ -165,7 +168,7 @@ class Controller:
         return delay
 
     async def _until_settled(self, uid: str) -> float:
-        """Run passes until no other is due at once; return the seconds until the next one."""
+        """Run passes until none is due at once; return the seconds until the next pass."""
         for _ in range(PASSES_MAX):
             memory = self._memories.get(uid)
             if memory is None:
@@ -319,7 +322,7 @@ class Controller:
         self.cache.record(body["metadata"]["uid"], load_job_uid(body))
 
     async def _read(self, memory: Memory) -> None:
-        """Read the model again; raises NotFoundError if it is gone."""
+        """Read the model again; raise NotFoundError if it is gone."""
         metadata = memory.body["metadata"]
         body = await self._api.get(MODELS, metadata["namespace"], metadata["name"])
         if body["metadata"]["uid"] != metadata["uid"]:
@@ -327,7 +330,7 @@ class Controller:
         self._take(memory, body)
 
     async def _resync(self, memory: Memory) -> bool:
-        """Read the model, its claim and, if needed, its Jobs and Pods again.
+        """Read the model, its PVC and, if needed, its Jobs and Pods again.
 
         Jobs and Pods are not needed if the wanted version is published and the model is not being
         deleted. Return whether they were read.
@@ -343,9 +346,9 @@ class Controller:
         return True
 
     async def _has_changed(self, model: Model, memory: Memory) -> bool:
-        """Read the model again; return whether it changed, so that its Jobs may be wanted.
+        """Read the model again; return whether it changed, so that its Jobs may be wanted now.
 
-        False for a model that is being deleted: its Jobs are not wanted in any case.
+        Return False, without reading, for a model that is being deleted: its Jobs are never wanted.
         """
         if model.deleted_at is not None:
             return False
@@ -355,15 +358,15 @@ class Controller:
         return (now.wanted, now.spec, now.deleted_at) != before
 
     async def _refresh(self, model: Model) -> None:
-        """Read a model's Jobs, Pods and claim again, and evaluate the queue.
+        """Read a model's Jobs, Pods and PVC again, and schedule an evaluation of the queue.
 
-        The events of these changes do not reach the queue: the cache has the changes already.
+        The events of the changes would not do so, because the cache has the changes already.
         """
         await self._gatherer.refresh(model)
         self._queue.changed()
 
     def _call(self, model: Model, memory: Memory, status: Status, call: WebhookCall) -> None:
-        """Call a webhook in a separate task, which wakes the model when it ends."""
+        """Start a task that calls a webhook and then starts a pass over the model."""
 
         async def run() -> None:
             started = self._clock.monotonic()

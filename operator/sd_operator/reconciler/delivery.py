@@ -42,7 +42,7 @@ _Answer = tuple[Outcome, str, float]
 
 
 def parse_key(text: str) -> bytes:
-    """Return the bytes of a signing key of the form whsec_<base64>; raises SigningKeyError."""
+    """Return the bytes of a signing key; raise SigningKeyError unless it is whsec_<base64>."""
     try:
         key = base64.b64decode(text.strip().removeprefix(KEY_PREFIX), validate=True)
     except (binascii.Error, ValueError):
@@ -60,7 +60,7 @@ def signature(key: bytes, webhook_id: str, timestamp: int, body: bytes) -> str:
 
 
 def payload(model: Model, status: Status, entry: OutboxEntry) -> dict[str, Any]:
-    """Return the body of a call, with the artifact if its loadHash is the one of the event."""
+    """Return the body of a call; it has the artifact if the event is about the artifact's load."""
     artifact = status.artifact
     if artifact is not None and artifact.load_hash != entry.load_hash:
         artifact = None

@@ -1,6 +1,7 @@
-"""The changes that a decision makes on the API server: Jobs, finalizer, status and Events.
+"""Makes the changes of a decision on the API server: Jobs, finalizer, status and Events.
 
-Each may be repeated: if the reply to a request is lost, the next pass makes the request again.
+Each change may be repeated: if the reply to a request is lost, the next pass makes the request
+again.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ OLDER_CRD = (
 
 
 class Executor:
-    """Makes the changes; a Job that it creates is in the cache at once."""
+    """Makes the changes. A Job that it creates or deletes changes in the cache at once, too."""
 
     def __init__(self, api: Api, settings: Settings, cache: ObjectCache, clock: Clock) -> None:
         self._clock = clock
@@ -52,13 +53,13 @@ class Executor:
         self._cache.drop_job(job)
 
     async def add_finalizer(self, model: Model) -> dict[str, Any]:
-        """Add our finalizer and return the model; raises ConflictError if it has changed."""
+        """Add our finalizer and return the model; raise ConflictError if the model has changed."""
         return await self._set_finalizers(model, [*_finalizers_of_others(model), names.FINALIZER])
 
     async def remove_finalizer(self, model: Model) -> dict[str, Any] | None:
-        """Remove our finalizer and return the model; raises ConflictError if it has changed.
+        """Remove our finalizer and return the model; raise ConflictError if the model has changed.
 
-        Returns None if the model is gone: the reply to an earlier removal may have been lost.
+        Return None if the model is gone: the reply to an earlier removal may have been lost.
         """
         try:
             return await self._set_finalizers(model, _finalizers_of_others(model))
@@ -76,8 +77,10 @@ class Executor:
     async def create_job(self, plan: JobPlan) -> JobView | Rejection:
         """Create a Job, or take over the one that an earlier request created.
 
-        Another Job of this name is deleted first; raises ConflictError if that Job has just
-        disappeared. After the uid of one Job could not be recorded, no Job is created any more: the
+        A Job of this name that is not as planned is deleted first. Raise ConflictError if the Job
+        of this name has just disappeared. Return a Rejection if the API server rejects the Job.
+
+        Once a CRD has dropped the uid of a Job from the status, every Job is rejected here: the
         operator would not recognise its Jobs, and would create more without end.
         """
         if self._crd_is_older:
@@ -103,7 +106,7 @@ class Executor:
     async def _take_over(
         self, plan: JobPlan, manifest: dict[str, Any], exists: AlreadyExistsError
     ) -> dict[str, Any]:
-        """Return the Job that has the name, if it is as planned; otherwise replace it."""
+        """Return the existing Job of this name if it is as planned; otherwise replace it."""
         try:
             body = await self._api.get(JOBS, plan.namespace, plan.name)
         except NotFoundError:
@@ -118,7 +121,7 @@ class Executor:
     async def write_status(self, model: Model, status: Status) -> dict[str, Any] | None:
         """Patch the changed status fields; return None if nothing changed.
 
-        Raises ConflictError if another object now has this name, or this one has changed.
+        Raise ConflictError if another object now has this name, or if the model has changed.
         """
         patch = merge_patch_between(model.raw_status, _plain(status))
         if not patch:

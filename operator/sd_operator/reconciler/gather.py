@@ -33,7 +33,10 @@ class LastProgress:
 
 
 class Gatherer:
-    """Makes an `Observed`, from the cache alone unless a Job of the model runs."""
+    """Makes the `Observed` of a model, from the cache alone unless a Job of the model runs.
+
+    For a running Job, Events or a container's log are read from the API server, too.
+    """
 
     def __init__(self, api: Api, settings: Settings, cache: ObjectCache, clock: Clock) -> None:
         self._clock = clock
@@ -43,9 +46,9 @@ class Gatherer:
         self._warnings = JobWarnings(api, clock)
 
     async def fill(self, namespace: str | None) -> None:
-        """List the objects of a namespace, or of all, before its models are served.
+        """Fill the cache with the Jobs, Pods and PVCs of a namespace, or of all namespaces.
 
-        The models are listed for the uids of their Jobs, because the queue counts only those Jobs.
+        The models are listed, too, for the uids of their Jobs: the queue counts only those Jobs.
         """
         for body in (await self._api.list(MODELS, namespace)).items:
             self._cache.record(body["metadata"]["uid"], load_job_uid(body))
@@ -57,7 +60,7 @@ class Gatherer:
             self._cache.put_claim(ClaimView.from_body(body))
 
     async def namespace_ends(self, name: str) -> bool:
-        """Whether a namespace is being deleted or gone. False if the operator may not read it."""
+        """Whether a namespace is gone or being deleted. False if the operator may not read it."""
         try:
             body = await self._api.get(NAMESPACES, "", name)
         except NotFoundError:
@@ -67,7 +70,7 @@ class Gatherer:
         return "deletionTimestamp" in body["metadata"]
 
     async def refresh(self, model: Model) -> None:
-        """Read a model's Jobs, Pods and claim again; an event may have been missed."""
+        """Read a model's Jobs, Pods and PVC into the cache again; an event may have been missed."""
         selector = f"{names.LABEL_MODEL_UID}={model.uid}"
         jobs = await self._api.list(JOBS, model.namespace, selector)
         pods = await self._api.list(PODS, model.namespace, selector)
@@ -78,7 +81,7 @@ class Gatherer:
         await self.refresh_claim(model)
 
     async def refresh_claim(self, model: Model) -> None:
-        """Read a model's claim again; a gap in a watch hides its deletion."""
+        """Read a model's PVC into the cache again; its deletion may have been missed."""
         name = model.claim_or(self._settings.claim_name)
         try:
             claim = ClaimView.from_body(await self._api.get(CLAIMS, model.namespace, name))
@@ -90,7 +93,10 @@ class Gatherer:
             self._cache.put_claim(claim)
 
     async def observe(self, model: Model, last: LastProgress) -> Observed:
-        """Return a model's observed state; last: updated with the progress of a running load."""
+        """Return a model's observed state.
+
+        last: the progress that was last read. It is updated with that of a running load.
+        """
         observed = ownership.observed(
             model,
             self._cache.jobs(model.namespace, model.uid),

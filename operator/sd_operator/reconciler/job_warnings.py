@@ -1,7 +1,7 @@
 """Finds out from Events why a Job has no Pods, or why its Pod does not start.
 
-Only Events have the cause: a quota or an admission plugin rejects the Pod, a claim is not bound, or
-a node cannot mount a volume or has no network.
+Only Events have the cause: a quota or an admission plugin rejects the Pod, a PVC is not bound, or a
+node cannot mount a volume or has no network.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class _LastList:
 
 
 class JobWarnings:
-    """The newest Warnings of Jobs, Pods and claims, from one LIST for all models of a namespace.
+    """The newest Warnings of Jobs, Pods and PVCs, from one LIST for all models of a namespace.
 
-    API servers have no index of Events: listing those of one Job costs as much as listing all.
+    API servers have no index of Events: a LIST of one Job's Events costs as much as a LIST of all.
     """
 
     def __init__(self, api: Api, clock: Clock) -> None:
@@ -67,7 +67,7 @@ class JobWarnings:
         return await self._newest(pod.namespace, pod.uid, pod.scheduled, POD_WARNING_SECONDS)
 
     async def newest_of_claim(self, claim: ClaimView, pod: PodView) -> WarningEvent | None:
-        """Return the newest Warning about the binding of a claim that a Pod waits for."""
+        """Return the newest Warning about the binding of a PVC that a Pod waits for."""
         return await self._newest(claim.namespace, claim.uid, pod.created, MIN_AGE_SECONDS)
 
     async def _newest(

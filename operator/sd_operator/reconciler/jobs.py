@@ -19,7 +19,7 @@ async def delete(api: Api, namespace: str, name: str, uid: str) -> None:
 
 
 async def discard(api: Api, namespace: str, name: str, uid: str) -> None:
-    """Delete a Job that nobody waits for; if that fails, its TTL or its deadline ends it."""
+    """Delete a Job that nobody waits for. If this fails, its TTL or its deadline ends it later."""
     try:
         await delete(api, namespace, name, uid)
     except ApiError as refused:

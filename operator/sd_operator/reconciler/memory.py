@@ -18,15 +18,15 @@ class Memory:
     resync_at: float
     """When to read the model again even if no event comes, by the monotonic clock."""
     claim: tuple[str, str] | None = None
-    """Namespace and name of the claim that the last pass used; None before the first pass."""
+    """Namespace and name of the PVC that the last pass used; None before the first pass."""
     decided: str = ""
     """The last decision that was logged."""
     namespace_ends: bool = False
     """Whether the namespace is being deleted, and the operator has no rights in it any more."""
     progress: LastProgress = field(default_factory=LastProgress)
     rejection: Rejection | None = None
-    """The last rejected Job, unless the spec has changed or a Job was created since."""
+    """The last rejection of a Job; None if the spec has changed or a Job was created since."""
     deliveries: list[Delivery] = field(default_factory=list)
-    """Finished webhook calls that the status does not account for yet."""
+    """Finished webhook calls that are not recorded in the status yet."""
     in_flight: set[str] = field(default_factory=set)
     """The webhook-ids of the calls under way."""

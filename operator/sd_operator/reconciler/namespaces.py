@@ -1,7 +1,7 @@
 """Which of the listed namespaces are served: those in which the operator has its rights.
 
-A listed namespace may be deleted, with the operator's Role in it, while others go on. It is left
-out until the rights are back.
+A namespace of the list may be deleted, together with the operator's Role in it, while the operator
+serves the others. It is not served until the operator has its rights again.
 """
 
 from __future__ import annotations

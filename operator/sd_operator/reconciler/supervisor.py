@@ -1,4 +1,4 @@
-"""One supervised task for each model: wake-ups coalesce, and retries after errors back off."""
+"""One supervised task for each model, which runs its passes. Retries after errors back off."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ BACKOFF_FIRST_SECONDS = 1.0
 BACKOFF_MAX_SECONDS = 60.0
 
 Reconcile = Callable[[str], Awaitable[float]]
-"""One pass over the object with this key; returns the seconds until the next."""
+"""Runs a pass over the object with this key; returns the seconds until the next pass."""
 
 
 class Supervisor:
     """Runs `reconcile` for every started model until the model is dropped, one pass at a time.
 
+    All calls of `start` and `wake` during a pass lead to one more pass.
     Sweeps and checks use it, too: there the keys are names of namespaces and PVCs, not uids.
     """
 
@@ -58,7 +59,7 @@ class Supervisor:
                 self.start(uid)
 
     def drop(self, uid: str) -> None:
-        """End a model's task after its running pass, which may still emit Events."""
+        """Let a model's task end after its running pass, which may still emit Events."""
         wanted = self._workers.pop(uid, None)
         if wanted is not None:
             wanted.set()

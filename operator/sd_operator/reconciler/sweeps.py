@@ -32,20 +32,22 @@ class Sweeps:
         self._settings = settings
         self._clock = clock
         self._names: dict[str, str] = {}
-        """Name of the Job for a namespace's open request: random, so that nobody can take it."""
+        """Name of the Job for each namespace's open request. It is random, so that nobody can
+        create a Job of this name in advance.
+        """
         self._supervisor = Supervisor(self._pass, "the sweeps of namespace")
 
     def serve(self, namespace: str) -> None:
-        """Serve a namespace from now on, because it has a model."""
+        """Start the task of a namespace, because it has a model."""
         if namespace not in self._supervisor:
             self._supervisor.start(namespace)
 
     def leave(self, namespace: str) -> None:
-        """Stop serving a namespace; an event of a model or of its Lease starts the task again."""
+        """Stop the task of a namespace. An event of its models or of its Lease starts it again."""
         self._supervisor.drop(namespace)
 
     def lease_changed(self, namespace: str) -> None:
-        """Read the Lease of a namespace soon."""
+        """Start a pass over a namespace, which reads its Lease."""
         self._supervisor.start(namespace)
 
     async def close(self) -> None:
@@ -53,7 +55,7 @@ class Sweeps:
         await self._supervisor.close()
 
     async def _pass(self, namespace: str) -> float:
-        """Fulfil the request of the Lease if it is open; return the seconds until the next pass."""
+        """Make a Job if the Lease has an open request; return the seconds until the next pass."""
         try:
             lease = SweepLease(await self._lease(namespace))
         except (NotFoundError, ForbiddenError) as error:

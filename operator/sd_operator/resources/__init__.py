@@ -1,1 +1,1 @@
-"""Typed, read-only views of the Kubernetes objects that the rules read."""
+"""Typed, read-only views of the Kubernetes objects that the package `rules` decides about."""

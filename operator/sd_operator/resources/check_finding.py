@@ -24,7 +24,10 @@ class CheckFinding:
         return _identity(artifact) == _identity(self.artifact)
 
     def says_missing(self, artifact: StatusArtifact) -> bool | None:
-        """Return whether files of this version are missing; None if the checks leave it open."""
+        """Return whether files of this version are missing.
+
+        None if the finding is about another version, or if too few checks found files missing.
+        """
         if not self.is_about(artifact) or 0 < self.missed < MISSING_AFTER:
             return None
         return self.missed > 0
@@ -37,7 +40,7 @@ class CheckFinding:
 
 
 def _identity(artifact: StatusArtifact) -> tuple[str | None, str, str, str]:
-    """Return what tells the loads of a model apart: claim, path, digest and time."""
+    """Return what tells the loads of a model apart: PVC, path, digest and time."""
     return (
         artifact.claim_uid,
         artifact.immutable_path,

@@ -11,7 +11,7 @@ from sd_api import names
 from sd_operator.resources.warning_event import WarningEvent
 
 _BIND_COMPLETED = "pv.kubernetes.io/bind-completed"
-"""The annotation that Kubernetes sets when it binds a claim, before it writes the phase."""
+"""The annotation that Kubernetes sets when it binds a PVC, before it writes the phase."""
 _MISSING_CLASS = re.compile(r'storageclass\S* "([^"]+)" not found')
 
 
@@ -25,15 +25,15 @@ class ClaimView:
     resource_version: str
     deleting: bool = False
     for_models: bool = False
-    """Whether its label lets every model of the namespace use it."""
+    """Whether the PVC's label lets every model of the namespace use the PVC."""
     never_bound: bool = False
-    """Whether it has never had a volume, so that no Pod could mount it."""
+    """Whether the PVC has never had a volume, so that no Pod could mount it."""
     lost: bool = False
-    """Whether its volume is gone. Kubernetes binds it again if the volume returns."""
+    """Whether the PVC's volume is gone. Kubernetes binds the PVC again if the volume returns."""
     volume_name: str = ""
-    """The PersistentVolume that it is bound to, or that its spec asks for."""
+    """The PersistentVolume that the PVC is bound to, or that its spec asks for."""
     storage_class: str = ""
-    """The StorageClass that it names; empty if it names none and the cluster has no default."""
+    """The StorageClass that the PVC names; empty without one, if the cluster has no default."""
 
     @classmethod
     def from_body(cls, body: Mapping[str, Any]) -> ClaimView:
@@ -56,11 +56,11 @@ class ClaimView:
 
     @property
     def has_volume(self) -> bool:
-        """Whether a Pod can mount it, as far as its status tells."""
+        """Whether a Pod can mount the PVC, according to the PVC's status."""
         return not (self.never_bound or self.lost)
 
     def why_without_volume(self, warning: WarningEvent | None) -> str:
-        """Return in one sentence why it has no volume; warning: its newest Warning Event."""
+        """Return in one sentence why the PVC has no volume; warning: its newest Warning Event."""
         subject = f"PersistentVolumeClaim {self.name}"
         if self.lost:
             return f"{subject} has lost its PersistentVolume {self.volume_name}".rstrip()
@@ -80,10 +80,10 @@ class ClaimView:
 def claim_is_allowed(
     name: str, claim: ClaimView | None, artifact_claim_uid: str | None, allowed: Collection[str]
 ) -> bool:
-    """Whether a model may use the claim of this name. Operator and gateway share this rule.
+    """Whether a model may use the PVC of this name. Operator and gateway share this rule.
 
-    Besides the allowed names, a model may use a labelled claim, and the claim on which it is
-    published. That claim is recognised by its uid, because a new claim may have the same name.
+    Besides the allowed names, a model may use a PVC with the label, and the PVC on which it is
+    published. That PVC is recognised by its uid, because a new PVC may have the same name.
     """
     if name in allowed:
         return True

@@ -22,7 +22,7 @@ from sd_operator.base import times
 
 @dataclass(frozen=True)
 class Model:
-    """One resource, as the rules see it."""
+    """One StableDiffusionModel resource, parsed."""
 
     namespace: str
     name: str
@@ -34,17 +34,17 @@ class Model:
     created: datetime
     deleted_at: datetime | None
     spec: Spec | None
-    """None if it cannot be read."""
+    """None if the spec cannot be read."""
     problem: str | None
-    """Why the spec cannot be read."""
+    """Why the spec cannot be read; None if it can."""
     status: Status
-    """Empty if it cannot be read."""
+    """An empty status if the resource's status cannot be read."""
     raw_status: Mapping[str, Any]
     """The status as the API server has it, to find out what must be patched."""
     model_id: str
     """spec.modelId, or its default."""
     claim_name: str | None
-    """The claim of the spec, or of the published version; None means the operator's default."""
+    """The PVC of the spec, or of the published version; None means the operator's default."""
     retain: bool
     """Whether the files stay when the resource is deleted."""
 
@@ -89,7 +89,7 @@ class Model:
         return load_hash(self.spec, self.name, self.annotations.get(names.ANNOTATION_RELOAD))
 
     def claim_or(self, default: str) -> str:
-        """Return the name of the claim; default: the operator's setting."""
+        """Return the name of the model's PVC; default: the operator's setting."""
         return self.claim_name or default
 
     def type_with(self, artifact: StatusArtifact | None) -> str | None:
@@ -149,7 +149,7 @@ def _read_status(raw: Mapping[str, Any]) -> Status:
 
 
 def _claim_name(status: Status, spec: Spec | None) -> str | None:
-    """Return the claim of the files; None means the operator's default."""
+    """Return the name of the PVC with the files; None means the operator's default."""
     if spec is not None and spec.storage is not None:
         return spec.storage.claim_name
     return status.artifact.claim_name if status.artifact else None

@@ -52,7 +52,7 @@ class JobView:
     failure: str = ""
     """The reason of the condition Complete or Failed; empty while the Job runs."""
     detail: str = ""
-    """The message of the same condition."""
+    """The message of the condition whose reason is `failure`."""
     deleting: bool = False
     suspended: bool = False
     """Whether spec.suspend is true, as Kueue sets it until it admits the Job."""
@@ -63,7 +63,7 @@ class JobView:
     owner_uid: str = ""
     """The uid of the owner that controls the Job; anyone can write it."""
     claim_uid: str = ""
-    """The uid of the claim that a load Job was created for."""
+    """The uid of the PVC that a load Job was created for."""
     generation: int = 0
     """The generation of the spec that a load Job was made from; 0 if it is not known."""
 
@@ -259,7 +259,7 @@ class Rejection:
     namespace_terminating: bool = False
     """Whether the reason is that the namespace is being deleted."""
     attempt: int | None = None
-    """The attempt whose name another Job holds while it is being deleted; None otherwise."""
+    """The attempt whose Job name belongs to another Job that is being deleted; otherwise None."""
 
     @property
     def quota_exceeded(self) -> bool:
@@ -280,7 +280,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Delivery:
-    """A finished webhook call that the status does not account for yet."""
+    """A finished webhook call."""
 
     id: str
     """The webhook-id of the call."""
@@ -300,11 +300,12 @@ class Observed:
     cleanup_job: JobView | None = None
     """The model's clean-up Job: the one whose uid is in status.cleanupJob."""
     unrecorded: tuple[JobView, ...] = ()
-    """Running load Jobs with the owner and name of the model's Jobs, but not the recorded uid.
+    """Running load Jobs with the owner and name of the model's Jobs, but not the uid in status.job.
 
-    Either the operator was interrupted before it could record the uid, or somebody imitates its
-    Jobs, so their results never count. They are deleted if their load is not wanted. An imitation
-    may be deleted, too: the garbage collector would delete it together with the model.
+    Either the operator was interrupted before it recorded the uid, or somebody else created the
+    Job. The result of such a Job is ignored unless the operator takes the Job over. A Job whose
+    load is not wanted is deleted. This is safe even if somebody else created the Job: the model is
+    its owner, so the garbage collector would delete it together with the model anyway.
     """
     other_cleanups: tuple[JobView, ...] = ()
     """Clean-up Jobs with the name of the model's clean-up Jobs, but not the recorded uid.
@@ -315,7 +316,7 @@ class Observed:
     pods: tuple[PodView, ...] = ()
     """The Pods of the load Job and of the clean-up Job."""
     claim: ClaimView | None = None
-    """The model's claim; None if it does not exist."""
+    """The model's PVC; None if it does not exist."""
     finding: CheckFinding | None = None
     """The finding of the checks about a version of the model, perhaps an earlier one."""
     namespace_ends: bool = False
@@ -330,15 +331,15 @@ class Observed:
     pod_warning: WarningEvent | None = None
     """The newest Warning Event of a Pod that has a node, but no running container."""
     claim_warning: WarningEvent | None = None
-    """The newest Warning Event about the binding of the claim, while a Pod waits for the volume."""
+    """The newest Warning Event about the binding of the PVC, while a Pod waits for the volume."""
     rejection: Rejection | None = None
-    """The last rejected Job, unless the spec has changed or a Job was created since."""
+    """The last rejection of a Job; None if the spec has changed or a Job was created since."""
     deliveries: tuple[Delivery, ...] = ()
-    """Finished webhook calls that the status does not account for yet."""
+    """Finished webhook calls that are not recorded in the status yet."""
     in_flight: frozenset[str] = frozenset()
     """The webhook-ids of the calls under way."""
     fresh: bool = False
-    """Whether Jobs, Pods and claim were read from the API server in this pass."""
+    """Whether Jobs, Pods and PVC were read from the API server in this pass."""
     admitted: bool = True
     """Whether the queue admits a load of the model now."""
     position: int = 0
@@ -350,7 +351,7 @@ class Observed:
         return tuple(sorted(pods, key=lambda pod: (pod.created, pod.name), reverse=True))
 
     def unbound_claim(self, pod: PodView) -> ClaimView | None:
-        """Return the claim if it has no volume and the Pod has no node: the Pod may wait for it."""
+        """Return the PVC if it has no volume and the Pod has no node: the Pod may wait for it."""
         if self.claim is None or self.claim.has_volume or not pod.may_write:
             return None
         return self.claim if pod.scheduled is None else None

@@ -56,11 +56,11 @@ class SweepLease:
 
     @property
     def holder(self) -> str:
-        """Name of the Job that fulfilled the last request; empty if there is none."""
+        """Name of the newest sweep Job that the operator recorded; empty if it recorded none."""
         return self._spec.get("holderIdentity") or ""
 
     def is_fulfilled_by(self, job: JobView, now: datetime) -> bool:
-        """Whether a Job fulfils this request, too: it is the last sweep, and runs or just began.
+        """Whether a Job, made for an earlier request, fulfils this one: it runs, or just began.
 
         Its name and uid must be those that the operator recorded: anybody who may create Jobs can
         give them any name, labels and owner.

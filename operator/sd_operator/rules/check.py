@@ -23,7 +23,7 @@ LOADING_LOOK_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Served:
-    """A model on a PVC, as the checks see it."""
+    """A model on a PVC, with the fields that the checks need."""
 
     uid: str
     model_id: str
@@ -34,7 +34,7 @@ class Served:
 
     @classmethod
     def of(cls, model: Model, status: Status) -> Served:
-        """Return what the checks need to know of a model with this status."""
+        """Return the fields that the checks need, from a model and the status of its last pass."""
         stalled = conditions.find(status.conditions, ConditionType.STALLED)
         cannot_start = stalled is not None and Reason.parse(stalled.reason) in NOT_STARTED
         reconciling = conditions.find(status.conditions, ConditionType.RECONCILING) is not None
@@ -49,27 +49,27 @@ class Served:
 
 @dataclass(frozen=True)
 class Claim:
-    """The facts about a PVC."""
+    """A PVC, its models, and the state of its checks. A run checks all models, in batches."""
 
     view: ClaimView | None
     """The PVC; None if it does not exist."""
     models: tuple[Served, ...]
     due_in: float
-    """Seconds until the next run is due; 0 or less if it is."""
+    """Seconds until the next run is due; 0 or less if it is due."""
     rest: tuple[Served, ...] = ()
     """The models of the run under way that are not checked yet."""
 
 
 @dataclass(frozen=True)
 class Pause:
-    """Check nothing for some time."""
+    """Start no check for this time."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Start:
-    """Start a Job that checks a batch."""
+    """Start a Job that checks a batch of models."""
 
     claim: ClaimView
     batch: tuple[Served, ...]
@@ -91,7 +91,10 @@ Step: TypeAlias = Pause | Start
 
 
 def plan(claim: Claim, interval: float) -> Step:
-    """Return what is to be done about a PVC."""
+    """Return the batch to check on a PVC now, or how long to wait.
+
+    interval: the seconds between two runs.
+    """
     view = claim.view
     if view is None or view.deleting or view.lost:
         return Pause(interval)
@@ -119,10 +122,10 @@ def _published(models: Collection[Served], view: ClaimView) -> tuple[Served, ...
 def findings(
     before: Mapping[str, CheckFinding], batch: Sequence[Served], result: CheckResult | None
 ) -> dict[str, CheckFinding]:
-    """Return what is known about the models of a batch after its check, by uid.
+    """Return the findings about the models of a batch after its check, by uid.
 
-    result: None if the check failed. A model whose files could not be compared is left out, so its
-    count begins again.
+    before: the findings before the check. result: None if the check failed. The finding of a model
+    whose files could not be compared is left out, so its count of checks begins again.
     """
     if result is None or result.outcome == "empty":
         return {}

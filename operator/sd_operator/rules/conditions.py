@@ -1,4 +1,4 @@
-"""The list of metav1.Conditions: find, set and remove one, and fit its message. Pure."""
+"""Finds, sets and removes a condition in a list, and fits a message into its limit. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ def find(conditions: Conditions, kind: ConditionType) -> Condition | None:
 
 
 def put(conditions: Conditions, new: Condition) -> list[Condition]:
-    """Return the conditions with `new` set; lastTransitionTime changes only with the status."""
+    """Return the conditions with `new` in place of the condition of its type.
+
+    lastTransitionTime is kept if the condition's status is the same as before.
+    """
     old = next((condition for condition in conditions if condition.type == new.type), None)
     if old is None:
         return [*conditions, new]
@@ -26,7 +29,7 @@ def put(conditions: Conditions, new: Condition) -> list[Condition]:
 
 
 def drop(conditions: Conditions, kind: ConditionType) -> list[Condition]:
-    """Return the conditions without the one of this type."""
+    """Return the conditions without the condition of this type."""
     return [condition for condition in conditions if condition.type != kind]
 
 

@@ -1,7 +1,7 @@
-"""Makes the decision of a pass from its facts. Pure.
+"""Makes the decision of a pass from its `Input`. Pure.
 
-A rule of `load.RULES` or `delete.RULES` returns a step; this module works out what the step means
-for the status, the Events, the webhook calls and the metrics.
+A rule of `load.RULES` or `delete.RULES` returns a step; this module makes the new status, the
+Events, the webhook calls and the outcome for the metrics from the step.
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ def _release(inp: Input, why: str) -> Release:
 
 
 def _recorded(inp: Input) -> OutboxChange:
-    """Return the outbox with the outcomes of the calls that finished since the last pass."""
+    """Record the webhook calls that finished since the last pass, and return the changed outbox.
+
+    The outbox is empty if the model has no webhook.
+    """
     if inp.webhook is None:
         return OutboxChange(())
     before = inp.status.webhook or WebhookStatus()
@@ -123,9 +126,10 @@ def _has_failed_before(inp: Input) -> bool:
 
 
 def _load_id(inp: Input, step: Proceed) -> str:
-    """Return an id that differs between the loads of one version: generation and start time.
+    """Return a text that differs between the loads of one version: generation and start time.
 
-    The generation of the spec differs if two loads start within the same second.
+    The start time alone is not enough: two loads may start within the same second, but then the
+    generation of the spec differs.
     """
     started = "" if isinstance(step.load, LoadQueued | None) else times.stamp(step.load.start_time)
     return f"{inp.model.generation}/{started}"

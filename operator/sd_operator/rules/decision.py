@@ -55,7 +55,7 @@ class JobPlan:
     overrides: JobOverrides | None = None
     """The settings of spec.job, if the administrator allows them."""
     credentials_secret: str | None = None
-    """The Secret that the model itself names for the token of its source."""
+    """The Secret for the token of the source that the model names; None if it names none."""
     default_secrets: Mapping[str, DefaultSecret] = field(default_factory=dict)
     """The administrator's Secrets with tokens for hosts that the request names."""
 
@@ -108,7 +108,7 @@ JobAction: TypeAlias = CreateJob | DeleteJobs | Enqueue
 
 @dataclass(frozen=True)
 class Refresh:
-    """Read the model's Jobs, Pods and claim from the API server, then decide again.
+    """Read the model's Jobs, Pods and PVC from the API server, then decide again.
 
     A rule decides this if a stale cache could make its decision wrong. No rule decides it if the
     objects were just read.
@@ -158,7 +158,7 @@ class Act:
     events: tuple[EventPlan, ...] = ()
     calls: tuple[WebhookCall, ...] = ()
     recorded: tuple[Delivery, ...] = ()
-    """The finished webhook calls that the status accounts for."""
+    """The finished webhook calls whose outcomes are in the new status."""
     ended: LoadOutcome | None = None
     wake_after: float | None = None
     """Seconds until the next pass, if no event comes earlier; None means at the resync."""
@@ -184,7 +184,7 @@ class Decided:
                 return False
 
     def __str__(self) -> str:
-        """Return rule and decision in one line, the same for every pass that decides the same."""
+        """Return rule and decision in one line. Equal decisions of two passes give equal lines."""
         why = self.decision.why
         match self.decision:
             case Refresh():

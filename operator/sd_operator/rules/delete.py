@@ -22,19 +22,19 @@ _REJECTION_RETRY_SECONDS = 30.0
 
 
 def deleted_model_has_no_finalizer(inp: Input) -> Step | None:
-    """The deletion does not wait for the operator."""
+    """Wait: the resource is deleted without the operator."""
     return None if inp.model.has_finalizer else Wait("the deletion does not wait for the operator")
 
 
 def rights_ended_with_the_namespace(inp: Input) -> Step | None:
-    """The namespace is being deleted, and the operator's Role in it is gone already."""
+    """Finish: the namespace is being deleted, and the operator's Role in it is gone already."""
     if not inp.observed.namespace_ends:
         return None
     return Finish(_namespace_ends(inp))
 
 
 def load_job_is_not_stopped(inp: Input) -> Step | None:
-    """A loader Job could still write while files are removed."""
+    """Delete the load Jobs that run, because they could write while files are removed."""
     job, jobs = inp.observed.load_job, inp.observed.unrecorded
     if job is not None and job.state is JobState.RUNNING and not job.deleting:
         jobs = (job, *jobs)
@@ -44,14 +44,14 @@ def load_job_is_not_stopped(inp: Input) -> Step | None:
 
 
 def cleanup_is_skipped(inp: Input) -> Step | None:
-    """The user gives the files up by an annotation."""
+    """Finish without a clean-up, because the user asks for this by an annotation."""
     if inp.model.annotations.get(names.ANNOTATION_SKIP_CLEANUP) != "true":
         return None
     return Finish(f"annotation {names.ANNOTATION_SKIP_CLEANUP}: the files stay on the volume")
 
 
 def claim_is_gone(inp: Input) -> Step | None:
-    """The claim is gone, is being deleted or was replaced, so the files are gone as well."""
+    """Finish: the PVC is gone, is being deleted or was replaced, so the files are gone as well."""
     claim, artifact = inp.observed.claim, inp.status.artifact
     if claim is None and not inp.observed.fresh:
         return Refresh(f"PersistentVolumeClaim {inp.claim_name} is not in the cache")
@@ -64,7 +64,7 @@ def claim_is_gone(inp: Input) -> Step | None:
 
 
 def cleanup_claim_is_not_allowed(inp: Input) -> Step | None:
-    """Models may not use the claim, so nothing on it is touched."""
+    """Finish without a clean-up: models may not use the PVC, so nothing on it is removed."""
     if inp.claim_is_allowed:
         return None
     return Finish(
@@ -74,20 +74,20 @@ def cleanup_claim_is_not_allowed(inp: Input) -> Step | None:
 
 
 def namespace_is_terminating(inp: Input) -> Step | None:
-    """No Job can be created any more, and the claim is deleted with the namespace."""
+    """Finish: no Job can be created any more, and the PVC is deleted with the namespace."""
     if inp.observed.rejection is None or not inp.observed.rejection.namespace_terminating:
         return None
     return Finish(_namespace_ends(inp))
 
 
 def loader_pod_may_write(inp: Input) -> Step | None:
-    """A loader Pod has not stopped yet."""
+    """Wait until the Pods of the load have stopped."""
     cleanup = inp.status.cleanup_job.uid if inp.status.cleanup_job else None
     return wait_for_pods(inp, cleanup, _deleting)
 
 
 def claim_was_never_bound(inp: Input) -> Step | None:
-    """No Pod could mount the claim: nothing is on a volume, and a clean-up Job could not start."""
+    """Finish: no Pod could ever mount the PVC, so it has no files; no clean-up Job could start."""
     claim = inp.observed.claim
     if claim is None or not claim.never_bound or inp.published is not None:
         return None
@@ -97,7 +97,7 @@ def claim_was_never_bound(inp: Input) -> Step | None:
 
 
 def cleanup_job_succeeded(inp: Input) -> Step | None:
-    """The files are removed, or kept as deletionPolicy asks."""
+    """Finish: the files are removed, or kept as deletionPolicy asks."""
     job = _current(inp)
     if job is None or job.state is not JobState.COMPLETE:
         return None
@@ -105,7 +105,7 @@ def cleanup_job_succeeded(inp: Input) -> Step | None:
 
 
 def cleanup_job_is_running(inp: Input) -> Step | None:
-    """The clean-up is under way."""
+    """Report the running clean-up Job, or why its Pod does not start."""
     job = _current(inp)
     if job is None or job.state is not JobState.RUNNING:
         return None
@@ -122,7 +122,7 @@ def cleanup_job_is_running(inp: Input) -> Step | None:
 
 
 def cleanup_job_failed(inp: Input) -> Step | None:
-    """The clean-up failed; it is retried at growing intervals until the user gives the files up."""
+    """Report the failed clean-up until its next attempt is due, after growing intervals."""
     job = _current(inp)
     if job is None or job.state is not JobState.FAILED or job.ended is None:
         return None
@@ -138,7 +138,10 @@ def cleanup_job_failed(inp: Input) -> Step | None:
 
 
 def cleanup_job_is_not_observed(inp: Input) -> Step | None:
-    """The recorded clean-up Job is not in the cache; if it runs, a second one must not start."""
+    """Refresh: the recorded clean-up Job is not in the cache, but may run.
+
+    A second clean-up Job must not start beside it.
+    """
     job = inp.status.cleanup_job
     if job is None or inp.observed.cleanup_job is not None or inp.observed.fresh:
         return None
@@ -146,7 +149,7 @@ def cleanup_job_is_not_observed(inp: Input) -> Step | None:
 
 
 def cleanup_job_was_rejected(inp: Input) -> Step | None:
-    """The API server rejected the clean-up Job; it is tried again a little later."""
+    """Report that the API server rejected the clean-up Job, which is tried again after a pause."""
     rejection = inp.observed.rejection
     if rejection is None or (inp.now - rejection.at).total_seconds() >= _REJECTION_RETRY_SECONDS:
         return None
@@ -155,7 +158,7 @@ def cleanup_job_was_rejected(inp: Input) -> Step | None:
 
 
 def cleanup_is_due(inp: Input) -> Step:
-    """Nothing stands in the way of the clean-up."""
+    """Create a clean-up Job."""
     attempt = inp.next_attempt(inp.status.cleanup_job)
     job = manifests.plan_remove(inp.model, inp.settings, inp.claim_name, attempt)
     detail = f"clean-up Job {job.name} was created"
@@ -163,9 +166,9 @@ def cleanup_is_due(inp: Input) -> Step:
 
 
 RULES: tuple[Rule, ...] = (
-    # Nothing is on the volume, and the deletion would not wait for anything that we do.
+    # The model has no files, and its deletion would not wait for anything that we do.
     deleted_model_has_no_finalizer,
-    # Jobs and claims cannot be read any more, and the namespace controller deletes them.
+    # Jobs and PVCs cannot be read any more, and the namespace controller deletes them.
     rights_ended_with_the_namespace,
     # Even if the files stay: the load is no longer wanted.
     load_job_is_not_stopped,
@@ -173,14 +176,14 @@ RULES: tuple[Rule, ...] = (
     cleanup_is_skipped,
     # Without a volume there is nothing to remove, and a clean-up Job could not start.
     claim_is_gone,
-    # Before any clean-up Job, which would mount the claim.
+    # Before any clean-up Job, which would mount the PVC.
     cleanup_claim_is_not_allowed,
     # A clean-up Job could not be created.
     namespace_is_terminating,
     # A Pod that is stopping could write after the files were removed.
     loader_pod_may_write,
-    # Before a clean-up Job: its Pod could be the first to bind the claim, and would find an empty
-    # volume. After the loader's Pods have stopped, because they could bind the claim, too.
+    # Before a clean-up Job: its Pod could be the first to bind the PVC, and would find an empty
+    # volume. After the loader's Pods have stopped, because they could bind the PVC, too.
     claim_was_never_bound,
     cleanup_job_succeeded,
     cleanup_job_is_running,
@@ -222,5 +225,5 @@ def _cleaning(
 
 
 def _wake(inp: Input) -> float:
-    """Return the seconds until the next pass: few, to notice a missed event or a stuck clean-up."""
+    """Return the seconds until the next pass: at most 60, in case an event was missed."""
     return min(inp.settings.resync_seconds, 60.0)

@@ -1,4 +1,4 @@
-"""Why a Job failed, or why its container does not start: pure readings of Job and Pods."""
+"""Finds why a Job failed or why its container does not start, from Job, Pods and Events. Pure."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ NOT_STARTED = frozenset(
 NOT_OF_A_LOAD = NOT_STARTED | {Reason.ARTIFACT_MISSING}
 """Reasons of the condition Stalled that are not about a failed load."""
 _WARNING_VALID = timedelta(minutes=10)
-"""How long a Warning about a Pod or its claim counts after it last occurred. While the cause lasts,
+"""How long a Warning about a Pod or its PVC counts after it last occurred. While the cause lasts,
 Kubernetes repeats the Warning, the kubelet at least every 5 minutes. No Event reports that the
 cause is gone."""
 _VOLUME_WARNINGS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume"})
 _WAITS_FOR_VOLUME = re.compile(
     r"unbound immediate|persistent volumes? to bind|non-existent persistentvolume|binding volumes"
 )
-"""What the scheduler writes about a Pod that gets no node because its claim has no volume."""
+"""What the scheduler writes about a Pod that gets no node because its PVC has no volume."""
 _STUCK_BEFORE_DEADLINE = frozenset(
     {
         Reason.CLAIM_NOT_BOUND,
@@ -75,7 +75,7 @@ class Failure:
     """What happened, for people; it may come from outside and have any length."""
 
     def text(self, job_name: str = "", note: str = "") -> str:
-        """Return what happened and what to do, then the note."""
+        """Return what happened, what the user can do, and the note."""
         remedy = self.reason.remedy_for(job_name)
         tail = f"{remedy} {note}" if note else remedy
         return conditions.fit(f"{clean(self.message).rstrip('.')}.", tail)
@@ -91,10 +91,10 @@ class StartDelay:
     since: datetime | None = None
     """When the delay began; None makes it a failure at once."""
     is_normal: bool = False
-    """Whether the Pod starts as usual: no cause of a delay is known."""
+    """True if no cause of a delay is known: the Pod is starting as usual."""
 
     def failure(self, now: datetime, limit: timedelta) -> Failure | None:
-        """Return the failure, if the delay has lasted too long."""
+        """Return the failure if the delay has lasted for `limit`; otherwise None."""
         if self.reason is None or (self.since is not None and now - self.since < limit):
             return None
         return Failure(self.reason, self.message)
@@ -157,7 +157,7 @@ def _crash(pod: PodView) -> Failure | None:
 
 
 def observed_delay(observed: Observed, job: JobView, now: datetime) -> StartDelay:
-    """Return why no container of a Job runs, by its Pods, its claim and the Warnings about them."""
+    """Return why no container of a Job runs, by its Pods, its PVC and the Warnings about them."""
     pods = observed.pods_of(job)
     delay = start_delay(job, pods, observed.job_warning)
     if not pods:
@@ -199,7 +199,7 @@ def start_delay(job: JobView, pods: Sequence[PodView], job_warning: str) -> Star
 def _unbound(
     pod: PodView, claim: ClaimView, warning: WarningEvent | None, now: datetime
 ) -> StartDelay | None:
-    """Return the delay that an unbound claim causes; None if the Pod waits for something else."""
+    """Return the delay that an unbound PVC causes; None if the Pod waits for something else."""
     if warning is not None and now - warning.at > _WARNING_VALID:
         warning = None
     if pod.unscheduled:
@@ -213,7 +213,10 @@ def _unbound(
 
 
 def _warned(pod: PodView, warning: WarningEvent | None, now: datetime) -> StartDelay | None:
-    """Return the delay of a Pod that has a node, by a Warning about it that still counts."""
+    """Return the delay of a Pod that has a node, by a Warning about the Pod.
+
+    None if there is no Warning, or if the Warning is too early or too old to count.
+    """
     if warning is None or pod.scheduled is None or pod_warning_due(pod, now) > 0:
         return None
     if warning.at < pod.scheduled or now - warning.at > _WARNING_VALID:
@@ -234,7 +237,7 @@ def pod_warning_due(pod: PodView, now: datetime) -> float:
 def next_warning(pods: Sequence[PodView], now: datetime) -> float:
     """Return in how many seconds to read the Warnings of a Job's newest Pod again.
 
-    The operator does not watch Events, so a Warning does not wake the model.
+    The operator does not watch Events, so a Warning does not start a pass.
     """
     due = pod_warning_due(pods[0], now) if pods else 0.0
     return max(1.0, due) if due > 0 else WARNING_LOOK_SECONDS
@@ -246,7 +249,7 @@ def _starting(job: JobView) -> StartDelay:
 
 
 def next_step(job: JobView, pods: Sequence[PodView]) -> str:
-    """Return what a Job does after its newest Pod ended: the end of a sentence about that Pod."""
+    """Return the end of a sentence about a Job's newest Pod, which has ended: what comes next."""
     result = newest_result(pods[:1], "failed")
     reason = result.reason if result is not None else None
     final = reason is not None and reason.exit_code is ExitCode.PERMANENT
@@ -276,7 +279,7 @@ def _pod_failure(pod: PodView) -> str:
 
 
 def convert_has_begun(job: JobView, pods: Sequence[PodView]) -> bool:
-    """Whether the download is over: its container succeeded, or the Job counts a ready Pod."""
+    """Whether the download is over: the fetch container succeeded, or a Pod of the Job is ready."""
     fetched = any(
         container.name == names.CONTAINER_FETCH and container.exit_code == 0
         for container in (pods[0].containers if pods else ())

@@ -22,7 +22,7 @@ class Input:
     model: Model
     """The resource: metadata, spec, and the status of the last pass."""
     observed: Observed
-    """The model's Jobs, Pods and claim, and its webhook calls and queue position."""
+    """The model's Jobs, Pods and PVC, and its webhook calls and queue position."""
     settings: Settings
     """The operator's settings."""
     now: datetime
@@ -50,7 +50,7 @@ class Input:
 
     @cached_property
     def published(self) -> StatusArtifact | None:
-        """The published version, if its claim still exists and was not replaced by another."""
+        """The published version; None if its PVC is gone or was replaced by another PVC."""
         artifact, claim = self.status.artifact, self.observed.claim
         if artifact is None or claim is None:
             return None
@@ -58,7 +58,10 @@ class Input:
 
     @cached_property
     def is_missing(self) -> bool:
-        """Whether files of the published version are missing, by the checks or else the status."""
+        """Whether files of the published version are missing.
+
+        The finding of the checks decides; if it leaves this open, the status decides.
+        """
         published, finding = self.published, self.observed.finding
         if published is None:
             return False
@@ -80,7 +83,7 @@ class Input:
 
     @property
     def claim_is_allowed(self) -> bool:
-        """Whether the model may use its claim; True if the claim does not exist."""
+        """Whether the model may use its PVC; True if the PVC does not exist."""
         claim, artifact = self.observed.claim, self.status.artifact
         allowed = {self.settings.claim_name, *self.settings.allowed_claims}
         uid = artifact.claim_uid if artifact is not None else None
@@ -109,16 +112,16 @@ class Input:
 
     @property
     def stuck_after(self) -> timedelta:
-        """How long something may wait before it counts as stuck."""
+        """How long a clean-up, or the start of a Pod, may take before the model is Stalled."""
         return timedelta(seconds=self.settings.stuck_seconds)
 
     def next_attempt(self, last: JobStatus | None) -> int:
         """Return the number of the next attempt.
 
-        It follows the number of the last Job, and that of a rejected Job whose name another Job
-        still holds. If the uid of the last Job is not recorded, its number is used again: a Job
-        that exists under that name is then taken over or replaced, instead of running beside a
-        second one.
+        The number is one above that of the last Job, and above that of a rejected Job whose name
+        another Job still has. If the uid of the last Job is not recorded, its number is used again:
+        a Job that exists under that name is then taken over or replaced, instead of running beside
+        a second one.
         """
         rejection = self.observed.rejection
         taken = [last.attempt - (last.uid is None)] if last is not None else []
@@ -127,6 +130,6 @@ class Input:
         return max(taken, default=-1) + 1
 
     def retry_delay(self, attempt: int) -> timedelta:
-        """Return the wait after this attempt; it doubles with each attempt, up to a limit."""
+        """Return the pause after this attempt. It doubles with each attempt, up to a limit."""
         seconds = self.settings.retry_first_seconds * 2 ** min(attempt, 20)
         return timedelta(seconds=min(seconds, self.settings.retry_max_seconds))

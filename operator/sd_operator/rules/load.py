@@ -52,7 +52,7 @@ RESULT_SECONDS = 10.0
 
 
 def spec_is_invalid(inp: Input) -> Step | None:
-    """The spec cannot be read, or needs a setting that the operator does not have."""
+    """Report that the spec cannot be read, or needs a setting that the operator does not have."""
     problem = spec_problem(inp.model, inp.settings)
     if problem is None:
         return None
@@ -60,7 +60,7 @@ def spec_is_invalid(inp: Input) -> Step | None:
 
 
 def previous_load_is_running(inp: Input) -> Step | None:
-    """A Job loads a version that is no longer wanted, or that is published already."""
+    """Stop each Job of a version that is no longer wanted, or that is published already."""
     settled = inp.published is not None and inp.published.load_hash == inp.wanted
     unwanted = [job for job in inp.observed.unrecorded if job.load_hash != inp.wanted]
     job = inp.observed.load_job
@@ -73,7 +73,7 @@ def previous_load_is_running(inp: Input) -> Step | None:
 
 
 def wanted_version_is_published(inp: Input) -> Step | None:
-    """There is nothing to do."""
+    """Report that the wanted version is published; no load is needed."""
     published = inp.published
     if published is None or published.load_hash != inp.wanted:
         return None
@@ -82,7 +82,7 @@ def wanted_version_is_published(inp: Input) -> Step | None:
 
 
 def job_result_is_missing(inp: Input) -> Step | None:
-    """The Job has ended, but the watch of Pods has not shown its result yet."""
+    """Wait for the event with the result of a Job that has ended; Refresh if it does not come."""
     job = _current(inp)
     if job is None or job.ended is None or inp.observed.fresh or _result(inp, job) is not None:
         return None
@@ -95,14 +95,14 @@ def job_result_is_missing(inp: Input) -> Step | None:
 
 
 def _result(inp: Input, job: JobView) -> LoadResult | None:
-    """Return the result of a Job that has ended; ignore one that contradicts the Job's state."""
+    """Return the result of a Job that has ended; None if no result fits the Job's state."""
     pods = inp.observed.pods_of(job)
     succeeded = job.state is JobState.COMPLETE
     return diagnose.load_result(pods) if succeeded else diagnose.newest_result(pods, "failed")
 
 
 def load_job_succeeded(inp: Input) -> Step | None:
-    """The Job succeeded; if its Pod has no result, the load counts as failed."""
+    """Report what a Job that succeeded published; without a result, report a failed load."""
     job = _current(inp)
     if job is None or job.state is not JobState.COMPLETE:
         return None
@@ -117,7 +117,7 @@ def load_job_succeeded(inp: Input) -> Step | None:
 
 
 def load_job_failed(inp: Input) -> Step | None:
-    """The load failed; its reason decides whether and when it is retried."""
+    """Report why the load failed; the reason decides whether and when it is retried."""
     job = _current(inp)
     if job is None or job.state is not JobState.FAILED:
         return None
@@ -126,7 +126,7 @@ def load_job_failed(inp: Input) -> Step | None:
 
 
 def model_is_suspended(inp: Input) -> Step | None:
-    """spec.suspend is true: a running Job is deleted, all files stay."""
+    """Stop the Jobs of a model with spec.suspend. All files stay."""
     if inp.model.spec is None or not inp.model.spec.suspend:
         return None
     message = "spec.suspend is true; set it to false to load"
@@ -135,7 +135,7 @@ def model_is_suspended(inp: Input) -> Step | None:
 
 
 def load_job_is_suspended(inp: Input) -> Step | None:
-    """Kueue, or another controller that suspends Jobs, has not admitted the Job."""
+    """Report that the Job waits for Kueue, or for another controller that suspends Jobs."""
     job = _current(inp)
     if job is None or job.state is not JobState.RUNNING or not job.suspended:
         return None
@@ -143,7 +143,7 @@ def load_job_is_suspended(inp: Input) -> Step | None:
 
 
 def load_job_is_running(inp: Input) -> Step | None:
-    """The load is under way, or its Pod has not started."""
+    """Report the progress of the Job, or why its Pod has not started."""
     job = _current(inp)
     if job is None or job.state is not JobState.RUNNING:
         return None
@@ -196,7 +196,7 @@ def _starting(inp: Input, job: JobView) -> Step:
 
 
 def last_load_failed(inp: Input) -> Step | None:
-    """The last load of the wanted version failed, and its retry is not due.
+    """Report the failure of the wanted version's last load while a retry is not due.
 
     After an edit of the spec the retry is due at once, even if the loadHash is the same: removing
     a wrong modelType may leave the hash as it was.
@@ -218,7 +218,7 @@ def last_load_failed(inp: Input) -> Step | None:
 
 
 def load_job_was_deleted(inp: Input) -> Step | None:
-    """A Job disappeared before its end was seen; from the second Job on, the next is delayed."""
+    """Delay the load if a Job, but not the first, disappeared before its end was seen."""
     status = inp.status
     if not inp.same_load or status.job is None or status.completion_time is not None:
         return None
@@ -238,7 +238,7 @@ def load_job_was_deleted(inp: Input) -> Step | None:
 
 
 def load_job_was_rejected(inp: Input) -> Step | None:
-    """The API server rejected the Job; it is tried again a little later."""
+    """Report that the API server rejected the Job, which is tried again after a pause."""
     rejection = inp.observed.rejection
     if rejection is None or inp.now - rejection.at >= REJECTION_RETRY:
         return None
@@ -254,7 +254,7 @@ def load_job_was_rejected(inp: Input) -> Step | None:
 
 
 def model_is_not_admitted(inp: Input) -> Step | None:
-    """The queue does not admit the load yet."""
+    """Put the model into the queue of loads, unless its load is admitted already."""
     if inp.observed.admitted:
         return None
     position = inp.observed.position
@@ -264,12 +264,12 @@ def model_is_not_admitted(inp: Input) -> Step | None:
 
 
 def finalizer_is_missing(inp: Input) -> Step | None:
-    """Without the finalizer, a deletion would not wait for the clean-up."""
+    """Add the finalizer. Without it, a deletion would not wait for the clean-up."""
     return None if inp.model.has_finalizer else AddFinalizer("the load is about to start")
 
 
 def load_is_due(inp: Input) -> Step:
-    """Nothing stands in the way of the load."""
+    """Create a load Job."""
     claim = inp.observed.claim
     if claim is None:
         raise AssertionError("the rules before this one make sure of it")
@@ -295,12 +295,12 @@ RULES: tuple[Rule, ...] = (
     # The volume comes first: if it is gone, its files are missing as well.
     published_volume_is_lost,
     published_files_are_missing,
-    # The usual case. Does not apply if the claim is missing: then no version counts as published.
+    # The usual case. Does not apply if the PVC is missing: then no version counts as published.
     wanted_version_is_published,
-    # Without a claim no Job can start, and the result of a Job that has ended does not show that
-    # the claim is missing.
+    # Without a PVC no Job can start, and the result of a Job that has ended does not show that the
+    # PVC is missing.
     claim_does_not_exist,
-    # A Job must not be judged before the event with its result had time to arrive.
+    # The event with a Job's result needs time to arrive. Until then, the Job would count as failed.
     job_result_is_missing,
     # The outcome counts even if the model was suspended, or the queue filled up, in the meantime.
     load_job_succeeded,
@@ -310,14 +310,14 @@ RULES: tuple[Rule, ...] = (
     claim_is_not_allowed,
     # Stops a Job that runs or waits in Kueue, so it stands before the rules that let the Job go on.
     model_is_suspended,
-    # Before the next rule, which would report that a suspended Job has no Pod as a problem.
+    # Before the next rule, which would report it as a problem that a suspended Job has no Pod.
     load_job_is_suspended,
     # Before the queue, which does not stop a running Job.
     load_job_is_running,
     # From here on there is no Job to wait for. The last failure comes first: its reason may forbid
     # or delay another Job.
     last_load_failed,
-    # Before another Job is created: the recorded Job may run, and only the cache has missed it.
+    # Before another Job is created: the recorded Job may run although it is not in the cache.
     load_job_was_deleted,
     # Before the queue: a model that cannot start lets others go first.
     priority_class_is_not_allowed,
@@ -360,9 +360,10 @@ def _current(inp: Input) -> JobView | None:
 
 
 def _last_job(inp: Input) -> JobStatus | None:
-    """Return the record of the last Job if it is of the wanted version.
+    """Return the status's record of the last Job; None if that Job loads another version.
 
-    While Kueue holds a Job, status.loadHash is not the Job's, so the Job itself is compared, too.
+    While a Job waits for Kueue, status.loadHash is that of an earlier load, so the Job's own hash
+    is compared, too.
     """
     job = inp.observed.load_job
     is_wanted = inp.same_load or (job is not None and job.load_hash == inp.wanted)

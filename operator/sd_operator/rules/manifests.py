@@ -96,7 +96,10 @@ def plan_remove(model: Model, settings: Settings, claim_name: str, attempt: int)
 
 
 def _overrides(model: Model, loader: LoaderSettings) -> JobOverrides | None:
-    """Return the allowed part of spec.job, so that the rest cannot make a clean-up fail."""
+    """Return spec.job without what the administrator does not allow.
+
+    Otherwise a forbidden PriorityClass could make a clean-up fail.
+    """
     overrides = model.spec.job if model.spec and loader.allow_overrides else None
     if overrides is None or overrides.priority_class_name is None:
         return overrides
@@ -183,7 +186,7 @@ def _secret_volume(name: str, secret: str, keys: Sequence[str]) -> Manifest:
 
 
 def _default_secrets_volume(secrets: Mapping[str, DefaultSecret]) -> Manifest:
-    """Return a volume with the tokens for some hosts. Secrets and keys are optional."""
+    """Return a volume with the tokens of the Secrets, which are optional, as are their keys."""
     sources = [
         {
             "secret": {
@@ -267,7 +270,7 @@ def _pod(containers: list[Manifest], plan: JobPlan, settings: Settings) -> Manif
 
 
 def restricted_pod(containers: list[Manifest], claim_name: str, loader: LoaderSettings) -> Manifest:
-    """Return the part of the Pod spec that loads, clean-ups, sweeps and checks share."""
+    """Return the Pod spec that loads, clean-ups, sweeps and checks have in common."""
     security = loader.security_context
     pod: Manifest = {
         "restartPolicy": "Never",

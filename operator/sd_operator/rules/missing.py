@@ -11,7 +11,7 @@ from sd_operator.rules.step import Proceed, Report, Step
 
 
 def published_files_are_missing(inp: Input) -> Step | None:
-    """Files of the wanted version are gone; it is loaded again only if somebody asks for it."""
+    """Report missing files of the wanted version. It is loaded again only if a user asks for it."""
     published = inp.published
     if published is None or published.load_hash != inp.wanted or not inp.is_missing:
         return None
@@ -19,7 +19,7 @@ def published_files_are_missing(inp: Input) -> Step | None:
 
 
 def published_volume_is_lost(inp: Input) -> Step | None:
-    """The volume of the wanted version is gone; the model is Ready again when it returns."""
+    """Report that the volume of the wanted version is lost, for as long as it is lost."""
     claim, published = inp.observed.claim, inp.published
     if claim is None or published is None or published.load_hash != inp.wanted or not claim.lost:
         return None

@@ -1,4 +1,4 @@
-"""The webhook's outbox: which calls are pending, when each is due, what outcomes mean. Pure."""
+"""The webhook's outbox: which calls are pending, when each is due, and their outcomes. Pure."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class OutboxChange:
-    """The outbox after a pass, and what users see of the change."""
+    """The outbox after a pass, with the condition and the Events that report the change."""
 
     entries: tuple[OutboxEntry, ...]
     """The pending calls, the oldest first."""
     reason: WebhookReason | None = None
     """The reason of the condition WebhookDelivered; None leaves the condition as it is."""
     message: str = ""
-    """The message of the same condition."""
+    """The message of the condition WebhookDelivered."""
     events: tuple[EventPlan, ...] = ()
     """The Events to emit."""
     newest_ended: bool = False
@@ -42,7 +42,7 @@ class OutboxChange:
 
 
 def webhook_id(uid: str, load_hash: str, event: WebhookEvent, load: str = "") -> str:
-    """Return the webhook-id: each load and event has its own, which retries and restarts keep.
+    """Return the webhook-id. Each event of each load has another id; retries and restarts keep it.
 
     load: tells loads of the same version apart; empty for the deletion of the model.
     """
@@ -76,9 +76,9 @@ def add(change: OutboxChange, entry: OutboxEntry) -> OutboxChange:
 
 
 def without_obsolete(entries: Entries, newer: OutboxEntry) -> tuple[OutboxEntry, ...]:
-    """Return the entries that a newer one does not make obsolete.
+    """Return the entries that the entry `newer` does not make obsolete.
 
-    They are the entries of the same loadHash, and deletions.
+    They are the entries with the loadHash of `newer`, and deletions.
     """
     return tuple(
         entry
@@ -97,7 +97,7 @@ def due(entries: Entries, in_flight: frozenset[str], now: datetime) -> tuple[Out
 
 
 def wake_after(entries: Entries, in_flight: frozenset[str], now: datetime) -> float | None:
-    """Return the seconds until the next entry is due, 0 if one is; None if none is left to call."""
+    """Return the seconds until a call is due, 0 if one is due; None if no call is left to make."""
     delays = [_delay(entry, now) for entry in entries if entry.id not in in_flight]
     return max(0.0, min(delays).total_seconds()) if delays else None
 
@@ -114,9 +114,10 @@ def record(
     *,
     newest_ended: bool = False,
 ) -> OutboxChange:
-    """Account for finished calls; schedule: the pause in seconds after each failed attempt.
+    """Return the outbox after some calls have finished: without those that need no other attempt.
 
-    Only the newest event changes the condition. It is the last entry, unless its call has ended.
+    Only the call of the newest event changes the condition. It is the last entry, unless
+    `newest_ended` is true. schedule: the pause in seconds after each failed attempt.
     """
     change = OutboxChange(tuple(entries), newest_ended=newest_ended)
     for delivery in deliveries:
@@ -162,7 +163,7 @@ def _record_one(
 def _about_the_newest(
     before: OutboxChange, entry: OutboxEntry, after: OutboxChange
 ) -> OutboxChange:
-    """Return the outbox after an entry's call; only the newest event changes the condition."""
+    """Return `after`, but with the condition of `before` unless the entry is the newest event's."""
     if before.newest_ended or entry.id != before.entries[-1].id:
         return replace(
             after,

@@ -1,4 +1,4 @@
-"""The steps for a load Job that began or ended: what the status reports about it. Pure."""
+"""The steps of a load Job that ended, and the Job's fields in the status. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def job_status(job: JobView) -> JobStatus:
 
 
 def start_time(inp: Input, job: JobView) -> datetime:
-    """Return when the load began, by the status if it records this Job, or else by the Job."""
+    """Return when the load began: from the status if it records this Job, or else from the Job."""
     is_known = inp.status.job is not None and inp.status.job.name == job.name
     started = times.parse(inp.status.start_time) if is_known else None
     return started or job.started or job.created

@@ -20,7 +20,7 @@ from sd_operator.rules.manifests import KUEUE_LABEL
 def observed(
     model: Model, jobs: Iterable[JobView], pods: Iterable[PodView], claim: ClaimView | None
 ) -> Observed:
-    """Return what is observed of a model, without Jobs and Pods that only have its labels."""
+    """Return the model's Jobs, Pods and PVC, without Jobs and Pods that only have its labels."""
     status = model.status
     load_uid = status.job.uid if status.job else None
     cleanup_uid = status.cleanup_job.uid if status.cleanup_job else None

@@ -1,8 +1,8 @@
-"""Which models may load now, and in which order the others follow. Pure.
+"""Decides which models may load now, and in which order the other models follow. Pure.
 
-The next model always belongs to a namespace with the fewest loads. If several models do, the
+The next model always belongs to a namespace with the fewest loads. Among several such models, the
 priority decides, then the age. So a namespace with a thousand models, or with the highest
-priorities, does not keep others waiting.
+priorities, does not keep the models of other namespaces waiting.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Limits:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Limits:
-        """Read the limits; with Kueue there are none, since Kueue admits the Jobs."""
+        """Return the limits of the settings; no limits with Kueue, since Kueue admits the Jobs."""
         if settings.loader.kueue_queue is not None:
             return cls()
         return cls(settings.max_loads or None, settings.max_loads_per_namespace or None)
@@ -86,9 +86,9 @@ def _rank(model: Waiting) -> tuple[int, datetime, str]:
 def admit(
     loading: Sequence[str], waiting: Iterable[Waiting], limits: Limits
 ) -> tuple[list[Waiting], list[Waiting]]:
-    """Return the models that may load now and those that must wait, both in order."""
+    """Return the models that may load now, and the models that must wait, both in queue order."""
     ordered = order(loading, waiting)
-    # Along the order the counts only grow, so all that may load stand before all that may not.
+    # Both counts only grow along the order, so all models that may load come before all others.
     count = sum(
         _is_below(len(loading) + at, limits.cluster) and _is_below(before, limits.namespace)
         for at, (_, before) in enumerate(ordered)

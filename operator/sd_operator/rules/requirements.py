@@ -1,4 +1,4 @@
-"""Rules about what a load needs: a claim that it may use, and an allowed PriorityClass."""
+"""Rules about what a load needs: a PVC that models may use, and an allowed PriorityClass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sd_operator.rules.stopping import stop_all_jobs
 
 
 def claim_does_not_exist(inp: Input) -> Step | None:
-    """There is no volume to load onto; an event of the claim wakes the model."""
+    """Report that there is no PVC to load onto. An event of the PVC starts the next pass."""
     claim = inp.observed.claim
     if claim is not None and not claim.deleting:
         return None
@@ -25,9 +25,9 @@ def claim_does_not_exist(inp: Input) -> Step | None:
 
 
 def claim_is_not_allowed(inp: Input) -> Step | None:
-    """Models may not use this claim; a running Job is deleted.
+    """Stop the Jobs if models may not use the PVC, and report this.
 
-    A change of the claim's label wakes the model.
+    A change of the PVC's label starts the next pass.
     """
     if inp.claim_is_allowed:
         return None
@@ -40,7 +40,7 @@ def claim_is_not_allowed(inp: Input) -> Step | None:
 
 
 def priority_class_is_not_allowed(inp: Input) -> Step | None:
-    """The administrator does not allow the PriorityClass that spec.job names."""
+    """Report that the administrator does not allow the PriorityClass that spec.job names."""
     loader, spec = inp.settings.loader, inp.model.spec
     job = spec.job if spec is not None and loader.allow_overrides else None
     name = job.priority_class_name if job is not None else None
@@ -51,7 +51,7 @@ def priority_class_is_not_allowed(inp: Input) -> Step | None:
 
 
 def _report(inp: Input, failure: Failure) -> Report:
-    """Report what is wrong with the claim. Stalled stays if the load failed for good before."""
+    """Report a problem of the PVC. Keep the condition Stalled if the load had failed for good."""
     report = Report.of_failure(failure)
     return replace(report, stalled=KeepStalled()) if _failed_for_good(inp) else report
 

@@ -40,7 +40,7 @@ def report_start(inp: Input, job: JobView, delay: StartDelay) -> Report:
 def last_failure(inp: Input, job: JobView) -> Failure | None:
     """Return the failure of the Job's newest failed Pod, shortened to fit into the status.
 
-    A Pod may be deleted before the next one starts; then the status still has its failure.
+    If this Pod was deleted before the next Pod started, its failure is read from the status.
     """
     failure, status = diagnose.newest_failure(inp.observed.pods_of(job)), inp.status
     if failure is not None:

@@ -53,7 +53,7 @@ def _components_problem(spec: Spec, settings: Settings) -> str | None:
 
 
 def _type_problem(model: Model, spec: Spec) -> str | None:
-    """Return how spec.modelType contradicts the type that the published load found, if it does."""
+    """Return how spec.modelType contradicts the published artifact's type; None if it does not."""
     artifact = model.status.artifact
     if artifact is None or artifact.load_hash != model.wanted:
         return None

@@ -68,7 +68,7 @@ def status_after(inp: Input, step: Proceed, outbox: OutboxChange) -> Status:
 
 
 def with_created_job(status: Status, plan: JobPlan, uid: str) -> Status:
-    """Return the status with the uid of the Job that was just created for it."""
+    """Return the status with the record of the Job that was just created, including its uid."""
     job = JobStatus(name=plan.name, uid=uid, attempt=plan.attempt)
     field = "cleanup_job" if isinstance(plan.request, RemoveRequest) else "job"
     return status.model_copy(update={field: job})
@@ -86,7 +86,7 @@ def _kept_artifact(inp: Input) -> StatusArtifact | None:
 
 
 def _reason(inp: Input, report: Report, phase: Phase) -> str | None:
-    """Return the reason in one word; None if the model is Ready, or if it only repeats the phase.
+    """Return status.reason; None if the model is Ready, or if the reason only repeats the phase.
 
     A load that is tried again keeps the reason of its last failure.
     """
@@ -170,7 +170,7 @@ def published_message(path: str, claim_name: str) -> str:
 
 
 def _served_message(inp: Input, step: Proceed, served: StatusArtifact) -> str:
-    """Return where the model is served, with the note that the loader left about its load."""
+    """Return where the model is served, with the note of the loader about the load, if any."""
     if isinstance(step.load, LoadSucceeded):
         return step.report.message
     text = published_message(served.path, served.claim_name)
@@ -179,7 +179,10 @@ def _served_message(inp: Input, step: Proceed, served: StatusArtifact) -> str:
 
 
 def _served_generation(inp: Input, served: StatusArtifact) -> int:
-    """Return the generation that is served; an edit that keeps the loadHash is served at once."""
+    """Return the generation of the spec that the served version fits.
+
+    It is the current one, unless an edit of the spec asks for a version that is not served yet.
+    """
     ready = inp.ready
     if served.load_hash != inp.wanted and ready is not None and ready.status == "True":
         return ready.observed_generation or 0

@@ -1,4 +1,4 @@
-"""What one rule decides, before its effects on status, Events and webhooks are worked out."""
+"""The step that a rule returns. `decide` makes status, Events and webhook calls from it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Report:
     reason: ReadyReason | Reason
     """The reason of the condition Reconciling, and of Ready while it is False."""
     message: str
-    """The message of the same conditions, and of Stalled for a new failure."""
+    """The message of these conditions, and of Stalled if `stalled` is a Failure."""
     reconciling: bool = False
     """Whether a load is under way: the condition Reconciling."""
     stalled: Failure | KeepStalled | None = None

@@ -12,7 +12,10 @@ from sd_operator.rules.step import Proceed, Report, Step
 
 
 def stop_jobs(inp: Input, unwanted: list[JobView], report: Report) -> Step | None:
-    """Delete the unwanted Jobs that run, then wait for their Pods; None if all have stopped."""
+    """Return the step that deletes the unwanted Jobs, or waits for their Pods.
+
+    Return None if all of them have stopped.
+    """
     running = tuple(job for job in unwanted if job.state is JobState.RUNNING and not job.deleting)
     if running:
         return Proceed(report, job=DeleteJobs(running))
@@ -24,7 +27,9 @@ def stop_jobs(inp: Input, unwanted: list[JobView], report: Report) -> Step | Non
 
 
 def wait_for_pods(inp: Input, wanted: str | None, report: Callable[[str], Report]) -> Step | None:
-    """Wait until only Pods of the Job with the uid `wanted` can write. Return None if that is so.
+    """Return the step that waits until only Pods of the Job with the uid `wanted` can write.
+
+    Return None if no other Pod can write.
 
     report: returns the report for a message that names a Pod.
     """
@@ -38,7 +43,7 @@ def wait_for_pods(inp: Input, wanted: str | None, report: Callable[[str], Report
 
 
 def stop_all_jobs(inp: Input, report: Report) -> Step:
-    """Stop every load Job of the model, then report."""
+    """Return the step that stops every load Job of the model, or `report` if all have stopped."""
     job = inp.observed.load_job
     unwanted = [*inp.observed.unrecorded, *([job] if job is not None else [])]
     return stop_jobs(inp, unwanted, report) or Proceed(report)

@@ -25,7 +25,7 @@ CHECK_DEADLINE_SECONDS = 600
 
 
 def build_sweep(namespace: str, name: str, claim_name: str, loader: LoaderSettings) -> Manifest:
-    """Return a Job that sweeps a PVC of files that no model uses, as the chart's CronJob does."""
+    """Return a Job that deletes the files on a PVC that no model uses, like the chart's CronJob."""
     arguments = ["sweep", "--store", STORE_MOUNT, "--delete"]
     variables = LoaderEnv(retain_previous_seconds=loader.retain_previous_seconds)
     sweep = command("sweep", loader.slim_image, arguments, loader) | {
@@ -53,7 +53,7 @@ def build_check(
     for mount in check["volumeMounts"]:
         if mount["mountPath"] == STORE_MOUNT:
             # Read-only on this mount, not on the Pod's volume: for the latter, some drivers attach
-            # the claim in another mode, and refuse to do so while another Pod writes.
+            # the PVC in another mode, and refuse to do so while another Pod writes.
             mount["readOnly"] = True
     metadata = _metadata(namespace, name, names.CHECK_NAME)
     return _job(metadata, check, claim_name, CHECK_DEADLINE_SECONDS, loader)
@@ -75,7 +75,7 @@ def _job(
         "kind": "Job",
         "metadata": metadata,
         "spec": {
-            # A retry would find the same.
+            # A retry would have the same result.
             "backoffLimit": 0,
             "activeDeadlineSeconds": deadline,
             "ttlSecondsAfterFinished": TTL_SECONDS,

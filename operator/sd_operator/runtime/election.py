@@ -1,7 +1,8 @@
-"""Leader election: one operator of a cluster works, the others stand by.
+"""Leader election: one operator of a cluster works, and the others stand by.
 
-It only saves work. A leader may pause in the middle of a request and go on after another has taken
-over, so the rest of the operator is written so that two leaders at once do no harm.
+The election only avoids duplicate work; correctness does not depend on it. A leader may pause in
+the middle of a request and continue after another operator has taken over, so the rest of the
+operator is written so that two leaders at once do no harm.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The kopf handlers: events feed the cache and wake models. Decorators and settings only.
+"""The kopf handlers: events update the cache and start passes. Decorators and settings only.
 
 Only low-level `on.event` handlers are used: for these, kopf does not write to any object.
 """

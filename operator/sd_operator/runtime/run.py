@@ -1,4 +1,4 @@
-"""Runs the operator until a signal stops it; raises if any part of it ends earlier."""
+"""Runs the operator until a signal stops it; an error is raised if a part of it ends earlier."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def _lead(
     lease: Lease | None,
     stop: asyncio.Event,
 ) -> None:
-    """Serve all models until `stop` is set; raises WatchEndedError if the watches end earlier."""
+    """Serve all models until `stop` is set; raise WatchEndedError if the watches end earlier."""
     async with contextlib.AsyncExitStack() as stack:
         metrics.leader.set(1)
         fatal = [asyncio.create_task(_until_lost(api, settings), name="lookout")]
@@ -125,7 +125,7 @@ async def _step_down(
     fatal: Sequence[asyncio.Task[str]],
     stop: asyncio.Event,
 ) -> None:
-    """Once `stop` is set, end all work and give the Lease back, while kopf is still ending."""
+    """Wait until `stop` is set; then end all work and give the Lease back, while kopf ends."""
     await stop.wait()
     for task in fatal:
         task.cancel()
@@ -185,7 +185,10 @@ async def _check(api: Api, namespace: str | None) -> None:
 
 
 async def _until_lost(api: Api, settings: Settings) -> str:
-    """Return why to end once the API server is away for too long; kopf would retry for ever."""
+    """Wait until the API server was away for AWAY_MAX_SECONDS; return the reason to end.
+
+    kopf alone would retry for ever.
+    """
     clock = asyncio.get_running_loop().time
     seen = clock()
     while True:

@@ -1,7 +1,8 @@
 """A small cluster on one machine: an API server, controllers, a node, and the operator.
 
-The operator and the gateway run in separate processes. The objects of the API stay between runs,
-except with --ephemeral. Slow imports are inside `run`, so other commands do not wait for them.
+The operator and the gateway run in separate processes. The API's objects are kept from one run of
+standalone to the next, except with --ephemeral. Slow imports are inside `run`, so that other
+commands of sd-operator do not wait for them.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def check_types(resource: resources.Resource, item: Json, handled: str) -> None:
 
 
 def set_defaults(resource: resources.Resource, item: Json) -> None:
-    """Set the defaults of a real API server, as far as anything in this project reads them."""
+    """Set the defaults that a real API server sets, if any code of this project reads them."""
     if resource.custom:
         return
     meta, spec = item["metadata"], item.setdefault("spec", {})
@@ -141,7 +141,7 @@ def grace_period(resource: resources.Resource, item: Json, options: Json) -> int
 
 
 def validate(resource: resources.Resource, item: Json, old: Json | None) -> Iterator[Cause]:
-    """Yield the errors that a schema cannot express."""
+    """Yield the errors of an object that its schema does not find."""
     spec = item.get("spec", {})
     if resource is resources.PODS:
         yield from _validate_pod(spec, "spec")

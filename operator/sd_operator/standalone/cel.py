@@ -36,13 +36,13 @@ class _Runner(InterpretedRunner):
 
 @cache
 def environment() -> Environment:
-    """Return the environment that all programs share.
+    """Return the CEL environment that all programs share; create it on the first call.
 
-    Its creation raises the recursion limit of Python.
+    Creating it raises the recursion limit of Python.
     """
     return Environment(runner_class=_Runner)
 
 
 def program(expression: str) -> Runner:
-    """Compile an expression."""
+    """Return the compiled program of an expression."""
     return environment().program(environment().compile(expression))

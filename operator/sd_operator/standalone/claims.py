@@ -36,7 +36,10 @@ def bound_status(claim: Json) -> Json | None:
 
 
 def obstacle(name: str, claim: Json | None) -> str:
-    """Return why no Pod with this PVC can be scheduled, in the scheduler's words; else empty."""
+    """Return why no Pod with this PVC can be scheduled, in the scheduler's words; empty if it can.
+
+    claim: None if the PVC does not exist.
+    """
     if claim is None:
         return f'persistentvolumeclaim "{name}" not found.'
     if claim["spec"].get("volumeName") and claim.get("status", {}).get("phase") != "Bound":

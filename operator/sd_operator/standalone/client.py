@@ -109,7 +109,7 @@ def _error(code: int, text: str) -> ApiError:
 
 
 async def ignore_gone(request: Awaitable[Json]) -> None:
-    """Await a request; ignore that the object is gone, has changed, or exists already."""
+    """Await a request; ignore the error that the object is gone, has changed or already exists."""
     try:
         await request
     except ApiError as error:
@@ -129,7 +129,7 @@ class Cache:
         self.path = path
         self.objects: dict[str, Json] = {}
         self.synced = asyncio.Event()
-        """Set after the first list."""
+        """Set once the first list is in the cache."""
         self._client = client
         self._changed = changed
 

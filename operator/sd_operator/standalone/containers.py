@@ -10,7 +10,7 @@ from sd_operator.standalone.executor import Process
 from sd_operator.standalone.jobs import show
 
 LOST = 137
-"""The exit code of a container that nobody saw end, as kubelet reports it."""
+"""The exit code of a container whose end was not observed. The kubelet uses the same code."""
 LOST_MESSAGE = "the Pod was running when the node restarted"
 
 

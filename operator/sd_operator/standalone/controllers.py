@@ -143,7 +143,10 @@ class Controllers:
     # Garbage collection
 
     async def _collect(self, uid: str) -> float | None:
-        """Delete an object whose owners are gone; if it is being deleted, handle its dependents."""
+        """Delete an object whose owners are gone; if it is being deleted, handle its dependents.
+
+        Return the seconds until the object is due again; None if only a change makes it due.
+        """
         item = next((i for i in self._objects() if i["metadata"]["uid"] == uid), None)
         if item is None:
             for dependent in self._dependents(uid):
@@ -212,7 +215,7 @@ class Controllers:
     # Namespaces and PVCs
 
     async def _reconcile_namespace(self, uid: str) -> float | None:
-        """Empty a namespace that is being deleted, then remove its finalizer."""
+        """Delete the objects in a namespace that is being deleted, then remove its finalizer."""
         namespace = self._caches[NAMESPACES].objects.get(uid)
         if namespace is None or "deletionTimestamp" not in namespace["metadata"]:
             return None

@@ -121,7 +121,10 @@ class Database:
 
     @contextmanager
     def _write(self) -> Iterator[None]:
-        """Make changes together, or none of them; raise a 500 for the client if that fails."""
+        """Return a context whose changes are written together, or none of them is.
+
+        Raise an ApiError 500 if the write fails.
+        """
         try:
             with self._transaction():
                 yield
@@ -168,7 +171,10 @@ class Database:
     # Manifests of server-side apply
 
     def applied(self) -> Iterator[tuple[str, str, Json]]:
-        """Yield uid, field manager and manifest; raise StandaloneError if one cannot be read."""
+        """Yield uid, field manager and manifest of every server-side apply.
+
+        Raise StandaloneError if a manifest cannot be read.
+        """
         for uid, manager, manifest in self._read("SELECT uid, manager, manifest FROM applied"):
             yield uid, manager, self._parse(manifest)
 
@@ -181,7 +187,7 @@ class Database:
     # Settings
 
     def setting(self, name: str) -> str | None:
-        """Return the value that was kept under a name, or None."""
+        """Return the value that was kept under a name; None if none was."""
         row = next(self._read("SELECT value FROM settings WHERE name = ?", name), None)
         return None if row is None else row[0]
 
@@ -191,7 +197,7 @@ class Database:
             self._connection.execute("REPLACE INTO settings VALUES (?, ?)", (name, value))
 
     def remember(self, name: str, make: Callable[[], str]) -> str:
-        """Return the value that was kept under a name; make and keep it the first time."""
+        """Return the value that was kept under a name; if there is none, make one and keep it."""
         value = self.setting(name)
         if value is None:
             value = make()
@@ -200,9 +206,9 @@ class Database:
 
     @property
     def reserved(self) -> int:
-        """The highest revision that may have been given out; 0 if none was."""
+        """The last reserved revision: no run has used a higher one. 0 if none was reserved."""
         return int(self.setting(_REVISION) or 0)
 
     def reserve(self, revision: int) -> None:
-        """Write that revisions up to this one may be given out."""
+        """Reserve all revisions up to this one for the present run."""
         self.keep(_REVISION, str(revision))

@@ -28,7 +28,7 @@ kubectl takes schemas from OpenAPI v3. It reads v2 only before it applies a file
 leaves the validation of kinds that v2 lacks to the server.
 """
 _OPENAPI_V2_PROTOBUF = b"\n\x032.0"
-"""The same document in protobuf: field 1 is the version."""
+"""The OpenAPI v2 document without kinds in protobuf: field 1 is the version."""
 _PROTOBUF = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
 _VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
 _SUB_VERBS = {"log": ["get"], "binding": ["create"], "finalize": ["update"]}

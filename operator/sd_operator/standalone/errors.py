@@ -1,4 +1,4 @@
-"""The API server's errors, which become Kubernetes Status bodies, and the command's error."""
+"""Defines `ApiError`, which becomes a Kubernetes Status, its causes, and `StandaloneError`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Cause:
 
     @classmethod
     def duplicate(cls, field: str, value: Value) -> Cause:
-        """Return the cause for a value that another entry of the list has."""
+        """Return the cause for a value that occurs twice in a list."""
         return cls(field, "FieldValueDuplicate", f"Duplicate value: {quote(value)}")
 
     @classmethod
@@ -119,7 +119,7 @@ def conflict(resource: tuple[str, str], name: str, why: str) -> ApiError:
 
 
 def invalid(kind: tuple[str, str], name: str, causes: Sequence[Cause]) -> ApiError:
-    """422: fields break rules; `kind` is (kind, group)."""
+    """422: fields of the object are invalid, as `causes` says; `kind` is (kind, group)."""
     joined = ", ".join(str(cause) for cause in causes)
     text = joined if len(causes) == 1 else f"[{joined}]"
     error = about(422, "Invalid", kind, name, "{what} is invalid: ")

@@ -1,4 +1,4 @@
-"""The keys and ports of a store's servers. They stay between runs, because clients know them."""
+"""The keys and ports of standalone's servers. The next run uses them again: clients know them."""
 
 from __future__ import annotations
 

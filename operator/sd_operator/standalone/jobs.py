@@ -133,7 +133,7 @@ def _after_end(job: Json, ended: Json, active: Sequence[Json], now: datetime) ->
 
 
 def _verdict(job: Json, pods: Sequence[Json], failures: int, now: datetime) -> Verdict | None:
-    """Return how the Job ends; None if it goes on."""
+    """Return the condition that ends the Job; None if the Job has not ended."""
     spec = job["spec"]
     if target := true_condition(job, "FailureTarget"):
         return Verdict("Failed", target["reason"], target["message"])
@@ -167,7 +167,10 @@ def _deadline(job: Json, now: datetime) -> float:
 def _finish(
     status: Json, verdict: Verdict, active: Sequence[Json], live: Sequence[Json], now: datetime
 ) -> Plan:
-    """End the Job. A failed Job gets its last condition only when none of its Pods is alive."""
+    """Return the plan that ends the Job.
+
+    A failed Job gets its last condition only when none of its Pods is alive.
+    """
     _set(status, _BEFORE[verdict.condition], verdict, now)
     result = Plan(status, delete=active)
     for transient in ("active", "ready", "terminating"):
@@ -195,7 +198,7 @@ def _go_on(
     now: datetime,
     backoff: float,
 ) -> Plan:
-    """Suspend or resume the Job, or start its Pod."""
+    """Return the plan that suspends or resumes a Job, or starts its next Pod."""
     result = Plan(status)
     for transient in ("active", "ready", "terminating"):
         status.pop(transient, None)

@@ -25,7 +25,7 @@ def remove(folder: Path, pod_uid: str) -> None:
 
 
 def remove_others(folder: Path, pod_uids: Collection[str]) -> None:
-    """Remove the logs of all Pods but these."""
+    """Remove the logs of all Pods except the Pods with these uids."""
     for entry in folder.iterdir() if folder.is_dir() else ():
         if entry.name not in pod_uids:
             remove(folder, entry.name)

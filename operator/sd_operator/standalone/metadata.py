@@ -79,7 +79,7 @@ def prune_metadata(meta: Json) -> list[str]:
 
 
 def keep(old: Json, new: Json) -> None:
-    """Undo changes of the fields that only the server may set."""
+    """Undo the changes in `new` of fields that only the server may set."""
     for key in (*_KEPT, *_KEPT_IF_SET):
         new.pop(key, None)
         if key in old:
@@ -87,7 +87,7 @@ def keep(old: Json, new: Json) -> None:
 
 
 def validate_metadata(resource: Resource, meta: Json, old: Json | None) -> Iterator[Cause]:
-    """Yield the errors of the name, labels, annotations, owners and finalizers."""
+    """Yield the errors of an object's name, labels, annotations, owners and finalizers."""
     name = meta.get("name", "")
     short = resource is NAMESPACES
     if not name:

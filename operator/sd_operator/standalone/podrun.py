@@ -290,10 +290,10 @@ class PodRun:
             container.end(code, self._message(container, code))
 
     def _message(self, container: Container, code: int) -> str:
-        """Return the termination message.
+        """Return the termination message that the container wrote.
 
-        If a failed container wrote no message, terminationMessagePolicy may ask for the end of its
-        log instead.
+        If a failed container wrote no message, return the end of its log instead if
+        terminationMessagePolicy asks for it.
         """
         text = self._message_path(container).read_bytes()[:MESSAGE_BYTES]
         fallback = container.spec.get("terminationMessagePolicy") == "FallbackToLogsOnError"
@@ -337,7 +337,7 @@ class PodRun:
         self._reported_phase = phase
 
     async def _patch(self, status: Json, once: str) -> None:
-        """Write the status; if `once` is not empty, only the first time for this text."""
+        """Write the Pod's status; do nothing if it was written before with the same text `once`."""
         if once in self._once:
             return
         self._once |= {once} if once else set()
@@ -357,7 +357,7 @@ class PodRun:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _warn(self, reason: str, message: str) -> None:
-        """Record a Warning Event, once per reason."""
+        """Record a Warning Event about the Pod, only once for each reason."""
         if reason in self._once:
             return
         self._once.add(reason)

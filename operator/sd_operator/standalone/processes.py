@@ -37,7 +37,7 @@ class Options:
 
 
 async def operate(options: Options) -> None:
-    """Keep the operator running."""
+    """Run the operator, and start it again when it ends."""
     settings = {
         "SD_OPERATOR_BIND_ADDRESS": "127.0.0.1",
         "SD_OPERATOR_CLAIM_NAME": defaults.CLAIM_NAME,
@@ -54,7 +54,7 @@ async def operate(options: Options) -> None:
 
 
 async def serve_gateway(options: Options, state: State) -> None:
-    """Keep the gateway running, with one API key."""
+    """Run the gateway with one API key, and start it again when it ends."""
     # The gateway's dependencies are an extra, which standalone does not need.
     from sd_operator.gateway import keys
 

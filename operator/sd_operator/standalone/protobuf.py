@@ -1,6 +1,6 @@
 """Decodes the objects that kubectl and Helm send only as protobuf.
 
-kubectl sends Namespaces and Secrets like that, Helm sends DeleteOptions.
+kubectl sends Namespaces and Secrets in protobuf, Helm sends DeleteOptions.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _message(fields: Mapping[int, _Field], data: bytes) -> Json:
 
 
 def _entry(decode: Callable[[bytes], str], data: bytes) -> dict[str, str]:
-    """Decode one entry of a map."""
+    """Decode one entry of a protobuf map: a key and a value."""
     pair = dict(_parts(data))
     return {pair.get(1, b"").decode(): decode(pair.get(2, b""))}
 

@@ -1,4 +1,4 @@
-"""Create, update and delete, which work the same for all kinds."""
+"""Creates, updates and deletes objects, in the same way for all kinds."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ BLOCKING = {
     "FieldValueNotSupported",
     "FieldValueTypeInvalid",
 }
-"""A real server does not check the CEL rules if a cause has one of these reasons."""
+"""Reasons of causes. As on a real server, the CEL rules are not checked after such a cause."""
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Registry:
         return [*self._builtin.values(), *self._custom.values()]
 
     def resource(self, group: str, version: str, plural: str) -> Resource | None:
-        """Return the resource at a path, or None."""
+        """Return the resource with this group, version and plural; None if it is not served."""
         key = (group, version, plural)
         return self._builtin.get(key) or self._custom.get(key)
 
@@ -290,7 +290,7 @@ def _content(item: Json) -> Json:
 
 
 def _only(resource: Resource, subresource: str, old: Json, new: Json) -> Json:
-    """Return the old object with the new value of the part that the subresource may change."""
+    """Return `old` with the value from `new` of the part that the subresource may change."""
     part = "status" if subresource == "status" else "spec"
     item = {key: value for key, value in old.items() if key != part}
     item |= {part: new[part]} if part in new else {}

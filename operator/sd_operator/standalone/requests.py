@@ -1,4 +1,4 @@
-"""Reads requests: body, query parameters, and the form of the response that the client wants."""
+"""Reads requests: body, query parameters, and the format that the client wants for the response."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def table(
     meta: Json,
     with_columns: bool = True,
 ) -> Json:
-    """Return objects as a table whose rows have the part of the object that the query names."""
+    """Return objects as a Table. The query's includeObject names the part of each in its row."""
     include = request.query.get("includeObject", "")
     if include not in tables.INCLUDED:
         raise bad_request(

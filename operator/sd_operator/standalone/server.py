@@ -59,7 +59,7 @@ class ApiServer:
         self._logs = log_folder
 
     def provide(self, item: Json) -> None:
-        """Create an object when the server starts. Update a CRD or a Secret that exists."""
+        """Create an object when the server starts; update a CRD or a Secret that already exists."""
         group, _, version = item["apiVersion"].rpartition("/")
         plural = item["kind"].lower() + "s"
         resource = self.registry.resource(group, version, plural)

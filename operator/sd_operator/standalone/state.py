@@ -1,7 +1,8 @@
-"""The folder with a store's state: database, kubeconfig, logs, and the files of the running Pods.
+"""The folder with standalone's state: database, kubeconfig, logs, and files of the running Pods.
 
-The folder is never in the store: a store may be on a network, where SQLite's locks do not hold, and
-other users may read the store, but must not read the Secrets in the state.
+Each store, which is the folder that stands for the models' PVC, has a state of its own. The state
+is never in the store: a store may be on a network, where SQLite's locks do not hold, and other
+users may read the store, but must not read the Secrets in the state.
 """
 
 from __future__ import annotations

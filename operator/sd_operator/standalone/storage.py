@@ -72,7 +72,7 @@ class Storage:
         return storage
 
     def get(self, resource: ResourceId, key: Key) -> Json | None:
-        """Return one object, or None."""
+        """Return one object; None if it does not exist."""
         return self._objects[resource].get(key)
 
     def list(self, resource: ResourceId, namespace: str = "") -> list[Json]:
@@ -111,7 +111,7 @@ class Storage:
             self._objects[resource][key] = change(item)
 
     def applied(self, uid: str, manager: str) -> Json | None:
-        """Return the last manifest that a field manager applied to an object, or None."""
+        """Return the last manifest that a field manager applied to an object; None if none was."""
         return self._applied.get(uid, {}).get(manager)
 
     def set_applied(self, uid: str, manager: str, manifest: Json) -> None:
@@ -128,7 +128,7 @@ class Storage:
         return item | {"metadata": item["metadata"] | {"resourceVersion": str(self.revision)}}
 
     def _reserve(self) -> None:
-        """Make sure that the database knows the next revision before it is given out."""
+        """Reserve further revisions in the database if the next one is not reserved yet."""
         if self._database and self.revision >= self._reserved:
             self._database.reserve(self.revision + RESERVED)
             self._reserved = self.revision + RESERVED

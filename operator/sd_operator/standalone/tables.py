@@ -211,7 +211,7 @@ def table(
 
 
 def partial(item: Json) -> Json:
-    """Return an object's metadata as PartialObjectMetadata."""
+    """Return a PartialObjectMetadata with an object's metadata."""
     kind = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1"}
     return kind | {"metadata": item["metadata"]}
 

@@ -58,8 +58,8 @@ def secret_of(token: Token) -> Json:
 def setting_of(tokens: tuple[Token, ...]) -> str:
     """Return the operator's setting DEFAULT_CREDENTIALS for these tokens.
 
-    Models, gateway and tokens all belong to the same person, so private repos may be opened and
-    models of the gateway may use the tokens.
+    Each token is allowed for private repos and for models of the gateway, because models, gateway
+    and tokens all belong to the same person.
     """
     return format_default_credentials(
         {

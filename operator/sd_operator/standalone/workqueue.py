@@ -31,12 +31,12 @@ class Workqueue:
         self._ready = asyncio.Event()
 
     def add(self, key: str) -> None:
-        """Queue a key; a key that is already queued stays queued once."""
+        """Queue a key, unless it is queued already."""
         self._keys[key] = None
         self._ready.set()
 
     async def run(self) -> None:
-        """Process keys for ever."""
+        """Call reconcile for each queued key, for ever; queue a key again after an error."""
         loop = asyncio.get_running_loop()
         while True:
             await self._ready.wait()
@@ -59,4 +59,4 @@ class Workqueue:
 def retry_seconds(failures: int) -> float:
     """Return the pause before the next try of a key that has failed this many times in a row."""
     # The exponent is bounded, because a large power would not fit into a float.
-    return min(FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 10), LAST_RETRY_SECONDS)
+    return min(FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 10), LAST_RETRY_SECONDS)

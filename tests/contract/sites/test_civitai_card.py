@@ -85,7 +85,7 @@ def test_only_a_picture_that_is_rated_as_safe_is_taken(
     ],
 )
 def test_the_setting_decides_which_picture_is_taken(allowed: Pictures, url: str | None) -> None:
-    """A video is never taken."""
+    """The setting `pictures` allows safe pictures, all pictures or none. No video is taken."""
     images = (image(1, "a", is_video=True), image(None, "b"), image(1, "c"))
     assert picture_of(CivitaiFacts(version_id=2, images=images), allowed) == url
 
@@ -111,7 +111,7 @@ def test_the_card_states_the_licence_in_words(licence: CivitaiLicence, words: st
 
 
 def test_the_page_of_a_mirror_has_no_login() -> None:
-    """The endpoint of a mirror may contain a login, which must not be published."""
+    """The page of the card has no login, which a mirror's endpoint may contain."""
     facts = CivitaiFacts(version_id=2, model_id=1)
     card = card_of_civitai(facts, "https://user:password@mirror.example.com/civitai")
     assert card.page == "https://mirror.example.com/civitai/models/1?modelVersionId=2"

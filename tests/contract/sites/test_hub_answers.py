@@ -25,7 +25,7 @@ def read(**answer: Any) -> RepoAnswer:
 
 
 def test_a_pipeline_is_read_with_its_class_and_size() -> None:
-    """The Hub answers with the current name of a repo that was renamed."""
+    """Class, size and current name of a pipeline's repo are read from the Hub's answer."""
     repo = read(
         id="org/name",
         gated="auto",
@@ -47,14 +47,14 @@ def test_a_pipeline_is_read_with_its_class_and_size() -> None:
 
 @pytest.mark.parametrize("size", [None, "9", -1, True, 2**70, 1.5])
 def test_a_size_is_unknown_if_one_file_has_none(size: object) -> None:
-    """The sum of the other sizes would be too small."""
+    """The repo's size is not known if the size of one file is not known."""
     files = [{"rfilename": "a", "size": 1}, {"rfilename": "b", "size": size}]
     assert read(siblings=files).size_bytes is None
 
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, JSON)))
 def test_any_answer_is_read(answer: dict[str, Any]) -> None:
-    """A field of another type counts as absent."""
+    """No answer raises an error: a field of another type counts as absent."""
     repo = read(**answer)
     assert repo.card.page is None or repo.card.page.startswith(f"{ENDPOINT}/")
     assert all(isinstance(path, str) for path in repo.files)
@@ -62,11 +62,11 @@ def test_any_answer_is_read(answer: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["<script>", "a/b/c", "javascript:alert(1)", "../..", 7, None])
 def test_a_name_that_is_not_a_repo_is_not_taken(name: object) -> None:
-    """The name becomes a part of the page's url."""
+    """A name that cannot be a repo's is not used, because it would become part of a url."""
     assert read(id=name).repo_id == "org/asked"
 
 
 @pytest.mark.parametrize("name", ["<b>", "A" * 100, "", 7, ["FluxPipeline"], "Flux Pipeline"])
 def test_a_class_that_is_not_a_name_is_not_taken(name: object) -> None:
-    """The name of the class is shown to people."""
+    """A class name that is not an identifier is not used, because it is shown to people."""
     assert read(config={"diffusers": {"_class_name": name}}).pipeline_class is None

@@ -69,11 +69,11 @@ def test_a_card_has_the_values_of_the_front_matter(
 
 
 def test_the_page_has_no_login() -> None:
-    """The endpoint of a mirror may contain a login, which must not be published."""
+    """The page of the card has no login, which a mirror's endpoint may contain."""
     card = card_of_repo("org/style", "https://user:password@mirror.example.com/hub/", {})
     assert card.page == "https://mirror.example.com/hub/org/style"
 
 
 def test_a_repo_without_an_author_has_none() -> None:
-    """Old repos of the Hub have no owner in their names."""
+    """The card of a repo without an owner in its name, such as an old one, has no author."""
     assert card_of_repo("gpt2", "https://huggingface.co", {}).author is None

@@ -63,7 +63,10 @@ def test_edit_changes_one_field_and_keeps_the_others(shared_cluster, site):
     ],
 )
 def test_edit_that_names_a_source_marks_the_model(shared_cluster, site, field, value, marked):
-    """The operator gives a marked model fewer tokens. An edit of another field adds no mark."""
+    """The mark is an annotation, which gives the model's loads fewer tokens.
+
+    An edit of a field that names no source does not add it.
+    """
     name = f"marks-{field.removeprefix('spec.').replace('.', '-').lower()}"
     gallerymodels.make(shared_cluster, name, url="org/name")
     form = edit_form(site, name) | {field: value, "action": "apply"}
@@ -80,7 +83,10 @@ def test_edit_that_names_a_source_marks_the_model(shared_cluster, site, field, v
     ],
 )
 def test_refused_edit_names_the_field(shared_cluster, site, field, value, message):
-    """The form keeps the text, and the model does not change. The preview has the same message."""
+    """An edit and its preview show the message about the field.
+
+    The form keeps the text, and the model does not change.
+    """
     name = field.rpartition(".")[2]
     gallerymodels.make(shared_cluster, f"refused-{name}", url=LINK)
     form = edit_form(site, f"refused-{name}") | {field: value}
@@ -137,7 +143,7 @@ def test_several_models_are_deleted_with_one_confirmation(shared_cluster, site):
 
 
 def test_starter_model_is_loaded_by_one_click(shared_cluster, site):
-    """The catalog then links to the model."""
+    """The button creates the model; the catalog then has a link to the model's page."""
     starter = STARTERS[0]
     assert site.post("/gallery/starter", {"name": starter.name}).location == "/gallery/starter"
     assert starter.spec.items() <= spec_of(shared_cluster, starter.name).items()

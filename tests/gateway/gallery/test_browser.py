@@ -115,7 +115,7 @@ def test_progress_updates_without_a_reload(visitor: Tab, shared_cluster: Cluster
 def test_progress_follows_every_change(
     visitor: Tab, shared_cluster: Cluster, path: str, request: pytest.FixtureRequest
 ) -> None:
-    """Five changes in a row are all shown, not only the first one."""
+    """The page shows each of five changes that follow one another."""
     name = f"steady-{request.node.callspec.id}"
     gallerymodels.make(shared_cluster, name, loading(10), url=LINK)
     visitor.open(path.replace("steady", name))
@@ -203,7 +203,7 @@ window.hide = (value) => { hidden = value; document.dispatchEvent(new Event("vis
 def test_server_that_went_away_is_shown(
     browser: Any, shared_cluster: Cluster, tmp_path: Path
 ) -> None:
-    """The open page says that the server does not respond."""
+    """When the server has stopped, the open page says that the server does not respond."""
     server = ExitStack()
     site = server.enter_context(serve(shared_cluster, tmp_path))
     with server, tab(browser, site.url) as visit:
@@ -237,7 +237,7 @@ def test_page_goes_on_after_a_restart_of_the_server(
 
 
 def test_failed_search_says_so(visitor: Tab) -> None:
-    """The page names the failure, and drops the notice when a search succeeds."""
+    """The page shows a notice if a search fails, and removes it when a search succeeds."""
     page = visitor.page
     visitor.open("/")
     page.route("**/gallery/?q=*", lambda route: route.abort())

@@ -1,4 +1,4 @@
-"""Tests of a model's page: its values, what the page shows, and in which order."""
+"""Tests of a model's page: the values that it shows, and their order."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ RECEIPT = {
 
 
 def detail_of(source: dict, receipt: Receipt | None = None) -> details.Detail:
-    """Return a model as its own page shows it."""
+    """Return the values that the page of a model shows."""
     return details.detail(Model.from_body(source), source, NOW, receipt)
 
 
@@ -96,7 +96,7 @@ def test_page_begins_with_what_people_look_for():
 
 
 def test_models_that_work_together_are_shown_with_their_pictures():
-    """A model without a picture has one that is made from its name."""
+    """Related models are shown with their images, or with pictures made from their names."""
     others = [body(ready(UID, name), name=name, modelType="lora") for name in ("ink", "wash")]
     text = page(body(ready(UID, "sketch")), images={"ink": ("picture.jpg",)}, others=others)
     _, _, related_part = text.partition("Works with this model")
@@ -106,7 +106,7 @@ def test_models_that_work_together_are_shown_with_their_pictures():
 
 
 def test_page_shows_the_card_of_the_model():
-    """Words for prompts can be copied; the page at the source is a link."""
+    """The card's words for prompts can be copied; its page at the source is a link."""
     text = page(body(ready(UID, "sketch", card=CARD)))
     for part in ("Sketch of a fox", "fox, red fur", "Apache 2.0", "512 by 768", "Euler a, 30"):
         assert part in text
@@ -129,7 +129,7 @@ def test_page_shows_the_card_of_the_model():
     ],
 )
 def test_page_shows_the_recommended_settings_if_the_card_has_them(card, settings):
-    """They have a heading of their own, above the sentence that nobody has checked them."""
+    """The settings have a heading of their own, above the sentence that nobody has checked them."""
     model = body(ready(UID, "sketch", card=card))
     about = detail_of(model).about
     assert about is not None
@@ -157,7 +157,7 @@ def test_card_without_a_readable_field_is_not_shown(card):
 
 
 def test_page_of_an_embedding_shows_its_word():
-    """The word is what prompts need, so trigger words are not shown beside it."""
+    """An embedding's text for prompts is its word alone, without the trigger words of the card."""
     status = ready(UID, "sketch", card={"word": "<fox>", "triggerWords": ["other"]})
     about = detail_of(body(status, modelType="embeddings")).about
     assert about is not None
@@ -181,7 +181,10 @@ def test_files_and_origin_are_shown_apart():
 
 
 def test_preview_names_its_prompt_if_the_spec_still_has_it():
-    """After an edit of the spec, the prompt of the published preview is not known."""
+    """Prompt, seed and steps are shown with the preview until the spec is edited.
+
+    After an edit of the spec, those of the published preview are not known.
+    """
     model = body(verify={"prompt": "a fox", "steps": 4})
     wanted = Model.from_body(model).wanted
     model["status"] = ready(UID, "sketch", immutablePath=f".store/{UID}/{wanted}")
@@ -211,7 +214,10 @@ def test_page_offers_the_actions_of_its_state(status, spec, shown, hidden):
 
 
 def test_type_that_the_source_shows_is_offered_first():
-    """The choice is missing if the spec has no type, because the source decides already."""
+    """The first choice is to load the model without a type, unless the spec has none.
+
+    The source then shows the type.
+    """
     status = failed(Reason.UNSUPPORTED_FORMAT, "x")
     first, *others = detail_of(body(status, modelType="vae")).retypes
     assert first == ("", "The one that the source shows")
@@ -220,7 +226,7 @@ def test_type_that_the_source_shows_is_offered_first():
 
 
 def test_deleted_model_offers_no_action():
-    """A model that is being deleted cannot be changed."""
+    """The page of a model that is being deleted has no buttons: the model cannot be changed."""
     text = page(body(loading(1), deleted_ago=1))
     _, main, content = text.partition("<main")
     assert main
@@ -228,7 +234,7 @@ def test_deleted_model_offers_no_action():
 
 
 def test_page_of_a_failed_model_unfolds_its_conditions():
-    """The page has the remedy. The conditions of a model that has not failed are folded."""
+    """The page has the remedy. The conditions are unfolded only if the model has failed."""
     text = page(body(failed(Reason.NOT_A_MODEL, "A web page")))
     assert f"<strong>What to do:</strong> {words.in_words(Reason.NOT_A_MODEL.remedy)}" in text
     assert 'id="history" open' in text
@@ -280,7 +286,10 @@ def test_components_are_read_from_the_receipt(tmp_path):
 
 
 def test_memory_is_estimated_from_the_status_without_a_receipt():
-    """Adapters have no estimate: they are opened together with a pipeline."""
+    """Without a receipt, a pipeline's memory is estimated from the size in its status.
+
+    An adapter has no estimate: it is opened together with a pipeline.
+    """
     assert detail_of(body(ready(UID, "sketch"))).memory == "about 3.5 GB"
     assert detail_of(body(ready(UID, "sketch"), modelType="lora")).memory == ""
     assert "This is an estimate" in page(body(ready(UID, "sketch")))
@@ -292,7 +301,7 @@ def test_memory_is_estimated_from_the_status_without_a_receipt():
     ids=["empty", "not-a-receipt", "receipt-of-another-model", "too-large"],
 )
 def test_receipt_that_is_not_the_models_own_is_not_read(tmp_path, content):
-    """It is ignored, because anyone who can write to the volume can write a receipt."""
+    """A receipt that does not fit the status is ignored: anyone may have written it."""
     model = Model.from_body(body(ready(UID, "sketch")))
     assert components.read(store_with(tmp_path, content), model) is None
     assert components.read(tmp_path, Model.from_body(body({}))) is None

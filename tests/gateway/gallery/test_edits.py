@@ -41,7 +41,7 @@ def test_form_shows_the_spec_without_defaults_and_secrets():
 
 
 def test_fields_that_cannot_change_are_not_in_the_form():
-    """The API server rejects another name, model id or PVC."""
+    """The form has no fields for name, model id and PVC: the API server rejects their change."""
     paths = {field.path for field in edits.FIELDS}
     assert not paths & {"metadata.name", "spec.modelId", "spec.storage.claimName"}
 

@@ -1,4 +1,4 @@
-"""Tests of the gallery in Firefox, of which Playwright needs a build of its own."""
+"""Tests of the gallery in Firefox. Playwright needs its own build of Firefox."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_form_sets_the_fields_of_the_spec(texts, spec):
 
 
 def test_resource_is_in_the_namespace_of_the_key():
-    """A namespace in the form is ignored."""
+    """The resource is in the namespace of the key, even if the form has another namespace."""
     body = manifest(values({"metadata.name": "x", "metadata.namespace": "kube-system"}), "art")
     assert body["metadata"] == {"name": "x", "namespace": "art"}
 
@@ -143,5 +143,5 @@ def test_every_control_has_words_for_people():
 
 
 def test_form_without_errors_is_falsy():
-    """A form that was not submitted has no errors."""
+    """`Complaints` is false without errors, as for a form that was not submitted."""
     assert not form.Complaints()

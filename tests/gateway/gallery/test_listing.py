@@ -52,7 +52,7 @@ SHELF = [
         pytest.param({"base": "SDXL"}, False, id="other-base"),
     ],
 )
-def test_filter_matches_by_text_type_and_phase(fields, matches):
+def test_filter_matches_by_text_type_phase_and_base_model(fields, matches):
     """Every word of the text must occur in some field, or the text names the base model.
 
     Secrets cannot be searched for.
@@ -123,7 +123,7 @@ def test_list_has_the_chosen_order(sort, names):
 
 
 def test_storage_counts_shared_files_once():
-    """The sum of the sizes would count a file once for each of its models."""
+    """A file that several models share counts once, not once for each of the models."""
     small = listing.storage(SHELF[1:])
     assert (small.models, small.published, small.shared) == (2, 12_000, 4_000)
     assert small.text == "8.0 kB on the volume, 4.0 kB saved by shared files"

@@ -185,7 +185,10 @@ def test_all_streams_share_one_watch(shared_cluster, site, monkeypatch):
 
 @pytest.mark.cluster
 def test_quiet_stream_sends_heartbeats(site, monkeypatch):
-    """It sends pings, so that proxies keep it open and the gateway notices a closed browser."""
+    """A stream without changes sends heartbeats.
+
+    So proxies keep it open, and the gateway notices a closed browser.
+    """
     monkeypatch.setattr(live, "HEARTBEAT_SECONDS", 0.05)
     with site.stream(STREAM) as events:
         assert [next(events) for _ in range(3)] == [
@@ -251,7 +254,7 @@ def test_stream_that_fails_does_not_count(site, monkeypatch):
 
 @pytest.mark.cluster
 def test_a_stream_ends_with_its_session(shared_cluster, tmp_path, monkeypatch):
-    """The session ends when its key is removed from the key file."""
+    """The stream ends when the key of its session is removed from the key file."""
     monkeypatch.setattr(live, "HEARTBEAT_SECONDS", 0.05)
     with serve(shared_cluster, tmp_path) as site:
         site.login()

@@ -96,7 +96,7 @@ def test_a_link_is_enough_to_load_a_model(shared_cluster: Cluster, asking: Site)
 
 
 def test_a_proposed_name_follows_the_link_and_an_own_name_stays(asking: Site) -> None:
-    """The form remembers which name it has proposed."""
+    """With another link, the form replaces a proposed name, but not a name that was typed in."""
     looked_up = {"spec.url": "org/other", "action": "look-up"}
     proposed = asking.post(
         "/gallery/load", looked_up | {"metadata.name": "proposal", "proposed": "proposal"}
@@ -108,7 +108,7 @@ def test_a_proposed_name_follows_the_link_and_an_own_name_stays(asking: Site) ->
 
 
 def test_a_gated_repo_opens_the_group_with_the_secret(asking: Site) -> None:
-    """The note says what to do, and the group is open without JavaScript, too."""
+    """The page has a note about the Secret, and its group of fields is open without JavaScript."""
     text = asking.post("/gallery/load", {"spec.url": "org/gated", "action": "look-up"}).text
     assert "This repo is gated" in text
     assert '<details open id="access">' in text

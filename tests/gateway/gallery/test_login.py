@@ -44,7 +44,7 @@ def test_root_redirects_to_the_gallery(stranger):
 
 
 def test_session_cookie_is_restricted(stranger):
-    """Scripts and other sites cannot use it, it expires, and it is for the gallery's paths only."""
+    """The cookie is HttpOnly and SameSite=lax, expires, and is for the gallery's paths only."""
     cookie = stranger.login().headers["Set-Cookie"]
     for part in ("HttpOnly", "SameSite=lax", "Path=/gallery", "Max-Age=43200"):
         assert part in cookie
@@ -53,7 +53,7 @@ def test_session_cookie_is_restricted(stranger):
 
 
 def test_cookie_needs_https_by_default(shared_cluster, tmp_path):
-    """The login page warns a user who opens it over plain http."""
+    """The session cookie is Secure; the login page warns a user who opens it over plain http."""
     with serve(shared_cluster, tmp_path, public_url=None) as secure:
         assert "Secure" in secure.login().headers["Set-Cookie"]
         plain = secure.get("/gallery/login", Host="gallery.example.com:8000")
@@ -85,12 +85,12 @@ def test_login_over_http_names_the_value_that_allows_it(shared_cluster, tmp_path
 
 
 def test_login_over_http_is_silent_if_the_cookie_allows_it(stranger):
-    """The public URL of this test is http, so the cookie is kept."""
+    """The login page has no warning if the public URL begins with http: the cookie is kept."""
     assert "https" not in stranger.get("/gallery/login").text
 
 
 def test_all_wrong_keys_get_the_same_response(stranger):
-    """The response does not contain the key."""
+    """The response for a wrong key is always the same, and does not contain the key."""
     responses = [stranger.login(key) for key in ("wrong-key", stranger.key[:-1] + "!")]
     assert {response.code for response in responses} == {401}
     assert responses[0].text == responses[1].text
@@ -119,7 +119,7 @@ def test_failed_logins_are_limited(shared_cluster, tmp_path):
 
 
 def test_session_ends_when_its_key_is_removed(shared_cluster, tmp_path):
-    """The next page redirects to the login."""
+    """After the key is removed from the key file, each page redirects to the login."""
     with serve(shared_cluster, tmp_path) as site:
         site.login()
         assert site.get("/gallery/").code == 200
@@ -128,7 +128,7 @@ def test_session_ends_when_its_key_is_removed(shared_cluster, tmp_path):
 
 
 def test_logout_deletes_the_cookie(site):
-    """Only a POST request logs out."""
+    """A POST to the logout deletes the cookie; a GET does not."""
     response = site.post("/gallery/logout", {})
     assert (response.code, response.location) == (303, "/gallery/login")
     assert "Max-Age=0" in response.headers["Set-Cookie"]
@@ -148,7 +148,7 @@ def test_logout_deletes_the_cookie(site):
     ],
 )
 def test_login_redirects_only_to_the_gallery(stranger, target):
-    """A `next` that is not a page of the gallery is ignored."""
+    """A login with a `next` that is not a page of the gallery redirects to the list of models."""
     response = stranger.post(f"/gallery/login?next={target}", {"key": stranger.key})
     assert response.location == "/gallery/"
 
@@ -211,7 +211,7 @@ def test_static_files_are_cached_by_browsers(site):
 
 
 def test_shared_worker_may_only_connect(site):
-    """The worker's policy is that of its script, which allows only connections to the gateway."""
+    """The policy of the worker's script allows connections to the gateway and nothing else."""
     policy = site.get("/gallery/static/stream.js").headers["Content-Security-Policy"]
     assert policy == "default-src 'none'; connect-src 'self'"
 

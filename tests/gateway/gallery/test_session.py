@@ -42,7 +42,7 @@ def test_session_is_valid_on_every_replica(file, name):
 
 
 def test_session_does_not_contain_the_keys_digest(file):
-    """The digest would allow anyone who sees the cookie to sign sessions."""
+    """The cookie does not contain the key's digest, with which anyone could sign sessions."""
     key = key_of(file)
     assert key.digest.hex() not in session.issue(key, NOW)
 
@@ -104,7 +104,10 @@ def test_changed_session_is_invalid(data, position, letter, tmp_path_factory):
     ],
 )
 def test_form_must_come_from_a_page_of_the_gateway(headers, same):
-    """The check uses headers that browsers set and pages cannot forge."""
+    """A form is accepted (`same`) only if headers show that its page is the gateway's own.
+
+    Browsers set these headers, and pages cannot forge them.
+    """
     request_headers = {"host": "gallery:8000", **headers}
     assert session.is_same_origin(request_headers, "https://models.example.com") is same
 

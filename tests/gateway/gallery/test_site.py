@@ -25,7 +25,7 @@ HOSTILE = '"><script>alert(1)</script>{{ 7*7 }}<img src=x onerror=alert(1)>'
 
 
 def test_list_is_filtered_by_text_type_and_phase(shared_cluster, site):
-    """The filter is in the URL, without empty fields."""
+    """The list shows the models that match the filter in the URL."""
     model = gallerymodels.make(shared_cluster, "find-lora", url=LINK, modelType="lora")
     uid = model["metadata"]["uid"]
     gallerymodels.set_status(shared_cluster, "find-lora", ready(uid, "find-lora"))
@@ -44,7 +44,7 @@ def test_list_is_filtered_by_text_type_and_phase(shared_cluster, site):
 
 
 def test_long_list_is_shown_in_parts(shared_cluster, site):
-    """A link shows more of the list."""
+    """The list shows the first models, and a link to a list with more of them."""
     for number in range(3):
         gallerymodels.make(shared_cluster, f"many-{number}", url=LINK)
     text = site.get("/gallery/?q=many&show=2").text
@@ -67,7 +67,7 @@ def test_empty_gallery_links_to_the_load_form(backend, tmp_path):
 
 
 def test_page_of_a_failed_model_shows_the_remedy(shared_cluster, site):
-    """The remedy is separate from the message."""
+    """The page of a failed model shows the remedy apart from the message."""
     gallerymodels.make(shared_cluster, "failed", failed(Reason.NOT_A_MODEL, "A web page"), url=LINK)
     text = unescape(site.get("/gallery/models/failed").text)
     assert f"<strong>What to do:</strong> {in_words(Reason.NOT_A_MODEL.remedy)}" in text
@@ -188,8 +188,11 @@ def test_form_creates_a_model(shared_cluster, site):
 
 
 @pytest.mark.parametrize("action", ["apply", "preview"])
-def test_form_names_only_pvcs_for_models(shared_cluster, site, action):
-    """The error is shown at its field; once the PVC is labelled, the same form is accepted."""
+def test_form_with_a_pvc_that_is_not_for_models_is_rejected(shared_cluster, site, action):
+    """The error is shown at the field spec.storage.claimName.
+
+    The same form is accepted once the PVC has the label.
+    """
     claim, name = f"database-{action}", f"on-database-{action}"
     shared_cluster.apply(claim_manifest(claim, for_models=False))
     form = {"metadata.name": name, "spec.url": LINK, "spec.storage.claimName": claim}
@@ -264,7 +267,7 @@ def test_errors_are_shown_at_their_fields(shared_cluster, site, texts, field, me
 
 
 def test_form_takes_values_from_its_url(site):
-    """A link can open the form with some fields filled in."""
+    """Fields of the form are filled in from the parameters of its URL."""
     text = site.get(f"/gallery/load?spec.url={LINK}&spec.revision=bf16&spec.vae.url=org/vae").text
     assert f'value="{LINK}"' in text
     assert '<option value="bf16" selected>' in text
@@ -273,7 +276,7 @@ def test_form_takes_values_from_its_url(site):
 
 
 def test_too_large_form_is_rejected(site):
-    """The gateway's limit on bodies applies, and the error is a page."""
+    """A form above the gateway's size limit gets status 413 and an HTML page."""
     response = site.post("/gallery/load", {"spec.url": "x" * 100_000})
     assert response.code == 413
     assert "Request failed" in response.text
@@ -299,7 +302,7 @@ def test_confirmed_model_is_deleted(shared_cluster, site):
 
 
 def test_reload_button_sets_the_reload_annotation(shared_cluster, site):
-    """The browser is redirected to the model's page."""
+    """The button sets the reload annotation, and redirects the browser to the model's page."""
     gallerymodels.make(shared_cluster, "again", url=LINK)
     response = site.post("/gallery/models/again/reload", {})
     assert response.location == "/gallery/models/again"

@@ -21,7 +21,7 @@ from tests.support.operator.operated import Operated
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_snippet_opens_the_published_model(operated: Operated, tmp_path: Path) -> None:
-    """The snippet runs without the network. Class and precision are those of the status."""
+    """The snippet runs without the network; its pipeline has the status's class and precision."""
     operated.start()
     operated.hub.add_repo(CONTROLNET_REPOS["canny"], save_controlnet(tmp_path, "SD 1"))
     vae = save_safetensors(tmp_path / "vae.safetensors", tiny_vae())

@@ -1,4 +1,4 @@
-"""Tests of what the gallery shows of a model: cards, details, announcements, texts to copy."""
+"""Tests of the values that the gallery shows: cards, pictures, announcements, texts to copy."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_card_shows_the_state_of_a_model(status, expected):
 
 
 def test_card_shows_type_base_and_size():
-    """Type and base model have display names."""
+    """A card has the display names of type and base model, and the size."""
     card = card_of(body(ready(UID, "sketch", baseModel="sdxl"), modelType="lora"))
     assert (card.type_name, card.base, card.size) == ("LoRA", "SDXL", "2.1 GB")
 
@@ -81,7 +81,7 @@ def test_every_model_type_has_its_own_display_name():
 
 
 def test_each_name_has_a_picture_of_its_own():
-    """The picture depends only on the name, so a model without a preview always looks the same."""
+    """Different names have different pictures, and a name always has the same picture."""
     pictures = {art(f"model-{number}") for number in range(100)}
     assert len(pictures) == 100
     art.cache_clear()
@@ -111,7 +111,7 @@ def test_source_is_shown_without_secrets(url, text, link):
 
 
 def test_only_new_phases_and_quarters_are_announced():
-    """Smaller steps of the progress are not announced."""
+    """A new phase, and each further quarter of the progress, is announced; other steps are not."""
     cards = {percent: card_of(body(loading(percent))) for percent in (10, 24, 25, 49)}
     done = card_of(body(ready(UID, "sketch")))
     assert views.news(None, cards[10]) == "sketch: Downloading"
@@ -225,20 +225,20 @@ def test_snippet_fits_the_model_type(model_type, pipeline_class, base):
     [("fp16", "torch.float16"), ("bf16", "torch.bfloat16"), ("fp32", "torch.float32")],
 )
 def test_snippet_keeps_the_precision(precision, dtype):
-    """Without torch_dtype, diffusers would load every model in fp32."""
+    """The snippet sets torch_dtype to the published precision; diffusers' default is fp32."""
     code = snippet(Model.from_body(body(ready(UID, "sketch", precision=precision))))
     assert f"torch_dtype={dtype}" in str(code)
 
 
 def test_unpublished_model_has_no_snippet():
-    """A model that is still loading, or whose files are missing, cannot be opened."""
+    """There is no snippet for a model that is still loading, or whose files are missing."""
     assert snippet(Model.from_body(body(loading(42)))) is None
     gone = ready(UID, "sketch", missingTime="2026-01-02T03:04:05Z")
     assert snippet(Model.from_body(body(gone))) is None
 
 
 def test_statuses_of_these_tests_are_valid():
-    """An invalid status would be ignored, and the tests of this file would test nothing."""
+    """The statuses in this file are valid. An invalid status would be ignored by these tests."""
     for status in (
         ready(UID, "x"),
         loading(1),

@@ -81,7 +81,7 @@ def test_headline_states_a_model_in_one_sentence(status, options, text):
     ],
 )
 def test_sentence_begins_with_a_capital_letter(message, text):
-    """Names and links keep their letters."""
+    """The first letter becomes a capital, unless the message begins with a name or a link."""
     model = Model.from_body(body(failed(Reason.NOT_A_MODEL, message)))
     assert words.headline(model, NOW).text == f"{text}."
     assert words.conditions(model, NOW)[0].message == f"{text}."
@@ -111,12 +111,12 @@ def test_remedy_of_every_reason_is_shown_once(reason):
     ],
 )
 def test_messages_name_the_forms_labels_and_the_buttons(message, text):
-    """A field that the form lacks keeps its name."""
+    """Messages have the form's labels for fields, except for fields that the form lacks."""
     assert text in words.in_words(message)
 
 
 def test_events_are_in_words():
-    """Events of other programs keep their reason."""
+    """The operator's Events have our words; Events of other programs show their reason."""
     items = [
         {"reason": reason, "message": "Set spec.url", "type": "Warning", "lastTimestamp": None}
         for reason in (*EventReason, "Odd", None)
@@ -182,5 +182,5 @@ def test_running_load_shows_its_attempt_and_why_an_earlier_pod_failed():
     ids=["ready", "failed", "suspended", "deleting"],
 )
 def test_model_that_does_not_load_has_no_steps(status, options):
-    """Neither a finished load nor a suspended one has steps."""
+    """`run` returns None for a finished, failed or suspended load, and during a deletion."""
     assert run(status, **options) is None

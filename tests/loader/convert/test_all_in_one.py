@@ -33,14 +33,14 @@ from tests.support.models.encoders import CLIP_G, CLIP_L, T5, clip_shapes
 
 
 def file_of(shapes: Shapes, dtype: Dtype = Dtype.F16) -> TensorFile:
-    """Return a file without bytes."""
+    """Return a file with tensors of these shapes, without their content."""
     tensors = {name: Tensor(-1, dtype, shape, 0) for name, shape in shapes.items()}
     return TensorFile(Path("model"), -1, "safetensors", tensors)
 
 
 @pytest.fixture
 def opened() -> Iterator[OpenFiles]:
-    """Files that a plan opens."""
+    """Keeps open the files that a plan opens; they are closed after the test."""
     with ExitStack() as stack:
         yield OpenFiles(stack)
 
@@ -100,7 +100,7 @@ def test_whole_sd3_becomes_a_pipeline(opened: OpenFiles, configs: Path) -> None:
 def test_encoder_without_a_projection_gets_one_that_changes_nothing(
     opened: OpenFiles, configs: Path
 ) -> None:
-    """SD 3's CLIP-L needs a projection, and no file has it."""
+    """SD 3's CLIP-L gets an identity matrix as its projection, which no file has."""
     plan = planned(opened, configs, whole("sd-3"))
     (encoder,) = (file for file in plan.weights if file.path.startswith("text_encoder/"))
     (item,) = (item for item in encoder.items if item.name == "text_projection.weight")
@@ -117,7 +117,10 @@ def test_encoder_without_a_projection_gets_one_that_changes_nothing(
 def test_module_of_t5_stays_in_fp32_if_fp16_would_narrow_it(
     opened: OpenFiles, configs: Path, dtype: Dtype, wo: str
 ) -> None:
-    """fp16 is too small for its results. The config still names the type of the others."""
+    """The modules `wo` of T5 are in fp32 if fp16 would narrow them: their results need it.
+
+    The config names the type of T5's other tensors.
+    """
     plan = planned(opened, configs, whole("sd-3"), dtype, revision="fp16")
     (encoder,) = (file for file in plan.weights if file.path.startswith("text_encoder_3/"))
     types = {item.name: item.dtype.label for item in encoder.items}
@@ -218,7 +221,7 @@ def test_missing_components_are_named(
 def test_contradicting_components_are_refused(
     opened: OpenFiles, change: Shapes, message: str
 ) -> None:
-    """A folder that opens with an error is not published."""
+    """The file is refused: diffusers could not open a folder with these components."""
     with pytest.raises(LoaderError) as caught:
         planned(opened, None, whole("sd-3") | change)
     assert caught.value.reason is Reason.CONVERSION_FAILED
@@ -244,7 +247,7 @@ def test_sizes_that_give_no_config_need_a_repo(
 
 
 def test_tokenizer_that_names_code_is_refused(opened: OpenFiles, configs: Path) -> None:
-    """The repo of configs may be a mirror's."""
+    """A tokenizer's setting that names code is refused: the repo may come from a mirror."""
     (configs / "tokenizer_3/tokenizer_config.json").write_text('{"auto_map": {}}')
     with pytest.raises(LoaderError, match="asks for code") as caught:
         planned(opened, configs, whole("sd-3"))
@@ -252,7 +255,7 @@ def test_tokenizer_that_names_code_is_refused(opened: OpenFiles, configs: Path) 
 
 
 def test_tokenizer_keeps_its_known_settings_only(opened: OpenFiles, configs: Path) -> None:
-    """The same settings are allowed as in any other repo."""
+    """Unknown settings of T5's tokenizer are not published."""
     known = {"extra_ids": 100, "tokenizer_class": "T5Tokenizer"}
     unknown = {"vocab_file": "/etc/passwd", "sp_model_kwargs": {"model_file": "/etc/passwd"}}
     name = "tokenizer_3/tokenizer_config.json"
@@ -269,7 +272,7 @@ def test_repo_without_the_tokenizer_is_refused(opened: OpenFiles, tmp_path: Path
 
 
 def test_spec_that_names_another_family_is_refused(opened: OpenFiles, configs: Path) -> None:
-    """A spec that names the file's own family is accepted."""
+    """A spec.baseModel of another family is refused; the file's own family is accepted."""
     found = planned(opened, configs, whole("sd-3"), base_model=BaseModelName.SD3)
     assert (found.base_model, found.variant) == ("sd-3", "3.5_medium")
     with pytest.raises(LoaderError) as caught:

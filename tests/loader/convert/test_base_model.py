@@ -23,7 +23,7 @@ def refusal(model_type: ModelType, base_model: BaseModelName) -> LoaderError | N
 
 @pytest.mark.parametrize("model_type", ModelType)
 def test_a_family_without_models_of_the_type_is_refused(model_type: ModelType) -> None:
-    """All other families are accepted."""
+    """For each model type, the families that it does not support are refused, and no others."""
     errors = {base: refusal(model_type, base) for base in BaseModelName}
     assert {base for base, error in errors.items() if error is None} == LOADED[model_type]
     assert {error.reason for error in errors.values() if error} <= {Reason.INVALID_SPEC}

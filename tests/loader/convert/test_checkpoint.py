@@ -1,4 +1,4 @@
-"""Checkpoints become the folders that diffusers makes of them, tensor for tensor."""
+"""Converted checkpoints have the same tensors as the folders that diffusers makes of them."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_result_describes_the_folder(workshop, case):
 
 
 def test_progress_reaches_the_end(tmp_path):
-    """Converting counts the bytes of the output. Verifying comes last."""
+    """Progress first counts the bytes of the output up to their end; verifying comes last."""
     path = save_safetensors(tmp_path / "model.safetensors", tiny_sd15())
     progress = []
     converted = convert_file(path, tmp_path / "out", progress)

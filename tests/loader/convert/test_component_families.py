@@ -61,7 +61,7 @@ def test_shards_stay_as_they_are(tmp_path: Path) -> None:
 
 
 def test_a_controlnet_in_a_subfolder_is_published(tmp_path: Path) -> None:
-    """Some repos have the ControlNet in the folder `controlnet`, as in a pipeline."""
+    """A ControlNet in the folder `controlnet` of its repo is published like one at the root."""
     files = {f"controlnet/{name}": content for name, content in repo("SD 3").items()}
     out, converted = publish(files, tmp_path)
     assert sorted(path.name for path in out.iterdir()) == ["config.json", WEIGHTS]
@@ -69,7 +69,7 @@ def test_a_controlnet_in_a_subfolder_is_published(tmp_path: Path) -> None:
 
 
 def test_the_index_of_shards_is_fetched_and_code_is_not() -> None:
-    """The index shows whether a tensor is missing. Other files are not needed."""
+    """The config, the shards and their index are downloaded; other files, such as code, are not."""
     files = {name: RepoFile(name, len(it)) for name, it in repo("FLUX.1", shards=2).items()}
     others = {name: RepoFile(name, 1) for name in ("net.py", "README.md", "net.safetensors")}
     component = parse_component(repo("FLUX.1")["config.json"], ModelType.CONTROLNET)

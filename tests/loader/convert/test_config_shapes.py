@@ -206,7 +206,11 @@ REFUSED: list[tuple[str, Config, str]] = [
 
 @pytest.mark.parametrize(("class_name", "changes", "words"), REFUSED)
 def test_config_without_its_tensors_is_refused(class_name, changes, words):
-    """The model would not open, open with random numbers, or take all memory."""
+    """The error names the tensor or the config's key.
+
+    diffusers could not open the model, would fill the missing tensors with random numbers, or would
+    use all memory.
+    """
     config = {**SMALL[class_name], **changes}
     with pytest.raises(LoaderError) as caught:
         check_opens("x", class_name, config, has(class_name))
@@ -215,7 +219,7 @@ def test_config_without_its_tensors_is_refused(class_name, changes, words):
 
 
 def test_config_with_its_tensors_is_accepted():
-    """Tensors that the config does not ask for are accepted, too."""
+    """A file may also have tensors that its config does not ask for."""
     tensors = has(UNET, num_class_embeds=5)
     check_opens("x", UNET, {**SMALL[UNET], "num_class_embeds": 5}, tensors)
     check_opens("x", UNET, SMALL[UNET], tensors)

@@ -1,4 +1,4 @@
-"""Every folder that is published opens, whatever the configs of the repo say."""
+"""Every published folder opens, whatever values the configs of its repo have."""
 
 from __future__ import annotations
 

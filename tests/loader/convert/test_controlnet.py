@@ -1,4 +1,4 @@
-"""ControlNets become the folders that diffusers makes of them, tensor for tensor."""
+"""Converted ControlNets have the tensors and configs that diffusers makes of the same files."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     ids=str,
 )
 def test_controlnet_repo_is_converted(tmp_path: Path, row: Row) -> None:
-    """The weights may be .safetensors or .bin, and spec.revision sets another precision."""
+    """A repo with .safetensors or .bin weights is converted, in the precision of spec.revision."""
     repo = save_repo(tmp_path, row.architecture, safe=row.container.endswith("safetensors"))
     (repo / "README.md").write_text("a ControlNet")
 
@@ -245,7 +245,7 @@ OTHERS = {
 def test_file_that_is_not_a_controlnet_is_refused(
     tmp_path: Path, names: tuple[str, ...], words: str
 ) -> None:
-    """Diffusers would build a random model from the file or fail with a missing key."""
+    """A file that is not a ControlNet is refused: diffusers would fail, or use random numbers."""
     tensors = {name: torch.zeros(2, 2) for name in names}
     path = save_safetensors(tmp_path / "net.safetensors", tensors)
     with pytest.raises(LoaderError) as caught:
@@ -341,7 +341,7 @@ CONFIG_CHANGES = {
 def test_repo_config_that_its_tensors_contradict_is_refused(
     repo: Path, changes: dict[str, Any], words: str
 ) -> None:
-    """The folder would not open, or would open as another model."""
+    """Such a repo is refused: its folder would not open, or would open as another model."""
     found = json.loads((repo / "config.json").read_text())
     replace(repo / "config.json", json.dumps({**found, **changes}))
     with pytest.raises(LoaderError) as caught:
@@ -350,7 +350,7 @@ def test_repo_config_that_its_tensors_contradict_is_refused(
 
 
 def test_unusual_structure_is_converted_by_its_config(tmp_path: Path) -> None:
-    """The model has one resnet per level. The key tables do not know it, but diffusers does."""
+    """A ControlNet with one resnet per level, which no key table describes, is converted."""
     found = {**configured("SD 1.x"), "layers_per_block": 1}
     model = ControlNetModel.from_config(found)
     model.save_pretrained(tmp_path / "repo")
@@ -373,7 +373,7 @@ def test_unchanged_weights_are_linked(repo: Path) -> None:
 
 
 def test_unknown_tensor_in_a_repo_is_refused(repo: Path) -> None:
-    """The architecture has no such tensor."""
+    """A repo with a tensor that its architecture does not have is refused."""
     tensors = load_file(repo / WEIGHTS)
     (repo / WEIGHTS).unlink()
     save_file({**tensors, "down_blocks.9.conv.weight": TENSOR}, repo / WEIGHTS)

@@ -48,7 +48,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def unchanged(fd: int) -> WeightsFile:
-    """A planned weights file: all bytes of the source but the first, unchanged."""
+    """Return the plan of a weights file with all bytes of the source except the first."""
     return weights_file(NAME, [Item("x", Tensor(fd, Dtype.U8, (len(CONTENT) - 1,), 1), Dtype.U8)])
 
 
@@ -192,7 +192,7 @@ def test_full_volume_ends_the_copy(
 
 
 def test_files_are_copied_to_a_file_system_in_memory(source: int) -> None:
-    """The kernel does not copy from a disk to tmpfs."""
+    """The file is complete on tmpfs, to which the kernel does not copy from a disk."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         file = unchanged(source)
         digest = written(Path(folder), file)
@@ -218,7 +218,7 @@ def then(change: Callable[[int], object]) -> Callable[..., int]:
 def test_digest_fits_the_output_if_the_source_changes_during_the_copy(
     source: int, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The output has bytes from before the change and bytes from after it."""
+    """The digest is that of the output, which has bytes from before and after the change."""
     other = os.urandom(len(CONTENT))
     monkeypatch.setattr(os, "copy_file_range", then(lambda fd: os.pwrite(fd, other, 0)))
     file = unchanged(source)
@@ -231,7 +231,7 @@ def test_digest_fits_the_output_if_the_source_changes_during_the_copy(
 def test_source_that_is_cut_during_the_copy_is_an_error(
     source: int, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The missing bytes do not become zeros."""
+    """If the source is cut off during the copy, the error names the byte where it ends."""
     monkeypatch.setattr(os, "copy_file_range", then(lambda fd: os.ftruncate(fd, 2**20 + 9)))
     with pytest.raises(LoaderError, match=f"ends at byte {2**20 + 9}") as caught:
         written(out, unchanged(source))
@@ -287,7 +287,10 @@ def test_rows_that_follow_one_another_become_one_tensor(
 
 
 def test_file_with_the_source_in_another_order_is_not_linked(tmp_path: Path) -> None:
-    """A file that equals the plan in header and size may differ in the order of its rows."""
+    """A file is linked as it is, but written anew if the plan takes its rows in another order.
+
+    Header and size are equal in both cases.
+    """
     whole = Tensor(-1, Dtype.U8, (2, 4), 0)
     plain = weights_file(NAME, [Item("one", whole, Dtype.U8)])
     path = tmp_path / NAME

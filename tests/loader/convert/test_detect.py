@@ -49,7 +49,7 @@ def tensors(shapes):
     ],
 )
 def test_supported_checkpoints_are_recognised(shapes, family):
-    """The keys and shapes decide. A spec.baseModel that agrees does not change the result."""
+    """The base model is recognised by keys and shapes, with and without a fitting baseModel."""
     assert family_of(tensors(shapes)) is family
     assert family_of(tensors(shapes), family) is family
 
@@ -57,7 +57,7 @@ def test_supported_checkpoints_are_recognised(shapes, family):
 @pytest.mark.parametrize("shapes", [SD1, SD2, SDXL], ids=["SD 1", "SD 2", "SDXL"])
 @pytest.mark.parametrize(("channels", "task"), [(4, None), (9, INPAINTING), (8, INSTRUCT_PIX2PIX)])
 def test_input_channels_show_the_task(shapes, channels, task):
-    """Inpainting and editing models get more inputs than the latents."""
+    """A UNet with more input channels than the latents is one for inpainting or editing."""
     found = tensors(shapes | {CONV_IN: (32, channels, 3, 3)})
     assert family_of(found) is family_of(tensors(shapes))
     assert task_of(found) == task
@@ -78,7 +78,7 @@ def without(shapes, *prefixes):
     ],
 )
 def test_unet_alone_shows_the_architecture(shapes, found):
-    """The loader can then name the missing components."""
+    """The base model is recognised from a UNet alone, so missing components can be named."""
     assert family_of(tensors(shapes)) is found
 
 
@@ -93,7 +93,7 @@ AMBIGUOUS = [
 
 @pytest.mark.parametrize("shapes", AMBIGUOUS)
 def test_ambiguous_file_needs_the_spec(shapes):
-    """spec.baseModel decides between the candidates."""
+    """A file that fits several base models is refused, unless spec.baseModel names one of them."""
     with pytest.raises(LoaderError, match=r"the other of sd-2; set spec\.baseModel") as caught:
         family_of(tensors(shapes))
     assert caught.value.reason is Reason.INVALID_SPEC
@@ -255,7 +255,7 @@ def test_unsupported_file_is_refused_and_named(shapes, message):
 
 
 def test_wrong_base_model_is_refused():
-    """spec.baseModel may complete the detection but not contradict it."""
+    """A spec.baseModel that contradicts the file is refused."""
     with pytest.raises(LoaderError, match=r"spec\.baseModel is sdxl.* of sd-1") as caught:
         family_of(tensors(SD1), BaseModelName.SDXL)
     assert caught.value.reason is Reason.INVALID_SPEC

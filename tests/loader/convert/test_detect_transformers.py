@@ -136,7 +136,7 @@ NAMED = [
 
 @pytest.mark.parametrize(("names", "what"), NAMED)
 def test_family_and_missing_components_are_named(names: tuple[str, ...], what: str) -> None:
-    """The order of the tensors does not matter."""
+    """The message names the family and the missing components, in any order of the tensors."""
     for order in (names, names[::-1]):
         assert str(transformer_of(tensors(*order))) == what
 

@@ -123,7 +123,10 @@ def loaded(folder, content, name="x.safetensors", *, legacy=False, **fields):
 
 @each(CASES)
 def test_diffusers_opens_the_folder_like_the_file(tmp_path, case):
-    """The folder needs no token argument, and a text file shows the token to people."""
+    """Diffusers reads token and vectors from the folder as from the file, without a `token`.
+
+    A text file shows the token to people.
+    """
     make, token = STYLES[case.style]
     width = FAMILIES[case.family][1]
     content = make(vectors(width))
@@ -162,7 +165,7 @@ def test_sdxl_embedding_has_a_file_for_each_encoder(tmp_path, case):
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_spec_revision_sets_the_precision(tmp_path, precision):
-    """Without spec.revision the precision stays."""
+    """The vectors get the precision of spec.revision; without it, they keep theirs."""
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     converted, out = loaded(tmp_path / "a", {"<x>": vectors(768)}, revision=precision)
     assert converted.precision == precision
@@ -181,7 +184,10 @@ def test_spec_revision_sets_the_precision(tmp_path, precision):
     ],
 )
 def test_model_id_replaces_an_unusable_token(tmp_path, name, warning):
-    """Diffusers would refuse the folder, or no prompt could contain the token."""
+    """A token that diffusers would refuse, or that no prompt could contain, is replaced.
+
+    The new token is the model id, and a warning states this.
+    """
     converted, out = loaded(tmp_path, {**a1111(vectors(768)), "name": name}, "x.pt")
     assert (out / TOKEN_FILE).read_text() == BY_MODEL_ID
     assert warning in converted.warnings[0]
@@ -190,7 +196,7 @@ def test_model_id_replaces_an_unusable_token(tmp_path, name, warning):
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_broken_weights_are_always_refused(tmp_path, value):
-    """Embeddings are small, so the loader always scans them."""
+    """NaN and infinite values are refused even without verify.weights: embeddings are small."""
     tensor = vectors(768)
     tensor[1, 5] = value
     with pytest.raises(LoaderError, match="<x>") as caught:
@@ -254,7 +260,7 @@ def test_broken_weights_are_always_refused(tmp_path, value):
     ],
 )
 def test_faulty_embedding_is_refused(tmp_path, content, reason, message):
-    """Nothing is written."""
+    """The error has this reason and message, and nothing is written."""
     with pytest.raises(LoaderError) as caught:
         loaded(tmp_path, content)
     assert caught.value.reason is reason
@@ -270,7 +276,7 @@ def test_base_model_decides_about_clip_l_alone(tmp_path):
 
 
 def test_wrong_base_model_is_refused(tmp_path):
-    """The width of the vectors shows the base model."""
+    """A spec.baseModel is refused if the vectors have the width of another base model."""
     with pytest.raises(LoaderError, match=r"spec\.baseModel is sd-2.* of sd-1") as caught:
         loaded(tmp_path, {"<x>": vectors(768)}, base_model="sd-2")
     assert caught.value.reason is Reason.INVALID_SPEC

@@ -30,7 +30,7 @@ def converted_repo(folder, halves, **fields):
 
 @pytest.mark.parametrize("suffix", ["safetensors", pytest.param("bin", marks=pytest.mark.slow)])
 def test_sdxl_embedding_in_two_files_is_opened_like_its_files(tmp_path, suffix):
-    """Diffusers' training script for SDXL writes a file for each text encoder."""
+    """Diffusers reads the same vectors from the folder as from the two files of the repo."""
     names = f"learned_embeds.{suffix}", f"learned_embeds_2.{suffix}"
     halves = {"<cat-toy>": vectors(768)}, {"<cat-toy>": vectors(SECOND_WIDTH, seed=1)}
     converted = converted_repo(tmp_path, dict(zip(names, halves, strict=True)))
@@ -65,7 +65,7 @@ def test_sdxl_embedding_in_two_files_is_opened_like_its_files(tmp_path, suffix):
 def test_two_files_that_do_not_belong_together_are_refused(
     tmp_path, first, second, reason, message
 ):
-    """Nothing is written."""
+    """The error has this reason and message, and nothing is written."""
     files = {"learned_embeds.safetensors": first, "learned_embeds_2.safetensors": second}
     with pytest.raises(LoaderError, match=message) as caught:
         converted_repo(tmp_path, files)

@@ -75,7 +75,7 @@ def of(path: Path) -> FileDigest:
 
 
 def test_linked_file_is_not_read_for_its_digest(downloaded: Downloaded) -> None:
-    """The download took the digest; only the header is compared."""
+    """The published digest is that of the download; only the header of the file is read."""
     before = bytes_read()
     digest = downloaded.publish()
     assert bytes_read() - before < 0.05 * len(CONTENT)
@@ -87,7 +87,7 @@ def test_linked_file_is_not_read_for_its_digest(downloaded: Downloaded) -> None:
 def test_file_that_changed_since_its_download_is_copied(
     downloaded: Downloaded, change: str
 ) -> None:
-    """The download's digest no longer fits, so the digest is taken from the copy."""
+    """A file that changed since its download is copied, and the digest is that of the copy."""
     with downloaded.path.open("r+b") as file:
         file.seek(-1 if change == "content" else 0, os.SEEK_END)
         file.write(b"\0" if CONTENT[-1] else b"\1")
@@ -107,7 +107,10 @@ def test_file_with_an_unknown_digest_is_copied(downloaded: Downloaded) -> None:
 def test_receipt_keeps_the_sha256_of_files_that_pass_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the receipt, files that the conversion made have no SHA-256."""
+    """The receipt has the SHA-256 of files that are published as they were downloaded.
+
+    Files that the conversion made have none.
+    """
     parts = Parts.installed(monkeypatch)
     unchanged = FILES["unet/config.json"]
     sha256 = "5" * 64

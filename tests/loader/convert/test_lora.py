@@ -156,7 +156,10 @@ def test_names_without_text_model_are_read_and_published_with_it(tmp_path, case)
 def test_names_without_text_model_of_the_first_text_encoder_are_read_as_diffusers_reads_them(
     tmp_path, style
 ):
-    """In SDXL, transformers leaves out `text_model` only in the first text encoder."""
+    """The layers of SDXL's first text encoder load with the same values as from the file.
+
+    transformers leaves out `text_model` only in this text encoder.
+    """
     flat = {
         name if "_2." in name or "te2_" in name else without_text_model(name): tensor
         for name, tensor in lora("sdxl", style).items()
@@ -167,7 +170,7 @@ def test_names_without_text_model_of_the_first_text_encoder_are_read_as_diffuser
 
 
 def test_scale_in_the_metadata_of_a_text_encoder_without_text_model_is_kept(tmp_path):
-    """The metadata that diffusers writes names these layers by their last part, such as `fc1`."""
+    """The scale is kept if the metadata names layers by their last part only, such as `fc1`."""
     pipe, layers, config = trained(component="text_encoder", target_modules=["q_proj", "fc1"])
     pipe.save_lora_weights(
         tmp_path / "origin",
@@ -202,7 +205,7 @@ def test_kohya_alphas_set_the_scale(tmp_path):
     ],
 )
 def test_layers_of_a_unet_alone_get_their_prefix(tmp_path, style):
-    """load_lora_weights ignores names without `unet.` and only warns."""
+    """Names without `unet.`, which load_lora_weights ignores with a warning, get this prefix."""
     tensors = {
         name.removeprefix("unet."): tensor
         for name, tensor in lora("sd15", style, text=False).items()
@@ -219,9 +222,9 @@ def test_layers_of_a_unet_alone_get_their_prefix(tmp_path, style):
 
 
 def test_mixed_styles_of_diffusers_training_are_read(tmp_path):
-    """The export of diffusers renames only the attention layers.
+    """All layers are read from a file whose attention layers alone have diffusers' old names.
 
-    Its import detects the style by the first name.
+    diffusers' training scripts write such files, and diffusers detects one style by the first name.
     """
     peft, diffusers = lora("sd15", "peft", text=False), lora("sd15", "diffusers", text=False)
     mixed = {name: tensor for name, tensor in peft.items() if "attn" not in name}
@@ -240,7 +243,7 @@ def test_mixed_styles_of_diffusers_training_are_read(tmp_path):
     ],
 )
 def test_scale_in_peft_metadata_is_kept(tmp_path, options):
-    """Diffusers stores the scale in the metadata. Without the metadata, the scale would change."""
+    """The metadata with the scale is published, so diffusers loads the LoRA with this scale."""
     pipe, layers, config = trained(**options)
     pipe.save_lora_weights(
         tmp_path / "origin", unet_lora_layers=layers, unet_lora_adapter_metadata=config
@@ -254,7 +257,10 @@ def test_scale_in_peft_metadata_is_kept(tmp_path, options):
 
 
 def test_metadata_of_a_unet_alone_gets_the_prefix(tmp_path):
-    """`unet.save_lora_adapter` writes layers and metadata without a prefix."""
+    """Layers and metadata without a prefix get `unet.` as theirs.
+
+    `unet.save_lora_adapter` writes them without one.
+    """
     _, layers, config = trained()
     config["target_modules"] = sorted(config["target_modules"])
     text = json.dumps({key: value for key, value in config.items() if key != "peft_type"})
@@ -295,7 +301,7 @@ def test_a_lora_with_eight_megabytes_of_metadata_is_read_like_one_without(tmp_pa
 
 @pytest.mark.parametrize(("revision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_precision_applies_to_weights_but_not_to_alphas(tmp_path, revision, dtype):
-    """Weights get the type that spec.revision names. Alphas keep theirs."""
+    """Weights get the type that spec.revision names. Alphas keep their own type."""
     tensors = lora("sd15", "kohya", text=False)
     converted, out = loaded(tmp_path, tensors, revision=revision)
     published = load_file(out / f"{NAME}.safetensors")
@@ -306,7 +312,7 @@ def test_precision_applies_to_weights_but_not_to_alphas(tmp_path, revision, dtyp
 
 
 def test_precision_is_kept_without_a_revision(tmp_path):
-    """Even double precision stays."""
+    """Without spec.revision, weights keep their type, even double precision."""
     tensors = {
         name: tensor.to(torch.float64) for name, tensor in lora("sd15", "peft", text=False).items()
     }
@@ -317,7 +323,7 @@ def test_precision_is_kept_without_a_revision(tmp_path):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_broken_weights_are_always_refused(tmp_path, value):
-    """LoRAs are small, so the loader always scans them."""
+    """NaN and infinite values are refused even without verify.weights: LoRAs are small."""
     tensors = lora("sd15", "kohya", text=False)
     name = next(name for name in tensors if "attn2_to_k.lora_up" in name)
     tensors[name][0, 0] = value

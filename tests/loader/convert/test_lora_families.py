@@ -84,7 +84,7 @@ def real_layers(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_known_layers_equal_those_of_the_real_models(family):
-    """Names and shapes match, and no layer is missing."""
+    """The loader's table has the names and shapes of all layers of the real models."""
     real = real_layers(family)
     known = {(component, module.name): module for (component, _), module in modules(family).items()}
     assert known.keys() == real.keys()
@@ -187,7 +187,7 @@ def test_base_model_is_detected_from_layers_and_widths(tensors, metadata, found)
 
 @pytest.mark.parametrize("base_model", [SD1, SD2, SDXL])
 def test_spec_may_choose_among_the_fitting_base_models(base_model):
-    """If spec.baseModel is set, there is no warning."""
+    """If a LoRA fits several base models, spec.baseModel decides, without a warning."""
     options = conversion(model_type="lora", base_model=base_model)
     plan = plan_lora(file_of(SELF_ATTENTION), options)
     assert (plan.base_model, plan.warnings) == (base_model, ())
@@ -222,7 +222,7 @@ def test_spec_may_choose_among_the_fitting_base_models(base_model):
     ids=["another", "refiner", "width", "styles", "two widths", "out of line", "layer"],
 )
 def test_contradictions_are_refused(tensors, base_model, reason, message):
-    """The spec contradicts the file, or the layers contradict each other or the base model."""
+    """A LoRA is refused if the spec contradicts it, or if its layers contradict each other."""
     with pytest.raises(LoaderError) as caught:
         plan_lora(file_of(tensors), conversion(model_type="lora", base_model=base_model))
     assert caught.value.reason is reason

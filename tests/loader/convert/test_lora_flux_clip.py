@@ -28,7 +28,7 @@ def transformer(style: LoraStyle) -> Shapes:
 
 @pytest.mark.parametrize(("style", "prefix"), WITH_CLIP)
 def test_the_layers_of_clip_are_published(style: LoraStyle, prefix: str) -> None:
-    """They also show that the base model is flux: Chroma and Qwen-Image have no CLIP."""
+    """The layers of CLIP are published. They show the base model flux: Chroma has no CLIP."""
     shapes = transformer(style) | clip_shapes(style, prefix)
     planned = plan(shapes)
     assert {item.name for item in planned.weights[0].items} == shapes.keys()
@@ -37,7 +37,7 @@ def test_the_layers_of_clip_are_published(style: LoraStyle, prefix: str) -> None
 
 
 def test_names_of_clip_without_text_model_get_it() -> None:
-    """Newer versions of transformers leave out `text_model.`, and older versions need it."""
+    """`text_model.` is added to names that lack it: older versions of transformers need it."""
     shapes = transformer(PEFT) | {
         name.replace("text_model.", ""): shape
         for name, shape in clip_shapes(PEFT, "text_encoder.").items()
@@ -95,7 +95,7 @@ REFUSED = [
 def test_layers_of_clip_that_do_not_fit_are_refused(
     shapes: Shapes, reason: Reason, words: str
 ) -> None:
-    """For such layers, diffusers would fail, or would leave them out."""
+    """Layers of CLIP with which diffusers would fail, or which it would leave out, are refused."""
     with pytest.raises(LoaderError) as caught:
         plan(shapes)
     assert caught.value.reason is reason

@@ -132,7 +132,7 @@ def tensors(request: pytest.FixtureRequest) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("reverse", [False, True], ids=["", "reversed"])
 @EACH_KIND
 def test_another_kind_of_adapter_is_named_in_any_order(tensors, what, reverse):
-    """The first tensor may have a name that many kinds have, so the loader looks at all tensors."""
+    """The message names the kind of adapter in any order of the tensors."""
     found = {
         name: Tensor(-1, Dtype.F32, tuple(tensor.shape), 0)
         for name, tensor in sorted(tensors.items(), reverse=reverse)
@@ -163,7 +163,7 @@ def test_another_kind_of_adapter_is_named_in_any_order(tensors, what, reverse):
     ],
 )
 def test_a_message_ends_with_the_remedy(role, remedy):
-    """A kind that can be expanded to a LoRA has another remedy than a kind that cannot."""
+    """The message ends with a remedy, which differs for kinds that can be expanded to a LoRA."""
     file = TensorFile(Path("x"), -1, "safetensors", {f"{KOHYA}.{role}": EMPTY})
     with pytest.raises(LoaderError) as caught:
         plan_lora(file, conversion(model_type="lora"))

@@ -95,7 +95,10 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_expanded_layers_change_the_model_as_the_lycoris_does(tmp_path, kind):
-    """The LoRA has single precision, in which products of half-precision numbers are exact."""
+    """The expanded LoRA makes the same change as the LyCORIS layers.
+
+    It has single precision, in which products of half-precision numbers are exact.
+    """
     make, rank = KINDS[kind]
     arrays = {
         key: a for name, shape in LAYERS.items() for key, a in make(name, *flat(shape)).items()
@@ -159,7 +162,7 @@ def test_a_lora_in_the_same_file_stays_as_it_is(tmp_path):
 
 
 def test_revision_is_the_precision_of_an_expanded_lora(tmp_path):
-    """Half precision would round each product, so it is used only if spec.revision asks for it."""
+    """With spec.revision fp16, an expanded LoRA has half precision, which rounds each product."""
     _, published = loaded(tmp_path, loha(CROSS, 64, 768), revision="fp16")
     assert published[f"{CROSS}.lora_up.weight"].dtype == np.float16
 
@@ -258,14 +261,14 @@ def test_a_file_that_would_expand_to_more_than_the_limit_is_refused(tmp_path):
 
 
 def test_the_file_is_downloaded_completely_before_it_is_expanded(tmp_path):
-    """Its numbers are needed before the published folder can be planned."""
+    """`needs` asks for the whole file: the plan of an expanded LoRA needs the file's numbers."""
     with open_tensor_file(write(tmp_path / "file", loha(CROSS, 64, 768))) as file:
         assert needs(file, conversion_of(request(lora=EXPAND))).whole_file
         assert needs(file, conversion_of(request())) == Needs()
 
 
 def test_spec_lora_is_refused_for_other_model_types(tmp_path):
-    """Without this error, spec.lora would be ignored."""
+    """spec.lora is refused for a model type other than lora, instead of being ignored."""
     with pytest.raises(LoaderError, match=r"spec\.lora is for LoRAs; modelType is vae") as caught:
         loaded(tmp_path, loha(CROSS, 64, 768), model_type="vae")
     assert caught.value.reason is Reason.INVALID_SPEC

@@ -79,7 +79,7 @@ LYCORIS = [
 
 @pytest.mark.parametrize(("name", "what"), LYCORIS, ids=[what for _, what in LYCORIS])
 def test_another_kind_of_adapter_is_named_before_its_model(name, what):
-    """An adapter of such a kind would not load for a supported model either."""
+    """The message names the kind of adapter, not its model: it would not load for any model."""
     names = [template.format("double_blocks_0_img_attn_qkv") for template in KOHYA]
     tensors = {
         key: Tensor(-1, Dtype.F16, (4, 3072), 0) for key in (*names[:2], f"lora_unet_{name}")
@@ -100,7 +100,7 @@ def half_shapes(width: int) -> list[tuple[int, ...]]:
     ("model", "style", "layer", "width"), MODELS, ids=[f"{row[0]} {row[2]}" for row in MODELS]
 )
 def test_the_model_of_a_refused_lora_is_named_in_any_style(model, style, layer, width, reverse):
-    """Styles differ in the prefix and in the separator of a layer's name."""
+    """The message names the model, in each style: with any prefix and separator of names."""
     names = [template.format(layer) for template in style]
     pairs = list(zip(names, half_shapes(width)[: len(names)], strict=True))
     tensors = {

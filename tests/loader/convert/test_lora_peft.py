@@ -73,7 +73,7 @@ CASES = [
 
 @pytest.mark.parametrize(("family", "style"), CASES)
 def test_peft_makes_the_changes_that_diffusers_makes(tmp_path, family, style):
-    """Ranks differ between layers, and so do alphas in kohya's style."""
+    """PEFT's adapter changes the UNet as diffusers' LoRA does, with different ranks and alphas."""
     tensors = lora(family, style, text=False, dtype=torch.float32)
     converted, out = loaded(tmp_path, tensors, lora=PEFT)
     assert {"adapter_config.json", ADAPTER} <= converted.files.keys()

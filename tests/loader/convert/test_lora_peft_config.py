@@ -154,7 +154,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_lora_without_a_possible_adapter_is_refused(tmp_path, case):
-    """JSON has no infinite scale and no NaN, and an adapter without layers would change nothing."""
+    """A LoRA with an infinite or NaN scale, or without layers of the UNet, is refused.
+
+    JSON has no such numbers, and an adapter without layers would change nothing.
+    """
     arrays, reason, message = REFUSED[case]
     with pytest.raises(LoaderError) as caught:
         loaded(tmp_path, arrays, lora=PEFT)
@@ -164,6 +167,6 @@ def test_a_lora_without_a_possible_adapter_is_refused(tmp_path, case):
 
 
 def test_the_file_is_downloaded_completely_before_its_alphas_are_read(tmp_path):
-    """The alphas are spread over the file, and the config needs them."""
+    """`needs` asks for the whole file: the adapter's config needs its alphas."""
     with open_tensor_file(write(tmp_path / "file", UNET)) as file:
         assert needs(file, conversion_of(request(lora=PEFT))).whole_file

@@ -226,7 +226,7 @@ def with_metadata(tmp_path_factory):
     ids=["a module to import", "files to read", "pattern", "patterns", "no number", "another rank"],
 )
 def test_harmful_metadata_is_refused(tmp_path, with_metadata, change, reason, message):
-    """A program that loads the LoRA turns its metadata into a PEFT configuration."""
+    """A LoRA whose metadata would make a harmful PEFT configuration is refused."""
     layers, plain = with_metadata
     text = json.dumps({**plain, **change})
     error = refusal(tmp_path, layers, {"lora_adapter_metadata": text})
@@ -236,7 +236,7 @@ def test_harmful_metadata_is_refused(tmp_path, with_metadata, change, reason, me
 
 @pytest.mark.parametrize("text", ["{", "[]", '"x"', "[" * 100_000], ids=["cut", "[]", "x", "deep"])
 def test_metadata_that_is_not_a_json_object_is_refused(tmp_path, text):
-    """Diffusers would fail when it loads the LoRA."""
+    """The LoRA is refused: diffusers would fail to load it with this lora_adapter_metadata."""
     error = refusal(tmp_path, lora("sd15", "peft", text=False), {"lora_adapter_metadata": text})
     assert error.reason is CONTRADICTS
 
@@ -283,7 +283,10 @@ def is_slow(style, kept):
     [pytest.param(*case, marks=pytest.mark.slow if is_slow(*case) else ()) for case in CASES],
 )
 def test_text_layers_are_refused_if_and_only_if_diffusers_ignores_them(tmp_path, style, kept):
-    """Diffusers detects the style from a few names. Without them it fails or skips layers."""
+    """A LoRA with only some layers is published exactly if diffusers reads all of them.
+
+    Diffusers detects the style from a few names. Without them it fails or skips layers.
+    """
     tensors = {
         name: tensor
         for name, tensor in lora("sdxl", style).items()

@@ -83,7 +83,7 @@ def test_the_family_is_detected_from_layers_widths_and_metadata(shapes, metadata
 
 
 def test_a_width_of_no_published_model_needs_the_family():
-    """Users who train on their own model name its family in spec.baseModel."""
+    """A LoRA as wide as no published model is refused, unless spec.baseModel names its family."""
     shapes = one(PEFT, "transformer_blocks.70.attn.to_q", (64, 64), alphas=False)
     with pytest.raises(LoaderError, match=r"wide: set spec\.baseModel if the LoRA is for a model"):
         plan(shapes)
@@ -133,9 +133,9 @@ def test_a_control_lora_is_not_an_adapter_of_peft():
     [{"ss_base_model_version": "hunyuan_video"}, {"modelspec.architecture": "hunyuan-video/lora"}],
 )
 def test_a_lora_of_hunyuan_video_is_not_taken_for_one_of_flux(metadata):
-    """Both models are equally wide, and musubi gives their attention layers the same names.
+    """The LoRA is refused as one of HunyuanVideo; with spec.baseModel flux it is one of FLUX.1.
 
-    If spec.baseModel is flux, the LoRA is published as one of FLUX.1.
+    Both models are equally wide, and musubi gives their attention layers the same names.
     """
     shapes = one(layer="double_blocks.0.img_attn.qkv", shape=(9216, 3072))
     message = r"^the file is a LoRA of HunyuanVideo, as its metadata states; "
@@ -269,7 +269,7 @@ def test_a_faulty_lora_is_refused(case):
     [("flux", None), ("flux", "flux1"), ("flux", "chroma"), ("chroma", "flux1")],
 )
 def test_the_spec_decides_between_families_that_a_lora_fits(family, version):
-    """The spec takes precedence over the metadata."""
+    """If a LoRA fits several families, spec.baseModel decides, even against the metadata."""
     metadata = {"ss_base_model_version": version} if version else {}
     planned = plan(FLUX_AND_CHROMA, metadata, base_model=BaseModelName(family))
     assert planned.base_model == family
@@ -284,7 +284,7 @@ def test_the_spec_decides_between_families_that_a_lora_fits(family, version):
     ],
 )
 def test_a_spec_that_names_another_family_is_refused(shapes, given, families):
-    """The layers show which families are possible, and the spec cannot override them."""
+    """A spec.baseModel whose family the layers do not fit is refused."""
     with pytest.raises(LoaderError) as caught:
         plan(shapes, base_model=BaseModelName(given))
     assert caught.value.reason is Reason.INVALID_SPEC

@@ -78,6 +78,6 @@ def without(shapes, *prefixes):
     ],
 )
 def test_file_needs_its_missing_components(shapes, fields, expected):
-    """A file that cannot be converted needs nothing. Its plan fails later with the reason."""
+    """Each row has a file and its `Needs`. A file that cannot be converted needs nothing."""
     found = needs(file_of(shapes), conversion(**fields))
     assert found == expected

@@ -94,7 +94,7 @@ def image(python: Path | str, folder: Path, out: Path, *lora: Path) -> np.ndarra
 def test_old_and_new_libraries_render_the_same_image(
     row: Row, old_python: Path, tmp_path: Path
 ) -> None:
-    """Both use the same seed in single precision on a CPU."""
+    """The images are equal, with the same seed in single precision on a CPU."""
     MAKERS[row](tmp_path)
     new = image(sys.executable, tmp_path / "out", tmp_path / "new.npy")
     old = image(old_python, tmp_path / "out", tmp_path / "old.npy")
@@ -106,7 +106,7 @@ def test_old_and_new_libraries_render_the_same_image(
 def test_old_and_new_libraries_render_the_same_image_with_a_lora(
     old_python: Path, tmp_path: Path
 ) -> None:
-    """Tensors of the text encoder are named without `text_model` in the file.
+    """The images are equal although the file's names of the text encoder lack `text_model`.
 
     Older versions would not read such names.
     """

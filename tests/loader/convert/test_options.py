@@ -90,7 +90,10 @@ def test_text_encoder_of_another_depth_is_recognised(tmp_path):
     ids=["sd-1", "sdxl"],
 )
 def test_names_of_a_text_encoder_without_text_model_are_understood(tmp_path, make, encoder):
-    """Early fine-tunes omit `text_model.`, and so do those made with transformers 5.6 and newer."""
+    """The published text encoder is the same if the file's names lack the part `text_model`.
+
+    Early fine-tunes lack it, and also those made with transformers 5.6 and newer.
+    """
     tensors = make()
     renamed = {name.replace(f"{encoder}text_model.", encoder): v for name, v in tensors.items()}
     assert renamed.keys() != tensors.keys()
@@ -236,7 +239,7 @@ def test_contradicting_tensor_is_named(tmp_path, without, extra, fields, message
     ],
 )
 def test_missing_component_or_ema_weights_are_named(tmp_path, without, fields, reason, message):
-    """The reason shows whether the file or the spec must change."""
+    """The message names what is missing; the reason shows whether file or spec must change."""
     tensors = {name: it for name, it in tiny_sd15(ema=True).items() if not name.startswith(without)}
     path = save_safetensors(tmp_path / "model.safetensors", tensors)
     with pytest.raises(LoaderError, match=message) as caught:
@@ -245,7 +248,7 @@ def test_missing_component_or_ema_weights_are_named(tmp_path, without, fields, r
 
 
 def test_unused_tensors_are_left_out_with_a_warning(tmp_path):
-    """A VAE's training loss is an example."""
+    """Tensors that no component uses, such as a training loss, are named in a warning."""
     tensors = tiny_sd15() | {"first_stage_model.loss.discriminator.main.0.bias": torch.zeros(2)}
     path = save_safetensors(tmp_path / "model.safetensors", tensors)
     (warning,) = convert_file(path, tmp_path / "out").warnings
@@ -254,7 +257,7 @@ def test_unused_tensors_are_left_out_with_a_warning(tmp_path):
 
 
 def test_impossible_width_is_refused(tmp_path):
-    """Widths must be multiples of 32. Otherwise, the folder would not open."""
+    """A width that is not a multiple of 32 is refused: the folder would not open."""
     widths = Widths("sd15", unet=40, vae=32, text=(64,), text_layers=(1,), vocabulary=300)
     tensors = random_tensors(sd15_shapes(widths), torch.float16)
     path = save_safetensors(tmp_path / "model.safetensors", tensors)
@@ -264,7 +267,7 @@ def test_impossible_width_is_refused(tmp_path):
 
 
 def test_from_safetensors_refuses_a_pickle(tmp_path):
-    """spec.fromSafetensors: false accepts the pickle."""
+    """With spec.fromSafetensors: true a pickle is refused; with false it is accepted."""
     path = save_ckpt(tmp_path / "model.ckpt", tiny_sd15())
     with pytest.raises(LoaderError, match=r"spec\.fromSafetensors") as caught:
         convert_file(path, tmp_path / "refused", from_safetensors=True)
@@ -273,7 +276,7 @@ def test_from_safetensors_refuses_a_pickle(tmp_path):
 
 
 def test_lightning_checkpoint_is_converted(tmp_path):
-    """Diffusers refuses such a pickle, but its weights are usable."""
+    """The weights of a Lightning checkpoint are converted; diffusers refuses such a pickle."""
     tensors = tiny_sd15()
     plain = save_safetensors(tmp_path / "plain.safetensors", tensors)
     lightning = save_ckpt(tmp_path / "lightning.ckpt", tensors, lightning=True)

@@ -41,7 +41,7 @@ SSD = sdxl_shapes(replace(TINY_SDXL, architecture="ssd-1b"))
 
 
 def tensors(shapes):
-    """Tensors without bytes."""
+    """Return tensors of these shapes, without their content."""
     return {name: Tensor(-1, Dtype.F16, shape, 0) for name, shape in shapes.items()}
 
 
@@ -175,7 +175,7 @@ def test_missing_components_are_named(shapes, parts, message):
 
 
 def test_complete_checkpoint_misses_no_component():
-    """Old names of the text encoder's tensors also count."""
+    """A complete checkpoint misses no component, even with old names of the text encoder."""
     for shapes in (SD1, SD2, SDXL, REFINER):
         assert missing_components(tensors(shapes)) == ()
     old = {name.replace(".text_model.", "."): shape for name, shape in SD1.items()}
@@ -209,7 +209,7 @@ def test_component_may_come_from_another_file(shapes):
 
 
 def test_extra_text_encoder_must_fit_the_unet():
-    """The encoder's width is compared with the UNet's, as for the checkpoint's own text encoder."""
+    """An extra text encoder whose width does not fit the UNet is refused."""
     shapes = without(SDXL, "conditioner.embedders.0.")
     part = planned_component("text_encoder", {"text_encoder": 64})
     planned = plan(shapes, PlannedExtras({"text_encoder": part}))
@@ -278,7 +278,7 @@ CONTRADICTIONS = [
 
 @pytest.mark.parametrize(("shapes", "extra", "message"), CONTRADICTIONS)
 def test_incomplete_unet_is_not_taken_for_a_distilled_one(shapes, extra, message):
-    """A UNet is taken for a distilled one only if a config of diffusers can describe it."""
+    """A UNet without some blocks is refused if no config of diffusers can describe it."""
     with pytest.raises(LoaderError, match=re.escape(message)) as caught:
         plan(shapes | extra)
     assert caught.value.reason is Reason.CONVERSION_FAILED
@@ -345,7 +345,7 @@ def test_original_config_supplies_what_tensors_do_not_show():
     ],
 )
 def test_original_config_of_another_model_is_refused(original, message):
-    """The config's values contradict the checkpoint's tensors."""
+    """An original config whose values contradict the checkpoint's tensors is refused."""
     with pytest.raises(LoaderError, match=message) as caught:
         plan(SD1, original=original)
     assert caught.value.reason is Reason.CONVERSION_FAILED

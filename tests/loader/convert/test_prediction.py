@@ -100,7 +100,7 @@ def test_stable_diffusion_2_uses_the_first_source_that_gives_a_type(
 @pytest.mark.parametrize("family", [f for f in BaseModelName if f is not BaseModelName.SD2])
 @pytest.mark.parametrize("fields", [{}, {"upcast_attention": True}])
 def test_other_models_predict_noise_without_a_marker(family, fields):
-    """All published v-models of these families have a marker."""
+    """Models of other families than SD 2 predict noise unless the file has a marker."""
     options = conversion(**fields)
     assert decide_prediction(family, set(), {}, options, NO_ORIGINAL) == Prediction(EPSILON)
     assert decide_prediction(family, MARK, {}, options, NO_ORIGINAL) == Prediction(V)

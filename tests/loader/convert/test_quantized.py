@@ -35,7 +35,7 @@ def message(what: str, seen: str) -> str:
 
 
 def described(types: dict[str, Dtype], shape: tuple[int, ...] = (4, 4)) -> dict[str, Tensor]:
-    """Tensors without bytes."""
+    """Return tensors of these types, without their content."""
     return {name: Tensor(-1, dtype, shape, 0) for name, dtype in types.items()}
 
 
@@ -166,7 +166,7 @@ def test_format_is_named(types, what, seen):
 
 @pytest.mark.parametrize("dtype", [Dtype.F8_E4M3, Dtype.F8_E5M2, Dtype.F16, Dtype.F32, Dtype.BF16])
 def test_checkpoint_without_scales_is_not_quantized(dtype):
-    """Plain fp8 is read, and whole numbers such as position ids are not weights."""
+    """A checkpoint in plain fp8 is accepted; whole numbers such as position ids do not count."""
     found = {name: Tensor(-1, dtype, shape, 0) for name, shape in sdxl_shapes(TINY_SDXL).items()}
     ids = {"cond_stage_model.transformer.text_model.embeddings.position_ids": Dtype.I64}
     norm = {f"{UNET}.norm.scale": dtype}
@@ -193,7 +193,7 @@ def test_file_of_each_type_is_refused(tmp_path, model_type, what, scale):
 
 
 def test_quantized_checkpoint_is_refused(tmp_path):
-    """The UNet of the checkpoint has 8-bit whole numbers."""
+    """A checkpoint whose UNet has 8-bit whole numbers is refused."""
     tensors = {
         name: tensor.to(torch.int8) if "diffusion_model" in name and tensor.dim() == 2 else tensor
         for name, tensor in tiny_sd15().items()

@@ -60,7 +60,7 @@ def test_repo_and_checkpoint_of_one_model_give_the_same_weights(tmp_path, row, a
 
 
 def test_unchanged_files_are_linked(repo):
-    """Files that the conversion changes are written as new files."""
+    """Files that need no change are hard links to the repo's; changed files are new files."""
     out, converted = convert_repo(repo)
     for name in (UNET, VAE):
         assert (out / name).samefile(repo / name)
@@ -87,7 +87,7 @@ def test_files_are_copied_if_the_volume_refuses_links(repo, monkeypatch):
 
 
 def test_pickled_weights_give_the_same_files_as_safetensors(repo, sd15, tmp_path):
-    """The digests do not depend on the container."""
+    """Files and digests are the same for pickled weights and for safetensors."""
     for path, name in ((UNET, "diffusion_pytorch_model.bin"), (TEXT, "pytorch_model.bin")):
         tensors = load_file(repo / path)
         (repo / path).unlink()
@@ -119,7 +119,7 @@ def test_requested_precision_is_published(repo, revision, dtype):
 
 
 def test_shards_are_joined(repo):
-    """A small component becomes one file, as diffusers would save it."""
+    """The shards of a small component become one file, as diffusers would save it."""
     tensors = load_file(repo / UNET)
     names = sorted(tensors)
     (repo / UNET).unlink()
@@ -164,7 +164,7 @@ def test_folder_opens_and_renders_like_the_repo(repo):
 
 
 def test_old_tensor_names_become_the_current_ones(repo):
-    """Old VAEs name their attention differently.
+    """Old names of a VAE's attention are replaced by the current ones.
 
     Tensors that the class does not have are dropped.
     """
@@ -195,7 +195,7 @@ def test_old_tensor_names_become_the_current_ones(repo):
 
 
 def test_clip_tokenizer_gets_its_vocabulary_files_back(repo):
-    """The files are restored from the single file that transformers saves."""
+    """vocab.json and merges.txt are restored from the tokenizer.json that transformers saves."""
     from transformers import CLIPTokenizer
 
     folder = repo / "tokenizer"
@@ -269,7 +269,7 @@ def test_configs_hold_only_data(repo):
 
 
 def test_spec_overrides_the_config(repo):
-    """The fields are the prediction type and the precision of the attention."""
+    """spec.predictionType and spec.upcastAttention replace the values in the repo's configs."""
     out, converted = convert_repo(repo, prediction_type="v_prediction", upcast_attention=True)
     assert converted.prediction_type == "v_prediction"
     scheduler = json.loads((out / "scheduler/scheduler_config.json").read_text())

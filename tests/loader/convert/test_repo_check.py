@@ -185,7 +185,7 @@ DEEPER = [
 def test_unknown_structure_is_accepted_or_refused(
     published: Callable[[str], Configs], change: dict[str, Any]
 ) -> None:
-    """The loader does not crash on such a config."""
+    """A config with an unknown structure is accepted, or refused by a LoaderError."""
     configs = published("sdxl")
     tensors = {name: shapes(name, config) for name, config in configs.items()}
     configs["unet"].update(change)
@@ -283,7 +283,7 @@ def test_config_that_its_tensors_contradict_is_refused(
 def test_truncated_tensor_is_refused(
     published: Callable[[str], Configs], component: str, name: str
 ) -> None:
-    """Diffusers would not open the folder."""
+    """A tensor of another shape than its config implies is refused."""
     configs = published("sdxl")
     tensors = {part: shapes(part, config) for part, config in configs.items()}
     whole = tensors[component][name]
@@ -304,7 +304,7 @@ def test_sdxl_unet_needs_both_text_encoders(published: Callable[[str], Configs])
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "Infinity", "NaN"])
 def test_non_finite_numbers_are_refused(number: str) -> None:
-    """Other JSON parsers refuse the words that Python writes for them."""
+    """NaN and Infinity in a JSON file are refused: other JSON parsers cannot read these words."""
     with pytest.raises(LoaderError, match="not valid JSON"):
         parse_json(f'{{"sample_size": {number}}}'.encode(), "unet/config.json")
     with pytest.raises(ValueError, match="JSON"):

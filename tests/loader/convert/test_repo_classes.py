@@ -99,7 +99,7 @@ def index(**changes: Any) -> bytes:
     ],
 )
 def test_unknown_or_foreign_class_is_refused(content, reason, words):
-    """Diffusers imports the classes that model_index.json names."""
+    """A model_index.json with an unlisted class is refused: diffusers would import the class."""
     with pytest.raises(LoaderError) as caught:
         parse_pipeline(content)
     assert (caught.value.reason, words in caught.value.message) == (reason, True), caught.value
@@ -123,14 +123,14 @@ def test_known_pipeline_is_read():
 
 
 def test_options_that_the_pipeline_does_not_document_are_left_out():
-    """Diffusers would pass such options to from_pretrained, or keep them with the pipeline."""
+    """Options that are not listed are dropped: diffusers would pass them on or keep them."""
     options = {"trust_remote_code": True, "custom_pipeline": 1, "torch_dtype": 7}
     pipeline = parse_pipeline(index(image_encoder=5, **options))
     assert pipeline.options == {"requires_safety_checker": True}
 
 
 def test_lone_second_text_encoder_is_renamed_to_text_encoder_2():
-    """Under the name text_encoder, diffusers opens the refiner and fails at the first prompt."""
+    """The refiner's text encoder is renamed: as `text_encoder`, it fails at the first prompt."""
     pipeline = parse_pipeline(
         index(
             _class_name="StableDiffusionXLImg2ImgPipeline",

@@ -130,7 +130,7 @@ REFUSED: list[Any] = [
 
 @pytest.mark.parametrize(("name", "fields", "words"), REFUSED)
 def test_config_that_cannot_be_opened_is_refused(repo, name, fields, words):
-    """A line of a config could take all memory, or make a folder that does not open."""
+    """A value that would take all memory, or with which the folder would not open, is refused."""
     with pytest.raises(LoaderError) as caught:
         changed(repo, name, **fields)
     expected = Reason.UNSUPPORTED_FORMAT if name == SCHEDULER else Reason.CONVERSION_FAILED
@@ -141,7 +141,7 @@ def test_config_that_cannot_be_opened_is_refused(repo, name, fields, words):
 
 @pytest.mark.parametrize("number", ["Infinity", "NaN", "1e400", "-1e400"])
 def test_other_non_finite_numbers_are_refused_in_a_scheduler(repo, number):
-    """Only -Infinity is a setting of diffusers."""
+    """NaN and Infinity in a scheduler's config are refused; -Infinity is a setting of diffusers."""
     text = (repo / SCHEDULER).read_text()
     replace(repo / SCHEDULER, text.replace("{", f'{{"lambda_min_clipped": {number},', 1))
     with pytest.raises(LoaderError, match=r"scheduler_config\.json is not valid JSON"):
@@ -150,7 +150,7 @@ def test_other_non_finite_numbers_are_refused_in_a_scheduler(repo, number):
 
 @pytest.mark.parametrize("name", [UNET, VAE, TEXT_ENCODER, INDEX])
 def test_infinity_is_refused_in_other_configs(repo, name):
-    """No other class has an infinite setting."""
+    """-Infinity is refused in a config that is not a scheduler's."""
     replace(repo / name, (repo / name).read_text().replace("{", '{"x": -Infinity,', 1))
     with pytest.raises(LoaderError, match="not valid JSON"):
         convert_repo(repo)
@@ -185,7 +185,7 @@ QUICK = (
     ],
 )
 def test_each_scheduler_is_published_as_diffusers_reads_it(repo, class_name):
-    """DPM solvers have a lower limit of -Infinity, and SASolver a function for its noise."""
+    """The published scheduler has the settings that diffusers reads from the repo."""
     kind = getattr(diffusers, class_name)
     pndm = diffusers.PNDMScheduler.from_pretrained(repo, subfolder="scheduler")
     kind.from_config(pndm.config).save_pretrained(repo / "scheduler.new")
@@ -215,7 +215,7 @@ def test_models_are_published_as_diffusers_reads_them(repo):
 
 
 def test_config_of_a_whole_clip_model_is_read_as_transformers_reads_it(repo):
-    """Some repos have it beside a text encoder; transformers reads the nested config."""
+    """Of the config of a whole CLIP model, the nested config of the text encoder is read."""
     path = repo / TEXT_ENCODER
     own = json.loads(path.read_text())
     whole = {
@@ -236,7 +236,7 @@ def test_config_of_a_whole_clip_model_is_read_as_transformers_reads_it(repo):
 
 @pytest.mark.parametrize("layers", [11, 1])
 def test_last_layers_of_a_text_encoder_can_be_skipped(repo, layers):
-    """Users skip layers with num_hidden_layers. The output is that of diffusers with the repo."""
+    """With a smaller num_hidden_layers, the output equals that of diffusers with the repo."""
     change_json(repo / TEXT_ENCODER, lambda config: config.update(num_hidden_layers=layers))
     out, _ = convert_repo(repo)
     names = load_file(out / TEXT)
@@ -251,7 +251,7 @@ def test_last_layers_of_a_text_encoder_can_be_skipped(repo, layers):
 
 
 def test_layers_that_the_file_does_not_have_are_refused(repo):
-    """Transformers would fill them with random numbers."""
+    """A num_hidden_layers above the file's is refused: the layers would have random numbers."""
     with pytest.raises(LoaderError, match="num_hidden_layers is 13; it should be 12"):
         changed(repo, TEXT_ENCODER, num_hidden_layers=13)
 
@@ -283,7 +283,7 @@ SCHEDULER_RULES: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.filterwarnings("ignore")  # diffusers warns of deprecated algorithms
 @pytest.mark.parametrize(("class_name", "fields", "words"), SCHEDULER_RULES)
 def test_scheduler_whose_settings_exclude_each_other_is_refused(repo, class_name, fields, words):
-    """Diffusers raises an error when it makes the scheduler."""
+    """Settings with which diffusers could not make the scheduler are refused."""
     with pytest.raises((ValueError, ImportError)):
         getattr(diffusers, class_name)(**fields)
     change_json(repo / INDEX, lambda index: index.update(scheduler=["diffusers", class_name]))

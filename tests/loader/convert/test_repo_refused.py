@@ -154,7 +154,7 @@ def page(repo: Path) -> None:
     ],
 )
 def test_damaged_weights_are_refused(repo, damage, reason, words):
-    """Diffusers would fill gaps with random numbers and only warn."""
+    """Damaged weights are refused: diffusers would fill gaps with random numbers and only warn."""
     damage(repo)
     error = refusal(repo)
     assert (error.reason, words in error.message) == (reason, True), error.message
@@ -174,6 +174,6 @@ def test_damaged_weights_are_refused(repo, damage, reason, words):
     ],
 )
 def test_configs_are_checked_again_in_the_conversion(repo, name, change, reason):
-    """The converter does not rely on the checks of the download."""
+    """A config that was changed after the download is refused by the conversion, too."""
     change_json(repo / name, lambda value: value.update(change))
     assert refusal(repo).reason is reason

@@ -107,7 +107,7 @@ IN_HEADER = {name: value for name, value in NEW.items() if "comfy_quant" not in 
 def test_weight_is_multiplied_and_rounded_once(
     tmp_path: Path, content: Content, metadata: dict[str, str] | None, dtype: Dtype
 ) -> None:
-    """The tensors that describe the format are not published."""
+    """A published weight is `fp8 * scale`, rounded once; scales and descriptions are left out."""
     with open_tensor_file(save(tmp_path / "file", content, metadata)) as file:
         found = scaled(file).tensors
         assert found.keys() == {f"{LAYER}.weight"}
@@ -118,7 +118,7 @@ def test_weight_is_multiplied_and_rounded_once(
 
 
 def test_weight_without_a_scale_keeps_its_value(tmp_path: Path) -> None:
-    """A file may have scales for some of its fp8 weights only."""
+    """An fp8 weight without a scale, beside weights with scales, keeps its value."""
     other = {"other.weight": WEIGHT, "other.bias": ("F16", (1,), b"\0\x3c")}
     with open_tensor_file(save(tmp_path / "file", OLD | other)) as file:
         found = scaled(file).tensors
@@ -246,7 +246,7 @@ def test_bad_scales_and_other_formats_are_refused(
     ],
 )
 def test_description_in_the_header_is_checked(tmp_path: Path, text: str, message: str) -> None:
-    """The description may name a format that the tensors do not show."""
+    """A description in the header with a wrong format, or that is not readable, is refused."""
     path = save(tmp_path / "file", IN_HEADER, {"_quantization_metadata": text})
     with open_tensor_file(path) as file, pytest.raises(LoaderError) as caught:
         scaled(file)
@@ -254,7 +254,7 @@ def test_description_in_the_header_is_checked(tmp_path: Path, text: str, message
 
 
 def test_file_with_scales_is_downloaded_before_it_is_planned(tmp_path: Path) -> None:
-    """The plan reads the scales. Everything else that it needs is in the header."""
+    """`needs` asks for the whole file, because the plan reads the scales."""
     with open_tensor_file(save(tmp_path / "file", OLD)) as file:
         assert needs(file, CHECKPOINT).whole_file
         assert not needs(scaled(file), CHECKPOINT).whole_file

@@ -51,7 +51,7 @@ def test_tables_are_up_to_date(name):
 
 
 def published(name):
-    """The published model's tensors without bytes."""
+    """Return the published model's tensors, without their content."""
     return {key: Tensor(-1, Dtype.F16, shape, 0) for key, shape in PUBLISHED[name].items()}
 
 
@@ -296,7 +296,7 @@ VARIANTS = [
     + VARIANTS,
 )
 def test_published_shapes_give_the_published_configs(name, variant, expected):
-    """The compared values are those that affect the computation."""
+    """The planned configs have the published values of all keys that affect the computation."""
     known, dimensions = load_architecture(name), {}
     if variant is not None:
         known = known.varied(variant)

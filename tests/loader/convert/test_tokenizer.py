@@ -59,14 +59,14 @@ def test_added_tokens_are_kept(tmp_path, form):
 
 
 def test_ids_with_gaps_are_kept(tmp_path):
-    """Transformers 5 would give such tokens new ids, which have other embeddings."""
+    """Added tokens keep their ids, even with gaps: new ids would have other embeddings."""
     files = plain() | {"added_tokens.json": {"<my-cat>": WORDS + 2}}
     published = opened(publish(write(tmp_path / "source", files), tmp_path / "out"))
     assert published("<my-cat>").input_ids[1:-1] == [WORDS + 2]
 
 
 def test_usual_vocabulary_is_published_byte_for_byte(tmp_path):
-    """A repo whose files have another layout gets the files that most models share."""
+    """The usual vocabulary is published as the bundled files, whatever the layout of the repo's."""
     words, merges = (vocabulary_file(name) for name in VOCABULARY_FILES)
     files = plain() | {"vocab.json": json.loads(words)}
     files["merges.txt"] = merges.replace(b"\n", b"\r\n")
@@ -130,7 +130,7 @@ def test_config_holds_only_known_settings(tmp_path):
     ],
 )
 def test_setting_that_is_not_valid_gets_the_usual_value(tmp_path, key, value, published):
-    """No such setting matters for a short prompt. No length exceeds that of the text encoder."""
+    """An invalid setting gets the usual value; model_max_length fits the text encoder."""
     files = plain()
     files[CONFIG][key] = value
     folder = publish(write(tmp_path / "source", files), tmp_path / "out")
@@ -308,7 +308,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("files", "message"), REFUSED)
 def test_tokenizer_that_transformers_cannot_open_is_refused(tmp_path, files, message):
-    """Ids have no embedding, merges are not two known words, or forms contradict each other."""
+    """A tokenizer is refused if its ids, merges or files do not fit together."""
     with pytest.raises(LoaderError) as caught:
         publish(write(tmp_path / "source", files), tmp_path / "out")
     assert caught.value.reason is Reason.CONVERSION_FAILED
@@ -316,7 +316,7 @@ def test_tokenizer_that_transformers_cannot_open_is_refused(tmp_path, files, mes
 
 
 def test_word_that_occurs_twice_has_the_last_id(tmp_path):
-    """Transformers does the same. The published vocabulary has the word once."""
+    """The published vocabulary has the word once, with the last id, as transformers reads it."""
     files = plain()
     files["vocab.json"] = files["vocab.json"].rstrip()[:-1] + b', "zzz": 5, "zzz": %d}' % WORDS
     folder = publish(write(tmp_path / "source", files), tmp_path / "out")
@@ -371,7 +371,7 @@ def test_any_config_is_refused_or_opens(tmp_path_factory, config, special, added
 @settings(max_examples=150, deadline=None)
 @ANY_CONFIG
 def test_any_of_many_configs_is_refused_or_opens(tmp_path_factory, config, special, added, tokens):
-    """The slow run tries more examples than the usual one."""
+    """With more examples, too, a tokenizer is refused, or opens and gives only known ids."""
     assert_refused_or_opens(tmp_path_factory, config, special, added, tokens)
 
 

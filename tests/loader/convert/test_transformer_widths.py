@@ -93,7 +93,7 @@ KLEIN = {"num_attention_heads": 3, "attention_head_dim": 8, "guidance_embeds": F
 def test_sizes_follow_from_the_config_as_diffusers_computes_them(
     family: str, config: dict[str, Any], sizes: dict[str, int]
 ) -> None:
-    """Models may have any widths, also small ones, or ones that are not multiples of another."""
+    """The sizes that are computed from a config equal those of diffusers, for any widths."""
     assert [*differences(family, config, sizes, ())] == []
     for name, size in sizes.items():
         assert len([*differences(family, config, {name: size + 1}, ())]) == 1
@@ -101,14 +101,14 @@ def test_sizes_follow_from_the_config_as_diffusers_computes_them(
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**99, True, "2.7", None, [3]])
 def test_a_factor_that_gives_no_size_counts_as_missing(number: object) -> None:
-    """An untrusted config may have any value as a factor."""
+    """A factor with which no size can be computed counts as absent from the config."""
     [difference] = differences("flux2", KLEIN | {"mlp_ratio": number}, {"mlp": 48}, ())
     assert (difference.config, difference.file) == ("missing", "48")
 
 
 @pytest.mark.parametrize("number", [1e-305, 0.5, 0, -2])
 def test_size_is_not_divided_by_less_than_one(number: float) -> None:
-    """The quotient could be infinite, and no model has half a head."""
+    """A size is not computed by a division by less than one: the quotient could be infinite."""
     [difference] = differences("z-image", {"dim": 3840, "n_heads": number}, {"head": 128}, ())
     assert (difference.config, difference.file) == ("missing", "128")
 
@@ -131,8 +131,11 @@ def test_values_that_add_tensors_are_known_or_named(
     assert unknown_value(family, config) == key
 
 
-def test_layers_with_a_second_attention_must_be_the_same() -> None:
-    """SD 3.5 medium lists these layers in its config."""
+def test_config_must_list_the_layers_that_have_a_second_attention_in_the_file() -> None:
+    """dual_attention_layers must list the layers with `attn2` tensors, as in SD 3.5 medium.
+
+    qk_norm must fit the file, too.
+    """
     config = {
         "num_layers": 2, "num_attention_heads": 6, "attention_head_dim": 8, "qk_norm": "rms_norm",
         "joint_attention_dim": 24, "pooled_projection_dim": 12, "in_channels": 16,

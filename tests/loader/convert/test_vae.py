@@ -1,4 +1,4 @@
-"""VAEs become the folders that diffusers makes of them, tensor for tensor."""
+"""Converted VAEs have the tensors and configs that diffusers makes of the same files."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
 
 @pytest.mark.parametrize("row", some(REPOS), ids=str)
 def test_vae_repo_is_converted(tmp_path: Path, row: Row) -> None:
-    """The repo holds a VAE or a pipeline."""
+    """The VAE of a repo is converted, whether the repo is a VAE or a pipeline."""
     repo = tmp_path / "repo"
     if "pipeline" in row.container:
         save_repo(repo, "sdxl" if row.architecture == "SDXL" else "sd15")
@@ -189,7 +189,7 @@ def test_vae_repo_is_converted(tmp_path: Path, row: Row) -> None:
 
 
 def test_old_names_of_the_attention_become_the_current_ones(tmp_path: Path) -> None:
-    """Diffusers used the old names before 0.15."""
+    """The attention's names before diffusers 0.15 are replaced by the current names."""
     tensors = tiny_diffusers(tmp_path, torch.float32)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     renamed = {}
@@ -246,7 +246,7 @@ def test_scaling_factor_is_that_of_the_base_model(
 
 
 def test_training_losses_are_left_out_with_a_warning(tmp_path: Path) -> None:
-    """Losses are not part of the VAE."""
+    """Tensors of training losses are not published, and a warning names them."""
     loss = {"loss.logvar": torch.zeros(()), "loss.discriminator.main.0.weight": torch.zeros(3)}
     path = save_ckpt(tmp_path / "vae.ckpt", tiny() | loss)
     converted = convert_file(path, tmp_path / "out", model_type="vae", base_model="sd-1")
@@ -280,7 +280,7 @@ OTHERS = {
 def test_file_that_is_not_a_vae_is_refused(
     tmp_path: Path, shapes: dict[str, tuple[int, ...]], words: str
 ) -> None:
-    """Diffusers would fail with a missing key or fill in random numbers."""
+    """A file that is not a VAE is refused: diffusers would fail or fill in random numbers."""
     tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
     path = save_safetensors(tmp_path / "vae.safetensors", tensors)
     with pytest.raises(LoaderError) as caught:
@@ -326,7 +326,7 @@ def test_contradicting_tensors_are_refused(
 
 
 def test_repo_of_another_class_is_refused(tmp_path: Path) -> None:
-    """The classes are a tiny VAE and a ControlNet."""
+    """Repos of a tiny VAE and of a ControlNet are refused as VAEs."""
     for number, (model, words) in enumerate(
         (
             (AutoencoderTiny(), "AutoencoderTiny"),
@@ -349,9 +349,9 @@ def test_repo_of_another_class_is_refused(tmp_path: Path) -> None:
 
 
 def test_conversion_fails_if_the_vae_of_the_spec_is_not_downloaded(tmp_path: Path) -> None:
-    """A different version of the loader may have written a download record without the VAE.
+    """If the VAE of the spec was not downloaded, the checkpoint's own VAE is not used instead.
 
-    The checkpoint's own VAE is not used instead.
+    The record of the download may come from another version of the loader.
     """
     path = save_safetensors(tmp_path / "model.safetensors", tiny_sd15())
     with pytest.raises(
@@ -362,7 +362,7 @@ def test_conversion_fails_if_the_vae_of_the_spec_is_not_downloaded(tmp_path: Pat
 
 
 def test_base_model_that_contradicts_a_repo_is_refused(tmp_path: Path) -> None:
-    """SD 1 with a VAE of SDXL would give wrong images."""
+    """A spec.baseModel that contradicts the VAE's config is refused: images would be wrong."""
     path = save_safetensors(
         tmp_path / "source.safetensors", tiny_diffusers(tmp_path, torch.float32)
     )

@@ -164,7 +164,7 @@ def test_a_vae_of_another_family_is_refused(
 def test_the_config_of_a_repo_shows_the_family(
     opened: OpenFiles, tmp_path: Path, factor: float, family: str | None
 ) -> None:
-    """A repo states scaling_factor, which differs between SD 3 and FLUX.1."""
+    """The family of a repo's VAE is recognised by scaling_factor in its config."""
     repo = lay(vae_repo(16, scaling_factor=factor), tmp_path)
     plan = plan_component(repo, conversion(model_type="vae"), opened)
     assert (plan.base_model, plan.pipeline_class) == (family, "AutoencoderKL")
@@ -184,7 +184,7 @@ def test_a_repo_of_another_family_than_the_spec_is_refused(
 def test_a_vae_of_another_family_cannot_replace_a_checkpoints_own(
     opened: OpenFiles, tmp_path: Path, kind: Literal["file", "repo"]
 ) -> None:
-    """The UNet of SDXL makes latents of 4 channels."""
+    """A VAE of 16 channels is refused for a checkpoint of SDXL, whose latents have 4 channels."""
     repo = vae_repo(16, scaling_factor=0.3611)
     lay(repo, tmp_path / "vae/repo")
     (tmp_path / "vae/file").write_bytes(repo["diffusion_pytorch_model.safetensors"])

@@ -40,7 +40,7 @@ def test_weights_are_scanned_on_request(tmp_path, value, message):
 
 
 def test_valid_weights_pass(tmp_path):
-    """Progress counts the bytes of the weights."""
+    """Valid weights pass the scan, whose progress counts their bytes."""
     path = save_safetensors(tmp_path / "model.safetensors", tiny_sd15(torch.bfloat16))
     progress = []
     convert_file(path, tmp_path / "out", progress, verify={"weights": True})
@@ -58,7 +58,7 @@ def test_valid_weights_pass(tmp_path):
     ],
 )
 def test_file_that_differs_from_the_plan_is_refused(tmp_path, damage):
-    """The verification compares the header on the volume with the plan."""
+    """A written file is refused if its size or its header is not as planned."""
     file = weights_file("model.safetensors", [Item("x", Tensor(-1, Dtype.F32, (4,), 0), Dtype.F32)])
     plan = FolderPlan((file,))
     path = tmp_path / file.path

@@ -51,7 +51,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_wrapped_checkpoint_gives_the_same_files(
     tmp_path: Path, plain: dict[str, Any], wrap: Wrap
 ) -> None:
-    """Other tests compare the files of the plain checkpoint with those of diffusers."""
+    """A checkpoint as training programs wrap it gives the same files as the plain checkpoint."""
     torch.save(wrap(tiny_sd15()), tmp_path / "model.ckpt")
     assert convert_file(tmp_path / "model.ckpt", tmp_path / "out").files == plain
 
@@ -59,7 +59,7 @@ def test_wrapped_checkpoint_gives_the_same_files(
 def test_safetensors_with_a_prefix_give_the_same_files(
     tmp_path: Path, plain: dict[str, Any]
 ) -> None:
-    """Programs save the wrapped model in this format, too."""
+    """A safetensors file whose names have a prefix gives the files of the plain checkpoint."""
     tensors = prefixed(tiny_sd15(), "module.")
     file = save_safetensors(tmp_path / "model.safetensors", tensors)
     assert convert_file(file, tmp_path / "out").files == plain
@@ -67,7 +67,7 @@ def test_safetensors_with_a_prefix_give_the_same_files(
 
 @pytest.mark.parametrize("model_type", ["custom_ckpt", "embeddings", "lora", "vae", "controlnet"])
 def test_hypernetwork_is_named(tmp_path: Path, model_type: str) -> None:
-    """A hypernetwork is a pickle whose keys are the widths of layers."""
+    """The message names a hypernetwork, which is a pickle whose keys are the widths of layers."""
     half = {"linear.0.weight": torch.ones(4, 4), "linear.0.bias": torch.ones(4)}
     content = {768: (half, half), 320: (half, half), "step": 1, "name": "h"}
     torch.save(content, tmp_path / "hyper.pt")
@@ -139,7 +139,7 @@ def test_components_in_separate_dictionaries_are_named(tmp_path: Path) -> None:
 def test_embedding_that_diffusers_does_not_read_is_named(
     tmp_path: Path, names: list[str], message: str
 ) -> None:
-    """The message says of which program or model the file is."""
+    """The message names the program or the model that the embedding is from."""
     file = save_safetensors(
         tmp_path / "x.safetensors", {name: torch.ones(2, 768) for name in names}
     )

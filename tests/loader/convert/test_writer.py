@@ -181,7 +181,7 @@ def test_every_single_precision_nan_stays_a_nan():
     ],
 )
 def test_cast_counts_overflows(target, largest, too_large):
-    """A value that was infinite before does not count."""
+    """Values that become infinite are counted; values that were infinite before are not."""
     fine = np.array([largest, -largest, np.inf, np.nan], "<f4")
     assert cast_to(fine, Dtype.F32, target)[1] == 0
     wrong = np.array([too_large, -too_large, np.inf, np.nan, 1.0], "<f4")
@@ -189,7 +189,7 @@ def test_cast_counts_overflows(target, largest, too_large):
 
 
 def test_overflow_fails_and_names_the_tensor(tmp_path, source):
-    """A single infinite weight spoils every image."""
+    """A cast that makes a weight infinite is refused, and the message names the tensor."""
     items = [
         Item("fine", source.put(torch.ones(9), Dtype.F32), Dtype.F16),
         Item("large", source.put(torch.tensor([1.0, 1e6, 2e6]), Dtype.F32), Dtype.F16),
@@ -230,7 +230,10 @@ def test_any_view_is_read_in_element_order(tmp_path_factory, tensor, limit):
 
 
 def test_rows_and_transposes_equal_those_of_torch(tmp_path, source):
-    """The key tables use these views, unchanged and cast."""
+    """The key tables take rows of tensors and transpose them.
+
+    The writer writes such views correctly, and also casts a transposed one.
+    """
     matrix = torch.randn(6, 5)
     stored = source.put(matrix, Dtype.F32)
     items = [
@@ -248,7 +251,7 @@ def test_rows_and_transposes_equal_those_of_torch(tmp_path, source):
 
 
 def test_tensor_is_copied_between_file_systems(tmp_path):
-    """The kernel cannot copy from memory to disk by itself."""
+    """A source in memory is copied completely, although the kernel cannot copy it to disk."""
     fd = os.memfd_create("source")
     try:
         content = os.urandom(3 * 2**20 + 5)
@@ -262,7 +265,7 @@ def test_tensor_is_copied_between_file_systems(tmp_path):
 
 @pytest.mark.parametrize("target", [Dtype.F32, Dtype.F16], ids=["copied", "cast"])
 def test_truncated_source_is_an_error(tmp_path, source, target):
-    """The writer does not fill the missing bytes with zeros."""
+    """If a source is too short, the error names its end. Missing bytes must not become zeros."""
     tensor = source.put(torch.ones(100), Dtype.F32)
     os.ftruncate(source.fd, 200)
     with pytest.raises(LoaderError, match="ends at byte 200") as caught:
@@ -271,7 +274,7 @@ def test_truncated_source_is_an_error(tmp_path, source, target):
 
 
 def test_full_volume_is_named(tmp_path, source):
-    """A file size limit stands in for the full disk."""
+    """The error has the reason InsufficientStorage. A file size limit stands for a full disk."""
     tensor = source.put(torch.ones(1000, 1000), Dtype.F32)
     file = weights_file("unet/model.safetensors", [Item("x", tensor, Dtype.F32)])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -302,7 +305,7 @@ def test_one_failure_stops_all_writers(tmp_path, source, monkeypatch):
         weights_file(f"{number}/model.safetensors", [Item("x", tensor, dtype), *padding])
         for number, (tensor, dtype, padding) in enumerate(
             [
-                (bad, Dtype.F16, [Item(f"y{n}", good, Dtype.F32) for n in range(41)]),
+                (bad, Dtype.F16, [Item(f"y{n}", good, Dtype.F16) for n in range(82)]),
                 (good, Dtype.F32, [Item(f"y{n}", good, Dtype.F16) for n in range(40)]),
                 (good, Dtype.F32, [Item(f"y{n}", good, Dtype.F32) for n in range(40)]),
             ]
@@ -322,7 +325,7 @@ def test_one_failure_stops_all_writers(tmp_path, source, monkeypatch):
 
 
 def test_two_tensors_of_one_name_are_refused(source):
-    """One tensor would hide the other."""
+    """A plan with two tensors of one name is refused: one tensor would hide the other."""
     item = Item("x", source.put(torch.ones(1), Dtype.F32), Dtype.F32)
     with pytest.raises(LoaderError, match="two tensors of one name"):
         weights_file("model.safetensors", [item, item])
@@ -358,7 +361,10 @@ def test_memory_is_bounded(tmp_path):
 
 
 def test_tensor_that_delays_a_digest_is_requested_first(source):
-    """A UNet's time embedding is an example: last in the source, but early in its own file."""
+    """The source's tensor that holds up the digest of an output file is requested first.
+
+    An example is a UNet's time embedding, last in the source but early in its own file.
+    """
     side = 4096
     names = ("c.0", "c.1", "b")  # in the order of the source
     tensors = {

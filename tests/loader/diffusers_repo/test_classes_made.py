@@ -26,14 +26,14 @@ def test_list_in_the_loader_is_up_to_date():
 
 
 def test_classes_of_stable_diffusion_are_on_the_list():
-    """The list has all that the lists of Stable Diffusion have."""
+    """The list has Stable Diffusion's pipelines, schedulers, VAE and UNet."""
     assert known()["pipelines"].keys() >= SD_PIPELINES | SDXL_PIPELINES
     of_diffusers = known()["components"]["diffusers"]
     assert of_diffusers.keys() >= SCHEDULERS | {"AutoencoderKL", "UNet2DConditionModel"}
 
 
 def test_no_class_on_the_list_stands_for_others():
-    """An `Auto` class takes the class that a config names, which may be any of its library."""
+    """An `Auto` class loads whichever class of its library a config names."""
     found = [name for names in known()["components"].values() for name in names]
     assert not [name for name in found if name.startswith("Auto") and "Model" in name]
     assert not [name for name in found if name.startswith("PreTrained") and "Fast" not in name]
@@ -41,7 +41,7 @@ def test_no_class_on_the_list_stands_for_others():
 
 
 def test_each_default_of_a_model_is_allowed():
-    """A config that states the defaults is published completely."""
+    """A config that states the defaults is published completely, except for forbidden keys."""
     wrong = []
     for name, role in known()["components"]["diffusers"].items():
         kind: Any = getattr(diffusers, name)

@@ -99,7 +99,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("class_name", "key", "value", "expected"), REFUSED)
 def test_value_that_a_class_cannot_have_is_refused(class_name, key, value, expected):
-    """The message names the file, the key, its value and what it should be."""
+    """The message names the file, the key, the wrong value and the allowed values."""
     with pytest.raises(LoaderError) as caught:
         kept({key: value}, class_name)
     assert caught.value.reason is Reason.CONVERSION_FAILED
@@ -186,14 +186,14 @@ def test_whole_number_in_the_place_of_a_float_becomes_a_float():
 
 
 def test_nested_config_takes_the_place_of_the_one_around_it():
-    """Transformers reads `text_config` in a CLIP model's config, and nothing beside it."""
+    """Transformers reads `text_config` in a CLIP model's config, and ignores the keys beside it."""
     inner = {"hidden_size": 8, "attn_implementation": "evil/kernel", "auto_map": {"x": "y"}}
     assert kept({"hidden_size": 16, "text_config": inner}, TEXT) == {"hidden_size": 8}
 
 
 @pytest.mark.parametrize("key", ["", "text_config", "unet_config"])
-def test_class_without_a_nested_config_has_none(key):
-    """Only classes of transformers have nested configs."""
+def test_nested_config_is_left_out_if_its_class_has_none(key):
+    """Only classes of transformers have nested configs; the UNet is a class of diffusers."""
     assert kept({"in_channels": 9, key: {"in_channels": 4}}, UNET) == {"in_channels": 9}
 
 

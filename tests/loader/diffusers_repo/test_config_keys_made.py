@@ -19,7 +19,7 @@ def test_list_in_the_loader_is_up_to_date():
 
 
 def test_each_limit_is_of_a_documented_key():
-    """A limit of a key that no class has would be forgotten."""
+    """A limit for a key that no class documents would have no effect."""
     text = PATH.read_text()
     for key in (*NUMBERS, *NAMES, *ONLY):
         assert f'"{key.rpartition(".")[2]}": {{"types"' in text
@@ -32,7 +32,7 @@ def test_allowed_activations_add_no_tensors():
 
 
 def test_nested_configs_are_read_by_the_list_of_their_class():
-    """A new class needs no code for the configs that are nested in its own."""
+    """The list of each nested class applies, without code for the class around it."""
     classes = transformers_entries("Checker", CLIPConfig)
     config = {
         "text_config": {"hidden_size": 8, "attn_implementation": "evil/kernel"},

@@ -1,4 +1,4 @@
-"""A class can be made with null for each key that the list lets be null."""
+"""If the list allows null for a key, an object of the class can be made with that null."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CLASSES = [
 
 
 def use(class_name: str, config: dict[str, Any]) -> None:
-    """Make a small object of the class, and use it as far as that is quick."""
+    """Make an object of the class. Run a text encoder, and set the steps of a scheduler."""
     if class_name in ENCODERS:
         model = ENCODERS[class_name](CLIPTextConfig(**{**TEXT, **config})).eval()
         model(torch.zeros(1, 3, dtype=torch.long))
@@ -70,7 +70,7 @@ SLOW = {
     [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CLASSES],
 )
 def test_class_is_made_with_each_null_that_is_allowed(class_name):
-    """Some configs say null for false, but not every class reads it."""
+    """Some configs have null instead of false, but not every class can use that."""
     for key in known_classes()[class_name]["keys"]:
         try:
             config = allowed_config({key: None}, class_name, "x/config.json")

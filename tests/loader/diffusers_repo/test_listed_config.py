@@ -32,7 +32,7 @@ def test_keys_that_no_class_of_a_family_documents_are_left_out(key):
 
 
 def test_a_language_model_keeps_the_keys_of_older_versions():
-    """Qwen2.5-VL was published with the keys of its language model beside the others."""
+    """Qwen2.5-VL was published with the keys of its language model at the top level."""
     config = {
         "hidden_size": 3584,
         "rope_scaling": {"mrope_section": [16, 24, 24], "type": "mrope"},
@@ -53,7 +53,7 @@ def test_a_language_model_keeps_the_keys_of_older_versions():
     ids=["path", "long", "object", "spaces", "large", "many"],
 )
 def test_a_value_that_is_not_plain_data_is_refused(value):
-    """Strings of configs name types and activations, and numbers are sizes."""
+    """Plain data are short names, sizes and short lists of these."""
     with pytest.raises(LoaderError, match=r"x: axes_dims_rope is .*, which FluxTransformer2DModel"):
         listed_config({"axes_dims_rope": value}, "FluxTransformer2DModel", "x")
 
@@ -79,7 +79,7 @@ def test_a_scheduler_keeps_the_keys_of_other_schedulers():
     ],
 )
 def test_a_config_cannot_ask_for_any_number_of_layers_or_positions(class_name, key):
-    """Both libraries make all layers and tables of positions before they read any weight."""
+    """Their number is limited: both libraries allocate all of them before they read weights."""
     assert listed_config({key: 40}, class_name, "x") == {key: 40}
     with pytest.raises(LoaderError, match=f"x: {key} is 100000, which \\w+ cannot have"):
         listed_config({key: 100_000}, class_name, "x")

@@ -32,12 +32,12 @@ class Folder:
     written: dict[str, bytes] = field(default_factory=dict)
 
     def write(self, name: str, content: bytes) -> None:
-        """Remember a file."""
+        """Add a file to `written`."""
         self.written[name] = content
 
 
 def rendered(monkeypatch: pytest.MonkeyPatch, preview: bytes | None) -> Converted:
-    """Return the result after a rendering that made this preview, or none."""
+    """Return the loader's result after a rendering with this preview; None: no image was made."""
     result = SimpleNamespace(preview=preview, warning=None)
     render = SimpleNamespace(render=lambda *_arguments: result)
     monkeypatch.setitem(sys.modules, "sd_loader.render", cast("Any", render))
@@ -46,7 +46,7 @@ def rendered(monkeypatch: pytest.MonkeyPatch, preview: bytes | None) -> Converte
 
 
 def test_the_message_says_that_only_names_were_checked(monkeypatch):
-    """A model that was not rendered may have other shapes than its config asks for."""
+    """The message ends with NOTE and `checked` is `names` if no image was rendered."""
     converted = rendered(monkeypatch, None)
     receipt = stages._receipt(REQUEST, TYPE, FETCHED, converted, NO_CARD, {})
     assert receipt.message == f"a warning; {NOTE}"
@@ -54,7 +54,7 @@ def test_the_message_says_that_only_names_were_checked(monkeypatch):
 
 
 def test_a_rendered_model_needs_no_such_note(monkeypatch):
-    """A model that renders an image has the shapes of its architecture."""
+    """The message has no NOTE and `checked` is empty if an image was rendered."""
     converted = rendered(monkeypatch, b"image")
     receipt = stages._receipt(REQUEST, TYPE, FETCHED, converted, NO_CARD, {})
     assert receipt.message == "a warning"

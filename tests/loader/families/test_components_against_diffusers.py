@@ -137,7 +137,7 @@ def test_a_file_is_published_as_diffusers_converts_it(
 
 @pytest.mark.parametrize("form", controlnetrepos.FORMS)
 def test_the_known_tensors_are_those_that_diffusers_makes(form: str) -> None:
-    """A ControlNet with other tensors would be opened with random numbers."""
+    """Names and shapes that the loader's list has for a ControlNet are those of diffusers."""
     config = controlnetrepos.configured(form)
     with torch.device("meta"):
         model = getattr(diffusers, config["_class_name"]).from_config(config)

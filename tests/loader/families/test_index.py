@@ -24,7 +24,7 @@ FLUX = "a FLUX pipeline (FluxPipeline): model_index.json: "
 
 
 def flux(**changes: Any) -> bytes:
-    """Return the index of FLUX with other entries."""
+    """Return the model_index.json of FLUX with these entries changed."""
     return json.dumps({**json.loads(familyrepos.flux()["model_index.json"]), **changes}).encode()
 
 
@@ -36,7 +36,7 @@ def listed(content: bytes) -> ListedPipeline:
 
 
 def test_components_have_roles_by_their_classes():
-    """The role decides which files are fetched and how they are published."""
+    """Each component of FLUX has the role that its class decides."""
     pipeline = listed(flux())
     assert {name: component.role for name, component in pipeline.components.items()} == {
         "scheduler": Role.SCHEDULER,
@@ -50,7 +50,7 @@ def test_components_have_roles_by_their_classes():
 
 
 def test_an_index_may_lack_components_that_callers_pass():
-    """HiDream's repos have no Llama, which is gated; callers pass it to `from_pretrained`."""
+    """An index of HiDream is read without Llama, which callers pass to `from_pretrained`."""
     given = {"text_encoder_4", "tokenizer_4"}
     names = set(classes.parameters("HiDreamImagePipeline") or ()) - given
     entries = {name: ["diffusers", "AutoencoderKL"] for name in names}
@@ -59,7 +59,7 @@ def test_an_index_may_lack_components_that_callers_pass():
 
 
 def test_a_pipeline_of_stable_diffusion_is_read_by_its_own_lists():
-    """It is not a ListedPipeline, because its classes and configs have key tables."""
+    """It is read as a Pipeline, not as a ListedPipeline."""
     assert isinstance(read_pipeline(json.dumps(INDEX).encode()), Pipeline)
 
 
@@ -164,7 +164,7 @@ def test_messages_name_the_pipeline(class_name, shown):
     ],
 )
 def test_an_index_with_other_classes_is_refused(content, reason, message):
-    """Diffusers imports the classes that an index names."""
+    """Each index has its reason and message; diffusers would import the classes that it names."""
     with pytest.raises(LoaderError) as caught:
         read_pipeline(content)
     assert (caught.value.reason, caught.value.message) == (reason, message)
@@ -174,13 +174,16 @@ def test_an_index_with_other_classes_is_refused(content, reason, message):
     "class_name", ["PreTrainedModel", "AutoModel", "AutoTokenizer", "Trainer", "pipeline"]
 )
 def test_a_class_that_stands_for_many_is_refused(class_name):
-    """Such a class would import what a config names."""
+    """The class of an encoder must be that of one model: AutoModel, Trainer and others are refused.
+
+    An Auto class would import what a config names.
+    """
     with pytest.raises(LoaderError, match="newer than this loader"):
         read_pipeline(flux(text_encoder=["transformers", class_name]))
 
 
 def test_options_may_be_lists_and_unknown_ones_are_left_out():
-    """Krea 2 names the layers of its encoder that it reads."""
+    """Krea 2's list of layers is kept, and options and components that it does not have are not."""
     content = familyrepos.index(
         "Krea2Pipeline",
         scheduler=familyrepos.FLOW,
@@ -199,7 +202,7 @@ def test_options_may_be_lists_and_unknown_ones_are_left_out():
 
 
 def test_a_safety_checker_is_left_out():
-    """A safety checker blocks images, and is not part of the model."""
+    """The index is read with `safety_checker` null, although it names the checker's class."""
     content = familyrepos.index(
         "StableDiffusionControlNetPipeline",
         controlnet=["diffusers", "ControlNetModel"],
@@ -216,7 +219,7 @@ def test_a_safety_checker_is_left_out():
 
 
 def test_an_old_name_of_a_class_and_a_module_of_a_pipeline_are_known():
-    """Repos keep the names of the versions that saved them."""
+    """An index may name a tokenizer class by its old name, and a class of a pipeline's module."""
     others = ("audio_vae", "scheduler", "text_encoder", "transformer", "vae", "vocoder")
     content = familyrepos.index(
         "LTX2Pipeline",
@@ -231,7 +234,7 @@ def test_an_old_name_of_a_class_and_a_module_of_a_pipeline_are_known():
 
 
 def test_fields_for_stable_diffusion_are_refused_before_the_download():
-    """A pipeline of another family would ignore these fields."""
+    """spec.vae and spec.predictionType are refused for FLUX, which would ignore them."""
     ref = SourceRef(
         "org/x", "spec.url", ModelType.HUGGINGFACE, only_for_sd=("spec.vae", "spec.predictionType")
     )

@@ -157,7 +157,10 @@ def test_shards_of_a_variant_are_chosen_and_lose_its_name(tmp_path):
 
 
 def test_a_clip_encoder_without_prefix_gets_it(tmp_path):
-    """Versions of transformers before 5.6 would open random weights without the prefix."""
+    """Every published tensor of the encoder begins with `text_model.`.
+
+    Versions of transformers before 5.6 would open random weights without the prefix.
+    """
     repo = familyrepos.flux()
     tensors = {"final_layer_norm.weight": ("BF16", (8,)), "embeddings.x.weight": ("BF16", (4,))}
     repo["text_encoder/model.safetensors"] = familyrepos.weights(tensors)
@@ -169,7 +172,7 @@ def test_a_clip_encoder_without_prefix_gets_it(tmp_path):
 
 
 def test_an_image_encoder_without_prefix_gets_it(tmp_path):
-    """Newer versions of transformers save CLIP's image encoder without its prefix, too."""
+    """Every published tensor of CLIP's image encoder begins with `vision_model.`."""
     repo = familyrepos.wan()
     index = json.loads(repo["model_index.json"])
     index |= {
@@ -189,7 +192,7 @@ def test_an_image_encoder_without_prefix_gets_it(tmp_path):
 
 
 def test_a_file_that_transformers_would_refuse_is_written_again(tmp_path):
-    """Without the metadata `format: pt`, transformers does not open a file."""
+    """A file without the metadata `format: pt` is published with it, as transformers requires."""
     repo = familyrepos.flux()
     name = "text_encoder/model.safetensors"
     tensors = {"text_model.x": ("BF16", (8,))}

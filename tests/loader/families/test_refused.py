@@ -167,7 +167,7 @@ def test_a_bad_repo_is_refused_and_nothing_is_written(tmp_path, files, reason, m
 
 
 def test_a_quantized_repo_cannot_be_cast(tmp_path):
-    """Quantized numbers mean nothing without their scales."""
+    """spec.revision is refused for a repo in nf4; the message says to remove it."""
     message = (
         "spec.revision is fp16, but the weights of transformer are quantized (nf4, by"
         " bitsandbytes) and cannot be cast: remove spec.revision to publish them unchanged"
@@ -186,7 +186,7 @@ def refused(
 
 
 def test_a_huge_tokenizer_is_refused_and_a_large_one_is_not():
-    """The tokenizers of large language models have up to 34 MB, and are only copied."""
+    """A tokenizer.json of 34 MB is accepted, as large language models have it; 2 GB are refused."""
     files = {name: RepoFile(name, len(it)) for name, it in familyrepos.flux().items()}
     name = "tokenizer_2/tokenizer.json"
     pipeline = read_pipeline(familyrepos.flux()["model_index.json"])
@@ -207,7 +207,7 @@ def test_a_huge_tokenizer_is_refused_and_a_large_one_is_not():
 
 
 def test_a_tokenizer_cannot_name_other_files(tmp_path):
-    """Transformers would read a vocabulary from any path on the server."""
+    """Settings that name files, such as vocab_file: /etc/passwd, are left out of the config."""
     name = "tokenizer/tokenizer_config.json"
     files = with_entry(name, vocab_file="/etc/passwd", fast_tokenizer_files=["x.json"])
     out, _result = publish(files, tmp_path)

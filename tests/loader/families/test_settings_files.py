@@ -97,7 +97,7 @@ def published(folder: Path, name: str, content: bytes) -> bytes:
 
 @pytest.mark.parametrize("name", REAL)
 def test_a_file_with_known_settings_keeps_its_bytes(tmp_path, name):
-    """The settings are those of Qwen-Image and FLUX.2, among others."""
+    """A file with settings of real models, such as Qwen-Image and FLUX.2, is published as it is."""
     content = encoded(REAL[name])
     assert published(tmp_path, name, content) == content
 
@@ -123,13 +123,13 @@ UNKNOWN: list[Any] = [
 
 @pytest.mark.parametrize(("name", "entries"), UNKNOWN)
 def test_other_settings_are_left_out(tmp_path, name, entries):
-    """Transformers would act on them when a server opens the model."""
+    """Only known settings are published; transformers would act on others when it opens a model."""
     content = published(tmp_path, name, encoded({**REAL[name], **entries}))
     assert json.loads(content) == REAL[name]
 
 
 def test_nested_settings_are_those_of_a_processor(tmp_path):
-    """Settings inside the file of a processor are checked like a file of an image processor."""
+    """Unknown settings of an image processor are left out in the processor's file, too."""
     nested = {**PICTURES, "audio_tokenizer": AUDIO, "preprocess": 1}
     content = published(tmp_path, PROCESSOR, encoded({**PIXTRAL, "image_processor": nested}))
     assert json.loads(content) == PIXTRAL
@@ -173,7 +173,7 @@ INVALID: list[Any] = [
 
 @pytest.mark.parametrize(("name", "entries", "words"), INVALID)
 def test_a_setting_with_a_value_that_it_cannot_have_is_refused(tmp_path, name, entries, words):
-    """Transformers would fail to open the folder, or would use up the memory."""
+    """The message names the file and says that transformers cannot read it."""
     with pytest.raises(LoaderError) as caught:
         published(tmp_path, name, encoded({**REAL[name], **entries}))
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
@@ -183,6 +183,6 @@ def test_a_setting_with_a_value_that_it_cannot_have_is_refused(tmp_path, name, e
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_a_file_in_another_encoding_is_written_again_in_utf_8(tmp_path, encoding):
-    """Transformers reads only UTF-8 without a byte order mark."""
+    """The file is published in UTF-8 without a byte order mark, as transformers requires."""
     content = published(tmp_path, TOKENIZER, json.dumps(QWEN).encode(encoding))
     assert json.loads(content.decode()) == QWEN

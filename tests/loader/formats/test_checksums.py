@@ -67,7 +67,7 @@ def test_a_flipped_bit_is_found(checkpoint, at):
 
 
 def test_records_that_are_not_read_are_not_compared(checkpoint):
-    """For example, unused EMA weights are not read only to be compared."""
+    """Only the record whose bytes were read is compared, and damage to another one is not found."""
     damage(checkpoint, "a")
     with open_tensor_file(checkpoint) as file:
         small = file.tensors["b"]
@@ -75,7 +75,10 @@ def test_records_that_are_not_read_are_not_compared(checkpoint):
 
 
 def test_a_partly_read_record_is_read_again(checkpoint):
-    """If the file is not complete on disk (read_missing=False), the record is skipped."""
+    """The comparison finds damage to bytes that were not read; with read_missing=False it skips it.
+
+    read_missing is False for a file that is not complete on disk.
+    """
     damage(checkpoint, "a", 4000)
     with open_tensor_file(checkpoint) as file:
         start = file.tensors["a"].offset
@@ -86,7 +89,7 @@ def test_a_partly_read_record_is_read_again(checkpoint):
 
 
 def test_a_file_without_checksums_passes(tmp_path):
-    """A torch file from before 1.6 has no checksums."""
+    """A torch file from before 1.6 has no checksums, so no record is compared."""
     path = save_ckpt(tmp_path / "model.ckpt", TENSORS, legacy=True)
     with open_tensor_file(path) as file:
         assert read(file).compare(read_missing=True) == 0
@@ -95,7 +98,10 @@ def test_a_file_without_checksums_passes(tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 3995), max_size=30), st.booleans(), st.randoms())
 def test_pieces_may_have_any_size_and_order(tmp_path_factory, cuts, damaged, shuffler):
-    """Threads read the pieces of a record in parallel."""
+    """Damage is found, and an intact record passes, however the record is cut and shuffled.
+
+    Threads of the loader read the pieces of a record in parallel.
+    """
     path = save_ckpt(tmp_path_factory.mktemp("pieces") / "model.ckpt", {"a": torch.arange(999.0)})
     if damaged:
         damage(path, "a", 8)

@@ -39,7 +39,7 @@ def read(path: Path, metadata: dict[str, str]) -> tuple[dict[str, str], tuple[st
 
 @pytest.mark.parametrize("length", [8_000_000, pytest.param(99_000_000, marks=pytest.mark.slow)])
 def test_a_long_entry_is_left_out_and_named(tmp_path, length):
-    """A header may have 100 MB, and its other entries are kept."""
+    """The other entries are kept, and the result names the entry that is left out."""
     kept, left_out = read(
         tmp_path, {"first": "1", "ss_tag_frequency": "x" * length, "ss_network_dim": "4"}
     )
@@ -57,7 +57,10 @@ def test_the_longest_entries_are_left_out_first(tmp_path):
 
 
 def test_useful_entries_are_kept_before_shorter_ones(tmp_path):
-    """Without the adapter's metadata, a LoRA would have another scale."""
+    """Metadata of a LoRA and a title are kept, and of 40,000 others those that still fit.
+
+    Without lora_adapter_metadata, a LoRA would have a different scale.
+    """
     useful = {"lora_adapter_metadata": "x" * 1000, "modelspec.title": "Fish"}
     rest = {f"tag {number}": "x" * 100 for number in range(40_000)}
     kept, left_out = read(tmp_path, {**rest, **useful})
@@ -67,14 +70,14 @@ def test_useful_entries_are_kept_before_shorter_ones(tmp_path):
 
 
 def test_a_useful_entry_that_is_left_out_is_named_first(tmp_path):
-    """Other entries may be longer."""
+    """lora_adapter_metadata comes before the names of six other entries that are left out."""
     texts = {f"tags {number}": "x" * (4 << 20) for number in range(6)}
     _, left_out = read(tmp_path, {"lora_adapter_metadata": "x" * (LIMIT + 1), **texts})
     assert left_out[0] == "lora_adapter_metadata"
 
 
 def test_metadata_may_stand_anywhere_in_the_header(tmp_path):
-    """The format does not say where."""
+    """Metadata before and after the tensors gives the same entries."""
     entry = {"__metadata__": {"long": "x" * (4 << 20), "short": "1"}}
     for content in ({**entry, **TENSOR}, {**TENSOR, **entry}):
         text = json.dumps(content, indent=1).encode() + b"   "
@@ -153,7 +156,7 @@ def test_metadata_is_read_as_the_library_reads_it(tmp_path_factory, metadata, as
 
 @pytest.mark.parametrize("piece", [8, 9, 10, 11, 12, 13, 14, 15, 16])
 def test_text_may_continue_in_the_next_piece(tmp_path, monkeypatch, piece):
-    """Escape sequences and characters may be cut anywhere."""
+    """Texts are read whole where a piece ends within an escape sequence or a character."""
     monkeypatch.setattr(header, "_PIECE", piece)
     metadata = {
         "plain": "abc",
@@ -209,7 +212,7 @@ def test_a_long_header_is_downloaded_in_pieces(tmp_path):
 
 
 def test_the_selection_is_bounded():
-    """However many entries a file has, few are held."""
+    """Of 100,000 short entries, fewer than 40,000 are kept."""
     selection = Selection()
     for number in range(100_000):
         selection.add(str(number), "", len(str(number)))

@@ -61,7 +61,7 @@ def test_tensors_are_found_where_the_library_put_them(tmp_path):
 
 
 def test_a_padded_header_is_read(tmp_path):
-    """Writers pad the header with spaces to align the data."""
+    """Tensors are found behind a header that ends with spaces, which writers add as padding."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(file_of(json.dumps({"a": A, "b": B}).encode() + b"    "))
     with open_tensor_file(path) as opened:
@@ -231,7 +231,10 @@ def test_a_damaged_file_is_refused_or_read_as_the_library_reads_it(tmp_path_fact
     ],
 )
 def test_damaged_file_must_be_uploaded_again(tmp_path, content, message):
-    """The safetensors library refuses these files, too, so another link to them would not help."""
+    """The reason is DAMAGED_FILE, whose remedy is to upload the original again.
+
+    The safetensors library refuses these files, too.
+    """
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(SafetensorError):

@@ -37,7 +37,7 @@ SIGN_UP = b'{"error":"Unauthorized","message":"The creator requires you to be lo
     ],
 )
 def test_a_model_file_is_identified_by_its_magic_bytes(head, container):
-    """Each container begins with different bytes."""
+    """Each container is identified by the bytes that it begins with."""
     assert identify(head, len(head)) is container
 
 
@@ -123,7 +123,7 @@ def test_a_path_that_is_not_a_file_is_refused(tmp_path, make, reason, what):
 
 
 def test_a_pipe_does_not_hang_the_loader(tmp_path):
-    """An ordinary open would wait for ever for a writer of the pipe."""
+    """A FIFO is refused, whereas a plain open would wait for ever for a writer."""
     os.mkfifo(tmp_path / "model.ckpt")
     with pytest.raises(LoaderError, match="not a regular file"):
         open_tensor_file(tmp_path / "model.ckpt")

@@ -105,7 +105,7 @@ def test_training_programs_files_are_read(tmp_path, options):
 
 
 def test_a_config_of_omegaconf_is_ignored(tmp_path):
-    """Training programs store such a config beside the weights. Its classes are not imported."""
+    """Only the weight is found beside such a config, whose classes are not imported."""
     config = hostile.new(hostile.name("omegaconf.dictconfig", "DictConfig")) + b"}b"
     whole = content({"config": config, "weight": tensor(storage("0", 3), [3])})
     found = read(
@@ -117,7 +117,7 @@ def test_a_config_of_omegaconf_is_ignored(tmp_path):
 
 
 def test_the_file_made_by_hand_is_one_that_torch_loads(tmp_path):
-    """Other tests break this file in one place, so the intact file must be valid."""
+    """The reader and torch find equal tensors in the file that other tests break in one place."""
     expected = torch.load(io.BytesIO(bytes(Legacy())), weights_only=True)
     found = read(tmp_path / "model.ckpt", bytes(Legacy()))
     assert {name: value.tolist() for name, value in found.items()} == {
@@ -126,7 +126,7 @@ def test_the_file_made_by_hand_is_one_that_torch_loads(tmp_path):
 
 
 def test_a_view_of_a_storage_is_read(tmp_path):
-    """Versions of torch before 0.4 wrote views in this way."""
+    """The reader and torch find equal values in a view that is written as before torch 0.4."""
     view = storage("0", 3, part=part("7", 1, 2))
     whole = content({"a": tensor(storage("0", 3), [3]), "b": tensor(view, [2])})
     data = bytes(Legacy(content=whole, keys=("0",), storages=Legacy().storages[:1]))
@@ -136,7 +136,7 @@ def test_a_view_of_a_storage_is_read(tmp_path):
 
 
 def test_strings_of_python_2_are_read(tmp_path):
-    """Old checkpoints use Python 2 strings for names and keys."""
+    """Tensors are found although all names and keys are strings of Python 2, as in old files."""
     whole = Legacy().content
     for word in ("weight", "bias", "storage", "cpu", "0", "1"):
         whole = whole.replace(hostile.text(word), b"U" + bytes([len(word)]) + word.encode())
@@ -274,7 +274,7 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path, file, reason, what)
 
 
 def test_every_truncation_is_refused(tmp_path):
-    """The file is cut at every byte, and thereby in every section."""
+    """A file that is cut off after any byte behind its magic number is refused as damaged."""
     data = bytes(Legacy())
     magic, *ends = accumulate(map(len, Legacy().sections()))
     assert ends[-1] == len(data)
@@ -285,7 +285,7 @@ def test_every_truncation_is_refused(tmp_path):
 
 
 def test_too_many_storages_are_refused(tmp_path):
-    """The number of keys in the list of storages is limited."""
+    """A list of storages with 100,001 keys is refused."""
     file = Legacy(keys=tuple(map(str, range(100_001))))
     with pytest.raises(LoaderError, match=r"100001 storages; at most 100000 are read"):
         read(tmp_path / "model.ckpt", bytes(file))

@@ -82,7 +82,7 @@ def test_a_checkpoint_is_read_in_every_form_that_training_programs_write(tmp_pat
 
 
 def test_a_module_s_own_state_dict_is_read(tmp_path):
-    """torch.nn.Module.state_dict returns an OrderedDict with attributes."""
+    """Weights are found in the OrderedDict with attributes that Module.state_dict returns."""
     state = torch.nn.Linear(2, 3).state_dict()
     assert isinstance(state, OrderedDict)
     torch.save(state, tmp_path / "model.pt")
@@ -112,7 +112,7 @@ def test_tensors_at_any_other_level_are_ignored(tmp_path):
 
 
 def test_a_tensor_with_attributes_is_read(tmp_path):
-    """Attributes that a program added to a tensor are dropped."""
+    """The tensor is read, and attributes that a program added to it are ignored."""
     weight = torch.randn(2)
     weight.note = "kept by me"
     torch.save({"weight": weight}, tmp_path / "model.pt")
@@ -120,7 +120,7 @@ def test_a_tensor_with_attributes_is_read(tmp_path):
 
 
 def test_checksums_are_those_of_the_stored_numbers(tmp_path):
-    """Checksums let the reader of a complete storage detect damage."""
+    """The opened file has the CRC-32 of a storage's bytes, with which the loader detects damage."""
     torch.save(TENSORS, tmp_path / "model.ckpt")
     with open_tensor_file(tmp_path / "model.ckpt") as opened:
         tensor = opened.tensors["float"]
@@ -129,7 +129,7 @@ def test_checksums_are_those_of_the_stored_numbers(tmp_path):
 
 
 def test_an_archive_without_checksums_is_read(tmp_path):
-    """Programs can turn checksums off in torch. The loader then has nothing to compare."""
+    """The tensors of a file that torch saved without checksums are read; none is reported."""
     torch.serialization.set_crc32_options(False)
     try:
         torch.save({"weight": BASE}, tmp_path / "model.ckpt")
@@ -152,7 +152,7 @@ class SparseFile(io.RawIOBase):
         return True
 
     def write(self, data):
-        """Write short pieces and skip long ones."""
+        """Write pieces of less than 1 MiB, and leave a hole for longer ones."""
         length = memoryview(data).nbytes
         if length < 1 << 20:
             os.pwrite(self.fd, data, self.position)
@@ -168,7 +168,7 @@ class SparseFile(io.RawIOBase):
 
 @pytest.mark.slow
 def test_an_archive_beyond_4_gigabytes_is_read(tmp_path):
-    """In such an archive, torch writes sizes and positions into zip's 64-bit fields."""
+    """Tensors of and behind 4 GB are found, with sizes and positions in zip's 64-bit fields."""
     path = tmp_path / "model.ckpt"
     large = torch.tensor([], dtype=torch.uint8).set_(torch.UntypedStorage(2**32 + 16))
     with SparseFile(path) as file:

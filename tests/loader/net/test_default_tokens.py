@@ -53,7 +53,10 @@ def token(settings: Settings, url: str, *, api: bool = False, required: bool = T
 
 
 def test_host_gets_the_token_of_its_own_secret(settings: Settings) -> None:
-    """Subdomains, other ports and plain http do not get the token. A Secret may be missing."""
+    """Subdomains, other ports and plain http do not get the token.
+
+    If the Secret is missing, the request is sent without a token.
+    """
     keep(settings, "site.example", "site")
     keep(settings, "site.example_8443", "port", host="site.example:8443")
     assert token(settings, SITE) == "site"
@@ -74,10 +77,13 @@ def test_token_for_the_hub_is_not_for_its_mirror(settings: Settings) -> None:
     assert token(named, "https://mirror.example/hub", api=True) == "mirror"
 
 
-def test_link_into_the_hub_is_sent_without_a_token_that_is_not_for_private_repos(
+def test_link_into_the_hub_gets_only_a_default_token_for_private_repos(
     settings: Settings,
 ) -> None:
-    """Only the Hub's API shows whether a repo is private, and the loader does not ask it here."""
+    """Only a default token with `for_private` is sent.
+
+    The repo may be private: the loader does not ask the Hub's API about a link.
+    """
     link = f"{HUB}/datasets/o/n/resolve/main/x.safetensors"
     assert token(settings, link) is None
     private = {"huggingface.co": DefaultSecret("hub-token", for_private=True)}
@@ -131,7 +137,7 @@ def on(hub: FakeHub, settings: Settings, *, private: bool = False) -> Settings:
 def test_default_token_opens_a_gated_repo_but_not_a_private_one(
     hub: FakeHub, settings: Settings, into: Path
 ) -> None:
-    """The Hub's API does not get a token that is not for private repos."""
+    """A token without `for_private` is sent with downloads, but not to the Hub's API."""
     here = on(hub, settings)
     keep(here, hub.host.replace(":", "_"))
     fetch(load_request(url="org/gated", model_type=None), here, into)

@@ -21,14 +21,14 @@ from sd_loader.settings import Settings
 from tests.support.loader.linkfetches import BODY, refusal
 
 HERE, INSIDE = "127.0.0.1", "127.0.0.2"
-"""Two loopback addresses: in these tests the first counts as public."""
+"""Two loopback addresses. The fixture `public` lets the first count as public."""
 EARLY = {"error": "Early Access", "message": "This asset is in Early Access until tomorrow"}
 SAID = "; the source says: "
 
 
 @pytest.fixture
 def server() -> Iterator[FileServer]:
-    """A server of links."""
+    """A file server on loopback."""
     with FileServer() as server:
         yield server
 
@@ -157,7 +157,7 @@ def test_a_body_that_is_not_the_file_is_not_quoted_from_a_private_address(
 
 @pytest.mark.usefixtures("public")
 def test_a_body_that_is_not_the_file_is_not_quoted_through_a_proxy(settings, into):
-    """A proxy resolves the name, so nobody here knows the address behind it."""
+    """A proxy resolves the name, so the loader does not know the address behind it."""
     answer = Answer(200, json.dumps(EARLY).encode(), {"Connection": "close"})
     with Loopback(lambda _: answer) as proxy:
         proxied = replace(settings, proxy=proxy.url)
@@ -180,7 +180,7 @@ def test_nothing_is_quoted_from_a_private_address_behind_a_redirect(server, sett
 
 @pytest.mark.usefixtures("public")
 def test_nothing_is_quoted_through_a_proxy(settings, into):
-    """A proxy resolves the name, so nobody here knows the address behind it."""
+    """A proxy resolves the name, so the loader does not know the address behind it."""
     answer = Answer(403, json.dumps(EARLY).encode(), {"Connection": "close"})
     with Loopback(lambda _: answer) as proxy:
         proxied = replace(settings, proxy=proxy.url)
@@ -297,7 +297,7 @@ def test_expired_signature_of_a_link_is_not_a_missing_licence(
 )
 @pytest.mark.usefixtures("public")
 def test_quotation_is_short_and_harmless(server, settings, into, body, quoted):
-    """At most 160 printable characters of a JSON text are quoted, without links."""
+    """At most 160 printable characters of a JSON or XML message are quoted, without links."""
     message = refusal(failing(server, 403, body), settings, into).message
     expected = body["message"] if quoted is None else quoted
     assert message.partition(SAID)[2] == expected
@@ -315,7 +315,7 @@ def test_long_link_leaves_room_for_the_words_of_the_source(server, settings, int
 
 
 def endless(status: int) -> Callable[[Request], Iterable[bytes]]:
-    """Answer with this status and a body that never ends."""
+    """Return a function that responds with this status and a body that never ends."""
 
     def respond(_: Request) -> Iterable[bytes]:
         yield b"HTTP/1.1 %d X\r\nTransfer-Encoding: chunked\r\n\r\n" % status
@@ -339,7 +339,7 @@ def test_only_the_beginning_of_an_error_is_read(settings, streamed):
     ("status", "reason"), [(403, Reason.ACCESS_DENIED), (203, Reason.SOURCE_UNREACHABLE)]
 )
 def test_endless_response_that_is_not_the_file_is_given_up(settings, into, status, reason):
-    """Only an error is cut by the transport, so the reader has a limit of its own."""
+    """The transport cuts only errors, so the reader of other responses has its own limit."""
     with Loopback(endless(status)) as server:
         assert refusal(f"{server.url}/model", settings, into).reason is reason
 

@@ -163,7 +163,7 @@ def test_proxy_resolves_names_and_may_have_a_private_address():
 
 
 def test_login_of_the_proxy_comes_from_the_administrators_logins(tmp_path):
-    """The proxy gets the login, and no host behind it does."""
+    """The login is sent in Proxy-Authorization, and never in Authorization."""
     (tmp_path / "proxy").write_text("user:p@ss/word\n")
     with Proxy() as proxy:
         env = {"HTTPS_PROXY": proxy.url, "SD_LOADER_LOGINS_DIR": str(tmp_path)}

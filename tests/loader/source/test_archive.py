@@ -183,7 +183,10 @@ def test_files_of_an_earlier_attempt_are_removed(tmp_path):
 
 
 def test_fetch_without_a_record_runs_again(tmp_path):
-    """A Pod that dies after unpacking leaves the folder and the note, but not the zip."""
+    """A Pod that dies after unpacking leaves the folder and the note, but not the zip.
+
+    The next fetch downloads the zip again and gives the same result.
+    """
     with FileServer() as server:
         url = server.serve_file("/trained", zip_bytes(parts()))
         allowed = Settings(allowed_hosts=frozenset({server.host}))
@@ -311,7 +314,7 @@ UNSAFE, DAMAGED, UNKNOWN = Reason.UNSAFE_MODEL, Reason.DAMAGED_FILE, Reason.UNSU
     ],
 )  # fmt: skip
 def test_suspicious_archive_is_refused(tmp_path, members, reason, words):
-    """Each case has a single flaw. Nothing is unpacked."""
+    """Each archive has one flaw, and nothing is unpacked. If `reason` is None, it has no flaw."""
     if reason is None:
         unpack(tmp_path, zip_bytes(members))
         assert unpacked(tmp_path) == NEEDED

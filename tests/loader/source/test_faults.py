@@ -283,7 +283,7 @@ def test_fault_is_survived_or_refused(
 def test_slow_server_is_given_up(
     pod: Pod, files: Files, fault: Fault, words: str, monkeypatch: pytest.MonkeyPatch, tally: Tally
 ) -> None:
-    """An open connection does not keep a load waiting."""
+    """A load fails if the server keeps the connection open, but sends too slowly or nothing."""
     monkeypatch.setattr(transport, "TIMEOUT", httpx2.Timeout(0.5))
     monkeypatch.setitem(vars(patience.PACE), "window_seconds", 0.5)
     with Server(files, resumed(fault), files.content) as server:

@@ -148,7 +148,7 @@ def test_existing_file_is_meant_rather_than_a_link_or_a_repo(url, tmp_path, monk
 
 @pytest.mark.parametrize("url", ["a.bc/c/" + "x" * 300, "a.bc/c/" + "d/" * 4000 + "x"])
 def test_path_that_no_file_can_have_is_a_link(url):
-    """The system refuses to look for it."""
+    """The system rejects a path that is too long, so the loader takes it for a link."""
     assert locate(ref(url, LORA), MIRROR, allow_local=True) == Link(f"https://{url}")
 
 
@@ -192,7 +192,7 @@ def test_failed_link_without_a_scheme_names_the_missing_file(url, allow_local, r
     ],
 )
 def test_url_without_a_source_is_refused(url, model_type, words):
-    """A request from the operator must not read the node's files."""
+    """A local path is refused, too: an operator's request must not read the node's files."""
     with pytest.raises(LoaderError) as caught:
         locate(ref(url, model_type), MIRROR)
     assert caught.value.reason is Reason.INVALID_SPEC
@@ -209,7 +209,7 @@ def test_loader_reads_every_form_of_a_url(url):
 
 @pytest.mark.parametrize("url", REFUSED)
 def test_command_line_refuses_the_same_urls(url):
-    """A url that may be a path counts as one: then the message says that the file is missing."""
+    """Only a url that may be a path is not refused: it is taken for a local file."""
     for kind in OTHER_TYPES:
         source = ref(url, kind)
         if REFUSED[url].startswith("must be") and kind is not REPO and "://" not in url:

@@ -264,8 +264,8 @@ def fetching(tmp_path):
     return fetch_config
 
 
-def test_config_is_checked_before_the_model_is_downloaded(server, fetching):
-    """The loader downloads and parses the config first."""
+def test_config_is_downloaded_and_checked(server, fetching):
+    """A valid config is kept unchanged, and a page in its place is refused."""
     url = server.serve_file("/v2-inference-v.yaml", V2_INFERENCE_V.encode())
     assert fetching(url).read_text() == V2_INFERENCE_V
     with pytest.raises(LoaderError, match=r"originalConfig: it has no model\.params"):
@@ -313,7 +313,7 @@ def test_token_is_sent_only_to_its_host(tmp_path, server, fetching, host, sent):
 
 
 def test_conversion_uses_the_original_config(tmp_path, server):
-    """The config tells which kind of SD 2 the model is."""
+    """The prediction type and the image size of the SD 2 model come from the config."""
     model = save_safetensors(
         tmp_path / "model.safetensors", random_tensors(sd2_shapes(TINY_SD2), torch.float16)
     )
@@ -343,7 +343,7 @@ def test_original_config_is_refused_for_a_repo(model_type):
 
 
 def test_load_accepts_a_local_config(tmp_path, fetching):
-    """A missing local file is reported as such."""
+    """A missing local file has the reason SourceNotFound."""
     path = Path(tmp_path / "mine.yaml")
     path.write_text(V1_INFERENCE)
     assert fetching(str(path), allow_local=True).name == "config"

@@ -98,7 +98,7 @@ def test_vae_comes_from_another_source(
 def test_missing_text_encoders_come_from_the_default_repo(
     containers: Containers, hub: FakeHub, tmp_path: Path, family: str, components: list[str]
 ) -> None:
-    """The encoders' widths fit the UNet, and the folder opens."""
+    """The encoders' tensors equal those of the repo, and the folder opens."""
     make, repo, base = MAKERS[family]
     hub.add_repo("org/defaults", save_repo(tmp_path / "repo", repo))
     containers.env["SD_LOADER_DEFAULT_PARTS"] = f"{base}=org/defaults"
@@ -210,7 +210,7 @@ def test_invalid_vae_source_is_refused(
 
 
 def test_vae_field_is_refused_for_a_vae(containers: Containers) -> None:
-    """The load fails before it downloads anything."""
+    """Only a whole model can have another VAE."""
     request = load_request("org/vae", model_type="vae", vae=VaeSource(url="org/other"))
     ended = containers.load(request)
     failed(ended, Reason.INVALID_SPEC, "spec.vae is for whole models; modelType vae has none")
@@ -230,7 +230,7 @@ def test_vae_of_another_family_loads_with_a_warning(
 
 
 def test_invalid_default_parts_setting_is_named(containers: Containers) -> None:
-    """The load fails before it downloads anything."""
+    """The message names the variable and the form of its entries."""
     containers.env["SD_LOADER_DEFAULT_PARTS"] = "sd9=org/name"
     ended = containers.load(load_request("org/model"))
     failed(ended, Reason.INVALID_SPEC, "SD_LOADER_DEFAULT_PARTS must be entries BASE=ORG/NAME")

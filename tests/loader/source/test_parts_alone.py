@@ -1,4 +1,4 @@
-"""ControlNets and VAEs as models of their own."""
+"""ControlNets and VAEs that are loaded as models, not as components of a checkpoint."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ def test_published_folder_equals_that_of_diffusers(tmp_path, workshop, hub, row)
 
 
 def test_new_name_of_a_renamed_repo_is_reported(tmp_path, workshop, hub):
-    """The message appears in the model's condition."""
+    """The message of the result, which the model's condition repeats, has the new name."""
     file = workshop.file(SD1, ".safetensors")
     shutil.copy(file, hub.repos["org/model"].folder / "model.safetensors")
     hub.renamed["old/name"] = "org/model"

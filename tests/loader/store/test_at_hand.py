@@ -48,13 +48,13 @@ def blob(root: Path) -> Path:
 
 
 def found(root: Path, sha256: str = SHA256, size: int = SHARED_FROM) -> Arrived | None:
-    """Look a file up, and put it beside the volume's models."""
+    """Look a file up by its SHA-256, and link it as `taken` if the volume has it."""
     with Volume.open(root) as volume:
         return FilesAtHand(volume).link(sha256, size, root / "taken")
 
 
 def test_a_file_is_found_by_its_sha256_and_linked(root: Path) -> None:
-    """It takes no more space, and its digests are known."""
+    """The hard link takes no space, and the file's digests are known."""
     arrived = found(root)
     assert arrived is not None
     assert (arrived.sha256, arrived.size) == (SHA256, SHARED_FROM)
@@ -87,7 +87,7 @@ def test_a_changed_blob_is_not_linked(root: Path, change: Callable[[Path], None]
 
 
 def test_an_altered_blob_is_reported(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It is removed, too, so that no other load reads it."""
+    """The blob is also removed, so that no other load reads it."""
     path = blob(root)
     _alter(path)
     found(root)
@@ -120,7 +120,7 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
 
 
 def fetch_beside(root: Path, hub: FakeHub, into: Path, **fields: object) -> Fetched:
-    """Fetch a repo onto the volume."""
+    """Fetch a repo into a folder of the volume. Files that the volume has are linked."""
     request = load_request(**{"model_type": "huggingface", "url": REPO, **fields})
     with Volume.open(root) as volume:
         settings = Settings(hub_endpoint=hub.url)
@@ -130,7 +130,7 @@ def fetch_beside(root: Path, hub: FakeHub, into: Path, **fields: object) -> Fetc
 def test_a_second_model_downloads_only_what_the_volume_does_not_have(
     root: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One byte of the file asks the Hub for access. Only the rest must fit on the volume."""
+    """Of the linked file, one byte is requested to check access. Only the rest needs space."""
     rest = sum(len(text) for name, text in NEEDED.items() if name != UNET)
     checked: list[int] = []
     monkeypatch.setattr(

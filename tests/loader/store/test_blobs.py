@@ -42,7 +42,7 @@ OTHER = "other"
 
 
 def files(unet: bytes) -> dict[str, bytes]:
-    """Return the files of a model with the common VAE and its own UNet."""
+    """Return the files of a model with this UNet and the VAE that all models here have."""
     return {"model_index.json": CONFIG, "unet/weights": unet * SHARED_FROM, "vae/weights": VAE}
 
 
@@ -96,7 +96,7 @@ def no_link(code: int) -> Callable[..., None]:
 
 
 def serves(root: Path, model_id: str, content: Mapping[str, bytes]) -> bool:
-    """Return whether the published model has exactly these files."""
+    """Return whether the published model has these files with this content."""
     return all((root / model_id / path).read_bytes() == data for path, data in content.items())
 
 
@@ -170,7 +170,7 @@ def test_an_adopted_model_shares_with_others_but_not_with_its_previous_owner(
 
 
 def adopted(volume: Volume, uid: str) -> Receipt:
-    """Adopt the version of another uid of the same model, and publish it."""
+    """Adopt the version of another uid of the same model, publish it, and return its receipt."""
     owner = NAMESAKE.model_copy(update={"uid": uid})
     record = take_ownership(volume, owner, MODEL_ID, HASH)
     with begin(volume, uid, "pod", HASH) as staging:

@@ -38,7 +38,7 @@ FAULTS = {
 """How a volume fails (from a step on, or once), its error, and the run's reasons and message."""
 
 
-# The child of the fork only runs the loader, whatever threads other tests have left.
+# The forked child only runs the loader, so it does not need the threads of other tests.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.usefixtures("tagged_parts")
 @pytest.mark.parametrize("fault", FAULTS)

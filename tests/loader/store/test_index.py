@@ -33,7 +33,7 @@ OTHER = Owner(uid="uid-9", namespace="other", name="x")
 
 
 def listed(root: Path, namespace: str = "ns") -> list[dict[str, Any]]:
-    """Return the models in a namespace's list; return none if there is no list."""
+    """Return the models in a namespace's list. Without a list, return an empty one."""
     path = root / ".index" / f"{namespace}.json"
     if not path.exists():
         return []
@@ -58,7 +58,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
 
 
 @pytest.mark.usefixtures("parts")
-def test_a_load_lists_the_model_and_a_removal_ends_that(tmp_path: Path) -> None:
+def test_a_load_adds_the_model_to_the_list_and_a_removal_deletes_it(tmp_path: Path) -> None:
     """The list has the facts of the artifact and the card, and no url."""
     result = loaded(tmp_path)
     assert result.artifact is not None

@@ -31,7 +31,7 @@ from tests.support.store.volumes import tree
 from tests.support.tally import Tally
 
 
-# The child of the fork only runs the loader, whatever threads other tests have left.
+# The forked child only runs the loader, so it does not need the threads of other tests.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.usefixtures("tagged_parts")
 @pytest.mark.parametrize(("before", "pod", "apart"), sampled(RUNS, name_of, 24, 1, quick={1}))
@@ -88,7 +88,7 @@ def test_a_real_conversion_killed_at_any_step_is_completed_by_the_next_run(
         for step in tried:
             where = f"step {step}: {names[step]}"
             root = copy(start, tmp_path / str(step))
-            # Threads that download make the steps a little other each time.
+            # Threads that download change the steps a little, so the run may end before the kill.
             assert pod.run(root, "pod-1", killed_at(step)) in {KILLED, 0}, where
             assert tree(root / "model") in ({}, whole), where
             assert pod.run(root, "pod-2") == 0, where

@@ -105,7 +105,7 @@ def test_a_dangling_link_is_replaced(volume: Volume, tmp_path: Path) -> None:
 def test_two_pods_may_record_the_owner_at_the_same_time(
     volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One Pod may remove the other's temporary file as an orphan."""
+    """If one Pod removes the other's temporary file as an orphan, the file is written again."""
     original, calls = os.rename, 0
 
     def tidied(*args: Any, **kwargs: Any) -> None:
@@ -162,7 +162,7 @@ def test_a_chain_of_owners_leaves_only_the_files_of_the_last(
 
 
 def adopted(volume: Volume, owner: Owner = NAMESAKE, load_hash: str = HASH) -> Receipt | None:
-    """Run the first steps of a new owner's load, and return the adopted receipt."""
+    """Let a new owner adopt and publish a version. Return its receipt, or None."""
     record = take_ownership(volume, owner, MODEL_ID, load_hash)
     with begin(volume, owner.uid, "pod", load_hash) as staging:
         receipt = adopt(volume, record, load_hash, staging, lambda _: None)

@@ -53,10 +53,10 @@ class Outside:
 
 
 def in_use(root: Path) -> Path:
-    """A volume with a model, another model, and a killed load of the next version."""
+    """Return a volume with two models and an unfinished load of the next version of one."""
     prepared(root, [NEIGHBOURS, FIRST])
     assert Pod(RELOAD.commands[:1], "fetch").run(root, "pod-0") == 0
-    # As a load leaves it that is converted while it comes.
+    # A load that converts during the download leaves such a file if it is killed.
     out = root / ".staging/uid-1/pod-0/out/unet"
     out.mkdir(parents=True)
     (out / "weights").write_bytes(b"half")
@@ -89,7 +89,7 @@ def test_every_access_outside_is_noticed(tmp_path: Path) -> None:
     outside.close()
 
 
-# The child of the fork only runs the loader, whatever threads other tests have left.
+# The forked child only runs the loader, so it does not need the threads of other tests.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.usefixtures("tagged_parts")
 @pytest.mark.parametrize(

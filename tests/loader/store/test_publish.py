@@ -48,7 +48,7 @@ def test_a_published_model_is_a_relative_link_to_a_version_with_its_receipt(
 
 
 def test_published_files_are_readable_by_everybody(volume: Volume, tmp_path: Path) -> None:
-    """Directories have mode 0755 and files 0644, for any umask of the loader."""
+    """A version's folders have mode 0755 and its files 0644, for any umask of the loader."""
     before = os.umask(0o077)
     try:
         load(volume)
@@ -194,7 +194,7 @@ def test_a_superseded_load_does_not_publish(volume: Volume, tmp_path: Path) -> N
 def test_a_planted_link_or_file_is_refused(
     volume: Volume, tmp_path: Path, place: str, kind: str
 ) -> None:
-    """If a link replaces a folder, the error names it. Files outside the volume stay unchanged."""
+    """The load fails if a folder is replaced. Files outside the volume stay unchanged."""
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     (outside / "uid-1").mkdir(parents=True)
     (outside / "uid-1" / "keep").write_text("keep")
@@ -274,11 +274,11 @@ def test_a_probe_that_another_pod_removes_is_repeated(
 def test_a_volume_without_links_or_renames_is_unsupported(
     volume: Volume, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
-    """Mounts of object stores are refused before the download."""
+    """The probe refuses such a volume, which may be a mount of an object store."""
     original = getattr(os, operation)
 
     def fail(*args: object, **kwargs: object) -> None:
-        # The first rename puts the probe's own file in place; it is that of links which is missing.
+        # The probe first renames its own file, which works. Only links cannot be renamed.
         if operation == "rename" and args[1] == "file":
             original(*args, **kwargs)
             return
@@ -304,7 +304,7 @@ def test_a_volume_that_is_not_writable_is_reported(
 
 
 def test_a_missing_volume_is_reported(tmp_path: Path) -> None:
-    """The error says that the volume is not mounted; the run does not crash."""
+    """The error names the path that cannot be opened."""
     with (
         refused(Reason.VOLUME_NOT_WRITABLE, "cannot open the volume at .*missing"),
         Volume.open(tmp_path / "missing"),

@@ -90,7 +90,7 @@ def race(root: Path, held: Pod, step: int, other: Pod) -> tuple[int, int]:
     return code, others
 
 
-# The child of the fork only runs the loader, whatever threads other tests have left.
+# The forked child only runs the loader, so it does not need the threads of other tests.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.usefixtures("tagged_parts")
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from tests.support.tally import Tally
 PAGE = 4096
 MISSED = 77
 
-# The child of the fork only runs the loader, whatever threads other tests have left.
+# The forked child only runs the loader, so it does not need the threads of other tests.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
     pytest.mark.usefixtures("tagged_parts"),
@@ -105,7 +105,10 @@ def test_a_full_volume_can_be_cleaned_up(tmpfs: Callable[..., Path]) -> None:
 def test_a_volume_that_becomes_read_only_is_reported_and_stays_readable(
     tmpfs: Callable[..., Path],
 ) -> None:
-    """A loaded model is still reported as loaded. Everything else fails with a clear error."""
+    """Each run fails with VolumeNotWritable or asks for another try, and changes nothing.
+
+    When the volume is writable again, the started load can be finished.
+    """
     root = tmpfs("size=1m")
     assert FIRST.run(root) == 0
     assert Pod(RELOAD.commands[:1], "fetch").run(root) == 0
@@ -140,7 +143,7 @@ def reading(root: Path) -> OnStep:
             assert whole(root / MODEL_ID) in {HASH, NEW_HASH}
         except AssertionError:
             logging.exception("before step %d, %s", number, name)
-            os._exit(MISSED)  # which the loader cannot take for its own failure
+            os._exit(MISSED)  # The loader would report an exception as its own failure.
 
     return on_step
 

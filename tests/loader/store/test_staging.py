@@ -31,7 +31,7 @@ from tests.support.store.volumes import (
 
 
 def test_the_next_pod_takes_over_a_partial_download(volume: Volume, tmp_path: Path) -> None:
-    """The next Pod downloads only the missing bytes."""
+    """The next Pod gets the folder with the bytes that are already downloaded."""
     download(volume, "pod-1")
     with begin(volume, OWNER.uid, "pod-2", HASH) as staging, staging.source() as source:
         assert source.read("file", 100) == b"part"
@@ -121,7 +121,7 @@ def test_planted_files_in_a_download_are_removed(
     place.unlink(missing_ok=True)
     if kind == "link":
         place.symlink_to(outside)
-        if name != "lock":  # which is mended on the way
+        if name != "lock":  # The loader replaces a lock that is not a file.
             with (
                 refused(Reason.LOADER_CRASHED, "has no download of this load"),
                 resume(volume, OWNER.uid, "pod-1", HASH),

@@ -23,50 +23,50 @@ from tests.support.store.volumes import HASH, MODEL_ID, NEW_HASH, download, load
 
 
 def shortened(version: Path) -> str:
-    """A truncated file."""
+    """Truncate a file, and return its path in the version."""
     os.truncate(version / "vae/weights", 5)
     return "vae/weights"
 
 
 def missing(version: Path) -> str:
-    """A missing file."""
+    """Remove a file, and return its path."""
     (version / "unet/config.json").unlink()
     return "unet/config.json"
 
 
 def made_a_link(version: Path) -> str:
-    """A link in place of a file."""
+    """Put a link in place of a file, and return its path."""
     (version / "unet/config.json").unlink()
     (version / "unet/config.json").symlink_to("/etc/passwd")
     return "unet/config.json"
 
 
 def added(version: Path) -> str:
-    """An additional file."""
+    """Add a file, and return its path."""
     (version / "more.py").write_text("print()")
     return "more.py"
 
 
 def added_link(version: Path) -> str:
-    """A link to a folder."""
+    """Add a link to a folder, and return its path."""
     (version / "more").symlink_to("/etc")
     return "more"
 
 
 def without_receipt(version: Path) -> str:
-    """A published folder without a receipt."""
+    """Remove the receipt, and return its path."""
     (version / RECEIPT_FILE).unlink()
     return RECEIPT_FILE
 
 
 def without_owner(version: Path) -> str:
-    """A published folder whose owner record cannot be read."""
+    """Make the owner record unreadable, and return its path."""
     (version.parent / "owner.json").write_text("{")
     return "../owner.json"
 
 
 def without_lists(state: Mapping[str, object]) -> dict[str, object]:
-    """Return a volume's content without the lists of models, which change with it."""
+    """Return a volume's content without the lists of models, which a sweep may write."""
     return {path: content for path, content in state.items() if not path.startswith(".index")}
 
 
@@ -77,7 +77,7 @@ def without_lists(state: Mapping[str, object]) -> dict[str, object]:
 def test_altered_files_are_reported_and_never_removed(
     volume: Volume, tmp_path: Path, alter: Callable[[Path], str]
 ) -> None:
-    """The exit code tells that a person must look into them."""
+    """The exit code shows that a person must act."""
     load(volume, files=WEIGHTS)
     path = os.path.normpath(f"{VERSION}/{alter(tmp_path / VERSION)}")
     before = without_lists(tree(tmp_path))
@@ -145,7 +145,7 @@ def test_planted_links_are_not_followed(volume: Volume, tmp_path: Path) -> None:
 def test_an_orphan_that_cannot_be_removed_is_reported(
     volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other orphans are removed, and the exit code asks for another try."""
+    """The exit code asks for another try."""
     load(volume)
     volume.make(".store", ".trash-uid-7").close()
 

@@ -58,7 +58,7 @@ def test_a_running_pods_folder_is_kept(volume: Volume, tmp_path: Path) -> None:
 def test_without_locks_the_age_decides(
     volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A running Pod always writes something within a day."""
+    """A running Pod writes something every day, so an older folder is an orphan."""
 
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -145,10 +145,10 @@ def has_folder(volume: Volume, place: str) -> bool:
 def emptied_before(
     monkeypatch: pytest.MonkeyPatch, volume: Volume, operation: str, name: str
 ) -> list[str]:
-    """Remove the model's empty folders at the call that creates such a name in one of them.
+    """Remove the model's empty folders just before `operation` creates a name like `name`.
 
-    This simulates a sweep that has just removed the last entry. Return the list of removed
-    folders.
+    This simulates a sweep that has just removed the last entry. Return a list that then has the
+    removed folders.
     """
     original = getattr(os, operation)
     gone: list[str] = []
@@ -211,7 +211,7 @@ def test_a_sweep_does_not_damage_concurrent_loads_and_removals(tmp_path: Path) -
                     if number % 4 == 3:
                         remove(volume, OWNER, MODEL_ID)
                 remove(volume, OWNER, MODEL_ID)
-        except BaseException as error:  # noqa: BLE001 - told below, in the test's own thread
+        except BaseException as error:  # noqa: BLE001 - raised below, in the test's own thread
             failures.append(error)
         finally:
             done.set()

@@ -52,7 +52,7 @@ def served(serve: Serve) -> Iterator[int]:
 
 
 def get(port: int, path: str) -> int:
-    """Return the status of a page."""
+    """Return the HTTP status of a GET for this path."""
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as client:
         client.request("GET", path)
         response = client.getresponse()
@@ -134,18 +134,18 @@ def test_deadline_is_for_the_whole_request() -> None:
 
 
 class LargePage(BaseHTTPRequestHandler):
-    """A page that does not fit into the buffers of a connection."""
+    """Serves a response that does not fit into the buffers of a connection."""
 
     def do_GET(self) -> None:
-        """Send the page."""
+        """Send the large response."""
         self.wfile.write(bytes(64 * 2**20))
 
 
 class FaultyPage(BaseHTTPRequestHandler):
-    """A page that cannot be made."""
+    """Fails to make a response."""
 
     def do_GET(self) -> None:
-        """Fail."""
+        """Raise an error."""
         raise ValueError("a fault")
 
 
@@ -176,14 +176,14 @@ def test_fault_in_a_page_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 class BusyPage(BaseHTTPRequestHandler):
-    """A slow page that counts how many requests for it are served at the same time."""
+    """Serves slow responses, and counts how many requests are served at the same time."""
 
     busy = 0
     most = 0
     lock = threading.Lock()
 
     def do_GET(self) -> None:
-        """Make the page."""
+        """Count the request, and respond after a moment."""
         with self.lock:
             BusyPage.busy += 1
             BusyPage.most = max(BusyPage.most, BusyPage.busy)
@@ -193,7 +193,7 @@ class BusyPage(BaseHTTPRequestHandler):
 
     @override
     def log_message(self, format: str, *args: object) -> None:
-        """Stay silent."""
+        """Log nothing."""
 
 
 def test_busy_threads_count_until_they_end(monkeypatch: pytest.MonkeyPatch) -> None:

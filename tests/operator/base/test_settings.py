@@ -28,7 +28,7 @@ def read(kubeconfig: str, **variables: str) -> Settings:
 
 
 def test_an_empty_environment_gives_the_defaults(kubeconfig: str) -> None:
-    """Only the cluster must be configured."""
+    """A kubeconfig alone is enough; all other settings have their defaults."""
     assert read(kubeconfig) == Settings(kubeconfig=Path(kubeconfig))
 
 
@@ -232,13 +232,13 @@ def test_an_election_needs_a_namespace(kubeconfig: str) -> None:
 
 
 def test_a_missing_kubeconfig_is_an_error(tmp_path: Path) -> None:
-    """The error is raised before anything starts."""
+    """Reading the settings raises SettingsError if the kubeconfig does not exist."""
     with pytest.raises(SettingsError, match="KUBECONFIG must name a file"):
         Settings.from_env({"KUBECONFIG": str(tmp_path / "nothing")})
 
 
 def test_the_hub_of_the_environment_is_the_default(kubeconfig: str) -> None:
-    """HF_ENDPOINT is the variable that the Hub's own tools read."""
+    """HF_ENDPOINT, which the Hub's own tools read, is used if no setting names the Hub."""
     env = {"KUBECONFIG": kubeconfig, "HF_ENDPOINT": "https://mirror.example.com"}
     assert Settings.from_env(env).hub_endpoint == "https://mirror.example.com"
 
@@ -299,15 +299,18 @@ def test_an_invalid_link_is_not_shown(kubeconfig: str, name: str, value: str, wh
     ],
 )
 def test_a_secret_in_a_setting_is_refused(kubeconfig: str, name: str, value: str) -> None:
-    """Settings are copied into Jobs. The error does not quote the secret."""
+    """The error names the variable and does not quote the secret. Settings are copied into Jobs."""
     with pytest.raises(SettingsError) as error:
         read(kubeconfig, **{name: value})
     assert str(error.value).startswith(f"SD_OPERATOR_{name} ")
     assert PASSWORD not in str(error.value)
 
 
-def test_a_refused_secret_has_a_replacement(kubeconfig: str) -> None:
-    """The error says where the login or the key belongs."""
+def test_error_about_a_secret_in_a_setting_names_the_place_for_it(kubeconfig: str) -> None:
+    """The error names the Secret, or the placeholder {key}, for the login or the key.
+
+    For HF_ENDPOINT it says that logins are not allowed in the url.
+    """
     with pytest.raises(SettingsError, match="key proxy or hub of the Secret that SD_OPERATOR_LOG"):
         read(kubeconfig, HTTPS_PROXY=f"http://user:{PASSWORD}@proxy:3128")
     with pytest.raises(

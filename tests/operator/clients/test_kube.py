@@ -45,7 +45,7 @@ def test_objects_are_read_by_path_and_token(server: Server) -> None:
 
 
 def test_lists_are_read_to_their_end(server: Server) -> None:
-    """Every page is requested with the same selector."""
+    """A list in several pages is returned as one; every page is requested with the selector."""
     server.answer(200, {"items": [1, 2], "metadata": {"continue": "next"}})
     server.answer(200, {"items": [3], "metadata": {}})
     assert ask(server, lambda api: api.list(JOBS, labels="a=b")).items == [1, 2, 3]
@@ -55,7 +55,7 @@ def test_lists_are_read_to_their_end(server: Server) -> None:
 
 
 def test_check_of_a_kind_lists_one_object(server: Server) -> None:
-    """The check only shows whether the API server serves the kind and permits the list."""
+    """The request has limit=1. It only shows whether the kind is served and may be listed."""
     server.answer(200, {"items": [1], "metadata": {"continue": "next"}})
     ask(server, lambda api: api.check(MODELS, "art"))
     (request,) = server.requests
@@ -114,7 +114,7 @@ def test_rejections_raise_their_own_error_and_are_not_retried(
 
 
 def test_a_rejection_that_quotes_a_job_shows_no_secret_of_its_link(server: Server) -> None:
-    """Admission webhooks may quote the Job, and their message goes into the status."""
+    """The error's message, which may go into the status, has no secret of a quoted Job's link."""
     request = (
         r"[\"--request\", \"{\\\"url\\\":\\\"https://u:hunter2@example.com/x?token=hunter2\\\"}\"]"
     )
@@ -125,7 +125,10 @@ def test_a_rejection_that_quotes_a_job_shows_no_secret_of_its_link(server: Serve
 
 
 def test_a_terminating_namespace_is_distinguished_from_a_missing_right(server: Server) -> None:
-    """The API server answers 403 in both cases."""
+    """The error has `namespace_terminating` if the status has this cause.
+
+    The API server also answers 403 if a right is missing.
+    """
     causes = {"details": {"causes": [{"reason": "NamespaceTerminating"}]}}
     server.answer(403, status(403, "Forbidden", **causes))
     with pytest.raises(ForbiddenError) as error:
@@ -143,7 +146,7 @@ def test_a_terminating_namespace_is_distinguished_from_a_missing_right(server: S
 def test_an_exceeded_quota_is_recognised_by_its_message(
     server: Server, message: str, quota: bool
 ) -> None:
-    """The API server has no reason code for an exceeded quota."""
+    """`quota_exceeded` follows from the message, because the API server has no reason for it."""
     server.answer(403, {"kind": "Status", "code": 403, "reason": "Forbidden", "message": message})
     with pytest.raises(ForbiddenError) as error:
         ask(server, lambda api: api.get(MODELS, "art", "sketch"))
@@ -171,7 +174,10 @@ def test_an_unreachable_server_raises_unavailable(server: Server) -> None:
 
 
 def test_a_renewed_token_is_read_when_the_old_one_is_refused(server: Server) -> None:
-    """Kubernetes replaces service account tokens on disk."""
+    """After a 401, the client reads the token file again, and repeats the request.
+
+    Kubernetes replaces a service account's token on disk.
+    """
     server.answer(401, status(401, "Unauthorized"))
     server.answer(200, {"ok": True})
 
@@ -217,7 +223,7 @@ def test_every_request_is_counted(server: Server) -> None:
 
 
 def test_names_are_quoted_in_the_path() -> None:
-    """Names come from other people's objects and may contain slashes."""
+    """A slash in a name is percent-encoded. Names come from other people's objects."""
     assert JOBS.path("a/b", "../c?d") == "/apis/batch/v1/namespaces/a%2Fb/jobs/..%2Fc%3Fd"
 
 
@@ -260,7 +266,7 @@ def lines(*events: Any) -> bytes:
 
 
 def test_a_watch_continues_from_a_version_until_the_server_ends_it(server: Server) -> None:
-    """The version comes from a list."""
+    """The watch starts at the given resourceVersion, and yields events until the server ends it."""
     server.answer(200, {"items": [1], "metadata": {"resourceVersion": "7"}})
     server.answer(200, lines({"type": "ADDED", "object": 1}, {"type": "DELETED", "object": 2}))
     assert ask(server, lambda api: api.list(MODELS, "art")) == Listing([1], "7")
@@ -311,7 +317,7 @@ def test_a_repeated_watch_uses_a_renewed_token(server: Server) -> None:
 
 
 def test_the_field_causes_of_a_rejection_are_kept(server: Server) -> None:
-    """Callers word their own messages from the causes."""
+    """The error has field and message of each cause; callers make their own texts from them."""
     causes = [{"field": "spec.url", "message": "is wrong", "reason": "FieldValueInvalid"}]
     server.answer(422, status(422, "Invalid", details={"causes": causes}))
     with pytest.raises(InvalidError) as error:

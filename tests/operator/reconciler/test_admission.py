@@ -1,4 +1,4 @@
-"""The queue while models request admission, wait, and are woken."""
+"""The admission queue: its order, its limit, and which models get a pass after a change."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ADMITTED = Admission(admitted=True)
 
 
 def of(uid: str, /, **fields: object) -> JobView:
-    """Return the loader Job of a model."""
+    """Return the load Job of a model."""
     return job(**{"uid": f"job-{uid}", "model_uid": uid} | fields)
 
 
 class Line:
-    """A queue with its cache, and the models that it woke."""
+    """A queue with its cache, and the uids of the models for which it requested a pass."""
 
     def __init__(self, limit: int = 1) -> None:
         self.cache = ObjectCache()
@@ -54,7 +54,7 @@ def run(scenario: Callable[[Line], Awaitable[None]], limit: int = 1) -> None:
 
 
 def test_simultaneous_requests_are_decided_together() -> None:
-    """Priority decides between models that ask at the same moment, and no model is woken."""
+    """Priority decides between models that ask at the same moment. No further pass is requested."""
 
     async def scenario(line: Line) -> None:
         asked = [line.ask("a"), line.ask("b"), line.ask("c", priority=1)]
@@ -116,7 +116,10 @@ def test_only_loads_count_towards_the_limit() -> None:
 
 
 def test_a_job_that_no_status_records_does_not_count() -> None:
-    """Anyone who may create Jobs can give them the label of a model, whether it exists or not."""
+    """A Job that only has the label of a model does not count towards the limit.
+
+    Anyone who may create Jobs can give them this label, even that of a model that does not exist.
+    """
 
     async def scenario(line: Line) -> None:
         line.put(of("w", state=JobState.COMPLETE))
@@ -164,7 +167,7 @@ def test_without_limits_every_model_is_admitted_at_once() -> None:
 
 
 def test_a_busy_queue_still_admits_models() -> None:
-    """A continuous stream of changes does not keep a model from being admitted."""
+    """A model is admitted in spite of a continuous stream of changes."""
 
     async def scenario(line: Line) -> None:
         turn = line.ask("a")

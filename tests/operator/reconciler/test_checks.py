@@ -45,7 +45,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_checks_in_a_row_find_missing_files() -> None:
-    """The model is woken by the second check, and not before."""
+    """The second check starts a pass over the model; the first one does not."""
 
     async def play(stage: Stage) -> None:
         stage.show()
@@ -59,7 +59,7 @@ def test_two_checks_in_a_row_find_missing_files() -> None:
 
 
 def test_files_that_are_back_are_found_by_one_check() -> None:
-    """The model is woken, because its status still reports missing files."""
+    """One check starts a pass over the model, because its status still reports missing files."""
 
     async def play(stage: Stage) -> None:
         stage.show(missingTime="2026-01-01T00:00:00Z")
@@ -82,7 +82,10 @@ def test_complete_models_are_not_woken() -> None:
 
 
 def test_the_job_asks_about_the_published_versions() -> None:
-    """The Job is the one that the rules build for the models' PVC; each Job has a new name."""
+    """The check Job equals the manifest of `build_check` for the models' PVC and versions.
+
+    Each run has a new Job name.
+    """
 
     async def play(stage: Stage) -> None:
         stage.show(1)
@@ -121,7 +124,10 @@ def test_many_models_are_checked_in_several_jobs() -> None:
 
 @pytest.mark.parametrize("forge", FORGED.values(), ids=list(FORGED))
 def test_only_the_jobs_own_pod_is_believed(forge: Callable[[Cluster, Json], None]) -> None:
-    """Without a valid result of that Pod, the check fails, and the count of checks begins again."""
+    """Without a valid result of the Pod that belongs to the check Job, the check fails.
+
+    The count of checks that found files missing begins again.
+    """
 
     async def play(stage: Stage) -> None:
         stage.show()
@@ -164,7 +170,7 @@ def test_an_invalid_result_counts_as_a_failed_check(
 
 
 def test_the_log_says_why_a_check_failed(caplog: pytest.LogCaptureFixture) -> None:
-    """The cause is the loader's message or, without one, the Job's."""
+    """The logged cause is the loader's message or, if the loader left none, the Job's message."""
 
     async def play(stage: Stage) -> None:
         stage.show()
@@ -220,7 +226,7 @@ def test_a_job_that_never_ends_is_given_up() -> None:
     ],
 )
 def test_a_job_that_is_rejected_is_not_created_again_at_once(error: ApiError) -> None:
-    """The next run comes an interval later."""
+    """After a rejected check Job, the next one is created after the usual interval."""
 
     async def play(stage: Stage) -> None:
         stage.show()
@@ -264,7 +270,10 @@ def test_jobs_are_kept_only_for_their_log() -> None:
 
 
 def test_a_job_that_cannot_be_deleted_goes_by_its_ttl(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check counts nevertheless; Kubernetes deletes the Job after its TTL."""
+    """If the Job of a complete check cannot be deleted, its result counts nevertheless.
+
+    Kubernetes deletes the Job after its TTL.
+    """
 
     async def refuse(*_: object) -> None:
         raise ForbiddenError("no right to delete", 403)
@@ -279,7 +288,10 @@ def test_a_job_that_cannot_be_deleted_goes_by_its_ttl(monkeypatch: pytest.Monkey
 
 
 def test_an_empty_volume_is_one_event_on_the_pvc() -> None:
-    """No model counts as missing. After a complete check, an empty volume is reported again."""
+    """No model is reported as missing, and only the first check of an empty volume emits an Event.
+
+    After a complete check, an empty volume emits an Event again.
+    """
 
     async def play(stage: Stage) -> None:
         stage.show(0)
@@ -329,7 +341,7 @@ def test_no_check_runs_beside_a_load() -> None:
 
 
 def test_a_model_that_is_gone_is_forgotten() -> None:
-    """A later result is ignored for the model. A PVC without models is no longer checked."""
+    """A result that arrives later is not kept. A PVC without models is no longer checked."""
 
     async def play(stage: Stage) -> None:
         stage.show(0)
@@ -346,7 +358,7 @@ def test_a_model_that_is_gone_is_forgotten() -> None:
 
 
 def test_a_namespace_without_rights_is_left() -> None:
-    """No check is created in the namespace until a model is seen there again."""
+    """After `leave`, no check Job is created in the namespace until a model is shown again."""
 
     async def play(stage: Stage) -> None:
         stage.show()

@@ -54,7 +54,7 @@ def keep(
 
 
 def test_a_pvc_deletion_that_the_watch_missed_is_found_at_the_resync() -> None:
-    """A gap in the watch hides the PVC's deletion, even from models that are Ready."""
+    """Even for a Ready model, the resync reads the PVC, whose deletion a watch may have missed."""
     api = Script(body(published()))
 
     async def scenario(_: Controller) -> None:
@@ -65,7 +65,7 @@ def test_a_pvc_deletion_that_the_watch_missed_is_found_at_the_resync() -> None:
 
 
 def test_a_pvc_wakes_only_its_own_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A namespace may have thousands of models on other PVCs."""
+    """An event of a PVC starts no pass over the models on other PVCs, which may be thousands."""
     api, woken = Script(body()), list[str]()
 
     async def scenario(controller: Controller) -> None:
@@ -81,7 +81,7 @@ def test_a_pvc_wakes_only_its_own_models(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_label_of_a_pvc_wakes_its_models() -> None:
-    """The model is loaded once its PVC is labelled, long before the resync."""
+    """As soon as its PVC gets the label, the model is loaded, without waiting for the resync."""
     api = Script(body(storage={"claimName": "database"}))
 
     def relabel(controller: Controller, version: str, *, for_models: bool) -> None:
@@ -101,7 +101,7 @@ def test_a_label_of_a_pvc_wakes_its_models() -> None:
 
 
 def test_a_corrected_spec_is_tried_at_once() -> None:
-    """The API server rejected the Job of the previous spec, not of this one."""
+    """The rejection of the previous spec's Job does not delay the Job of the corrected spec."""
     api = Script(body())
     api.refuses = InvalidError("limits: must be at least the request", 422)
 
@@ -118,7 +118,7 @@ def test_a_corrected_spec_is_tried_at_once() -> None:
 
 
 def test_the_uid_of_a_job_is_recorded_in_the_pass_that_creates_it() -> None:
-    """The record costs no request of its own."""
+    """The status write that the pass makes in any case has the uid; no further request is sent."""
     api = Script(body())
 
     async def scenario(controller: Controller) -> None:
@@ -135,7 +135,7 @@ def test_the_uid_of_a_job_is_recorded_in_the_pass_that_creates_it() -> None:
 def test_a_job_is_found_again_if_its_uid_could_not_be_recorded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The pass is repeated, and takes the Job over; LoadStarted is emitted once."""
+    """The repeated pass takes over the Job that the first pass created; LoadStarted comes once."""
     monkeypatch.setattr(supervisor, "BACKOFF_FIRST_SECONDS", 0.01)
     api = Script(body())
     api.away = UnavailableError("no", 503)
@@ -158,7 +158,7 @@ def test_a_job_is_found_again_if_its_uid_could_not_be_recorded(
 def test_no_more_jobs_are_created_if_the_crd_drops_their_uid(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A Job that cannot be recorded would be followed by another one in every pass."""
+    """If the status loses the uid, one Job is created, not one more in every pass."""
 
     class Older(Script):
         """An API server with a CRD from before status.job.uid."""
@@ -167,7 +167,7 @@ def test_no_more_jobs_are_created_if_the_crd_drops_their_uid(
         async def patch(
             self, resource: Resource, namespace: str, name: str, body: Json, sub: str = ""
         ) -> Json:
-            """Keep the record of the Job without its uid."""
+            """Patch the model, but drop the uid of the Job."""
             job = body.get("status", {}).get("job")
             if job:
                 pruned = {key: value for key, value in job.items() if key != "uid"}
@@ -191,14 +191,14 @@ def test_no_more_jobs_are_created_if_the_crd_drops_their_uid(
 
 
 def test_a_spec_that_changes_before_the_uid_is_recorded_stops_the_job() -> None:
-    """The status write conflicts with the edit, and the Job of the previous spec must not go on."""
+    """The status write conflicts with the edit; the next pass deletes the previous spec's Job."""
 
     class Edited(Script):
         """An API server on which somebody edits the model as its first Job is created."""
 
         @override
         async def get(self, resource: Resource, namespace: str, name: str) -> Json:
-            """Return the PVC, too."""
+            """Return the object; for the PVC, return its manifest."""
             if resource is CLAIMS:
                 return {"metadata": {"name": name, "namespace": namespace, "uid": CLAIM_UID}}
             return await super().get(resource, namespace, name)
@@ -233,9 +233,9 @@ def test_a_spec_that_changes_before_the_uid_is_recorded_stops_the_job() -> None:
 
 
 def test_a_job_that_is_deleted_during_a_pass_is_retried() -> None:
-    """If the Job exists at first and then does not, the error is a conflict.
+    """If a Job exists at first and then is gone, ConflictError is raised: the pass is repeated.
 
-    The operator does not conclude that the model is deleted.
+    NotFoundError would mean that the model is gone.
     """
     api = Script(body())
     api.refuses = AlreadyExistsError("it exists", 409)
@@ -265,7 +265,7 @@ def test_a_status_that_cannot_be_read_is_replaced() -> None:
 
 
 def test_removing_the_finalizer_of_a_deleted_model_succeeds() -> None:
-    """A 404 is an error in every other write."""
+    """For this write, a 404 means success: the model is gone. For others, it is an error."""
 
     class Gone(Script):
         @override
@@ -283,7 +283,7 @@ def test_removing_the_finalizer_of_a_deleted_model_succeeds() -> None:
 
 
 def test_the_job_of_a_newer_spec_is_left_alone() -> None:
-    """Another operator saw the new spec and started the load, which must continue."""
+    """The operator with the old spec does not delete a Job that another operator has started."""
     api = Script(body(published()))
 
     async def scenario(controller: Controller) -> None:
@@ -296,7 +296,7 @@ def test_the_job_of_a_newer_spec_is_left_alone() -> None:
 
 
 def test_a_deleted_model_is_not_seen_again() -> None:
-    """Old events that a watch repeats start no pass, since a load would leave files behind."""
+    """Old events that a watch repeats start no pass: a load would leave files without an owner."""
     api = Script(body())
 
     async def scenario(controller: Controller) -> None:
@@ -312,7 +312,7 @@ def test_a_deleted_model_is_not_seen_again() -> None:
 
 
 def test_a_decision_is_logged_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:
-    """A pass that decides the same again logs nothing."""
+    """A pass with the same decision as the previous pass logs nothing."""
     api, name = Script(body()), names.job_name("sketch", UID, WANTED, 0)
     caplog.set_level("INFO", "sd_operator.reconciler.controller")
 
@@ -355,7 +355,7 @@ class Released(Script):
     ],
 )
 def test_an_unseen_deletion_is_reported_once(away: Exception | None) -> None:
-    """The operator ignores an old list that still contains the released model."""
+    """MODEL_DELETED is reported once, even if an old list still contains the released model."""
     api = Released(body(deleted_ago=1, annotations={names.ANNOTATION_SKIP_CLEANUP: "true"}))
     api.away = away
 
@@ -370,7 +370,7 @@ def test_an_unseen_deletion_is_reported_once(away: Exception | None) -> None:
 
 
 def test_a_stale_response_does_not_replace_a_newer_object() -> None:
-    """A stale read that shows the previous spec would stop the new load."""
+    """A response with an older resourceVersion is ignored: its old spec would stop the new load."""
     api = Script(body())
 
     async def scenario(controller: Controller) -> None:

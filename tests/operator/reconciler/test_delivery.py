@@ -40,7 +40,7 @@ def deliver(
     secret: tuple[str | None, str | None] = (None, None),
     guard: Guard | None = None,
 ) -> Delivery:
-    """Call a webhook over real HTTP."""
+    """Call a webhook over real HTTP, and return the delivery."""
 
     async def run() -> Delivery:
         webhooks = Webhooks(settings, guard or settings.guard(), read_secret, SYSTEM_CLOCK)
@@ -77,7 +77,7 @@ def test_a_call_is_signed_as_standard_webhooks_says(tmp_path: Path) -> None:
 
 
 def test_without_a_key_calls_are_unsigned() -> None:
-    """The id and timestamp headers are still sent."""
+    """The call has no signature header, but the header with the timestamp."""
     with WebhookReceiver() as receiver:
         assert deliver(receiver.url, allowing(receiver)).outcome is Outcome.DELIVERED
     headers = receiver.calls[0].headers
@@ -105,7 +105,7 @@ def secret_of(data: dict[str, str]) -> delivery.ReadSecret:
 
 
 def test_a_models_own_key_signs() -> None:
-    """The model's key takes precedence over the default."""
+    """If the model names a key, it signs the call instead of the operator's default key."""
     with WebhookReceiver(key=KEY) as receiver:
         settings = allowing(receiver, webhook_key_file=Path("/nowhere"))
         done = deliver(receiver.url, settings, secret_of({"k": KEY}), secret=("hook", "k"))
@@ -208,7 +208,10 @@ def test_names_of_private_addresses_are_not_called(
 
 
 def test_delivery_connects_to_the_checked_address() -> None:
-    """The name exists only in the guard's resolver, so there is no second look-up."""
+    """The call connects to the address that the guard resolved, without a second look-up.
+
+    The host name exists in the guard's resolver only.
+    """
     with WebhookReceiver() as receiver:
         port = receiver.host.rpartition(":")[2]
         host = f"hooks.example.invalid:{port}"
@@ -219,7 +222,10 @@ def test_delivery_connects_to_the_checked_address() -> None:
 
 
 def test_behind_a_proxy_the_proxy_is_called() -> None:
-    """The proxy resolves the name; private names are still refused."""
+    """The proxy gets the call and resolves the host name. Private names are still refused.
+
+    A host in no_proxy is called without the proxy.
+    """
     with WebhookReceiver() as proxy:
         settings = Settings(
             https_proxy=f"http://{proxy.host}", allowed_hosts=frozenset({"h.example"})
@@ -298,7 +304,7 @@ def test_an_event_is_owed_once() -> None:
 
 
 def test_the_outbox_is_bounded() -> None:
-    """The newest call replaces the oldest one."""
+    """Beyond the limit, a new call replaces the oldest call."""
     box = news()
     for number in range(OUTBOX_MAX + 2):
         box = outbox.add(box, entry().model_copy(update={"id": str(number)}))
@@ -356,7 +362,7 @@ def test_a_long_error_does_not_push_the_remedy_out_of_the_message() -> None:
 
 
 def test_a_call_is_tried_for_three_days() -> None:
-    """After that it is dropped, with an Event."""
+    """After the last failure the call is dropped, and an Event reports it."""
     assert timedelta(days=2.9) < timedelta(seconds=sum(WEBHOOK_RETRY_SECONDS)) < timedelta(days=3)
     last = entry(attempts=len(WEBHOOK_RETRY_SECONDS))
     after = noted(last, Outcome.FAILED)
@@ -366,19 +372,19 @@ def test_a_call_is_tried_for_three_days() -> None:
 
 
 def test_status_410_is_final() -> None:
-    """With 410 the receiver asks for no more calls."""
+    """A call that gets status 410 is dropped at once, without another attempt."""
     after = noted(entry(), Outcome.GONE)
     assert (after.entries, after.reason) == ((), "DeliveryFailed")
 
 
 def test_an_unreadable_key_is_reported_as_a_condition() -> None:
-    """The call is retried, because the Secret may be created later."""
+    """The condition's reason is SecretNotReadable. The call is retried: the Secret may appear."""
     after = noted(entry(), Outcome.UNSIGNED)
     assert after.reason == "SecretNotReadable"
     assert len(after.entries) == 1
 
 
 def test_the_outcome_of_a_forgotten_call_changes_nothing() -> None:
-    """The outbox may have dropped the entry while the call was running."""
+    """An outbox that has dropped the entry of a running call stays as it is when the call ends."""
     done = Delivery("msg_other", Outcome.FAILED, "", NOW)
     assert outbox.record([entry()], [done], WEBHOOK_RETRY_SECONDS) == news(entry())

@@ -26,7 +26,7 @@ FAULTS = "webhook faults survived"
 
 
 def test_a_call_is_dropped_after_three_days_of_failures(tally: Tally) -> None:
-    """An Event reports it; the model was Ready all the time."""
+    """An Event reports the dropped call. The model is Ready during the three days."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -70,7 +70,7 @@ def test_a_receiver_that_fails_for_hours_gets_the_call_later(status: int, tally:
 
 
 def test_a_call_with_status_410_is_not_repeated(tally: Tally) -> None:
-    """However much time passes, the event is not sent again."""
+    """After status 410, the receiver gets no further call about the event, even days later."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -146,7 +146,7 @@ def test_ready_comes_while_a_call_hangs(tally: Tally) -> None:
 
 
 def test_an_endless_body_is_not_read(tally: Tally) -> None:
-    """Only the status code is read."""
+    """The call is delivered by its status code; the operator does not read the body."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -158,7 +158,7 @@ def test_an_endless_body_is_not_read(tally: Tally) -> None:
 
 
 def test_endless_headers_are_a_failure(tally: Tally) -> None:
-    """The operator stops reading headers at a limit."""
+    """The operator stops reading headers at a limit, and the attempt counts as failed."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -174,7 +174,7 @@ def test_endless_headers_are_a_failure(tally: Tally) -> None:
 def test_a_receiver_with_wrong_tls_is_a_failure(
     speaks_tls: bool, tmp_path: Path, tally: Tally
 ) -> None:
-    """That receiver gets no call. After spec.webhook is edited, the new receiver gets them all."""
+    """The receiver gets no call. After spec.webhook is edited, the new receiver gets all calls."""
     _, certificate = pki.make_certificates()
     context = certificate.server_context(tmp_path) if speaks_tls else None
 
@@ -197,7 +197,10 @@ def test_a_receiver_with_wrong_tls_is_a_failure(
 def test_a_host_name_with_a_private_address_is_not_called(
     monkeypatch: pytest.MonkeyPatch, tally: Tally
 ) -> None:
-    """The calls fail. After spec.webhook is edited, the new receiver gets them."""
+    """Each delivery fails without a connection.
+
+    After spec.webhook is edited, the new receiver gets the owed calls.
+    """
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -255,7 +258,7 @@ def test_a_model_without_a_webhook_owes_no_calls(tally: Tally) -> None:
 
 
 def test_a_rotated_key_signs_the_owed_calls(tmp_path: Path, tally: Tally) -> None:
-    """The key is read for every call."""
+    """After the key is changed, the next attempt of an owed call is signed with the new key."""
     key_file = tmp_path / "key"
     key_file.write_text(KEYS[0])
 
@@ -282,7 +285,10 @@ def test_a_rotated_key_signs_the_owed_calls(tmp_path: Path, tally: Tally) -> Non
 
 
 def test_a_receiver_that_comes_back_is_called_about_the_newest_load(tally: Tally) -> None:
-    """Only the calls of earlier loads are dropped, each with an Event."""
+    """The receiver gets the calls of the newest load. Calls of earlier loads are dropped.
+
+    An Event reports each dropped call.
+    """
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -350,7 +356,7 @@ async def delivered(stage: Stage, receiver: WebhookReceiver) -> None:
 def test_a_restart_keeps_every_call_and_its_id(
     state: Callable[[Stage, WebhookReceiver], Coroutine[Any, Any, None]], calls: int, tally: Tally
 ) -> None:
-    """The operator may end at any step of a call."""
+    """The operator ends at a step of a call (`state`); the next one makes the call, with its id."""
 
     async def scenario(stage: Stage) -> None:
         await state(stage, receiver)
@@ -371,7 +377,7 @@ def test_a_restart_keeps_every_call_and_its_id(
 
 
 def test_the_outcome_of_a_call_survives_a_rejected_job(tally: Tally) -> None:
-    """A pass in which the Job is rejected writes no outcome, so a later pass must write it."""
+    """A pass in which the Job is rejected does not record the outcome; a later pass does."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()

@@ -1,4 +1,4 @@
-"""Writes to the API server are as small as the change and never reach another object."""
+"""Status patches have only changed fields; writes never change another object of the same name."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def existing(api: Script, **metadata: Any) -> dict[str, Any]:
 
 
 def test_a_job_whose_reply_was_lost_is_taken_over() -> None:
-    """The request is made again, and finds the Job that the first one created."""
+    """The repeated request returns the Job that the first request created."""
     api = Script(body())
     existing(api)
     job = create(api)
@@ -103,7 +103,7 @@ def test_a_job_whose_reply_was_lost_is_taken_over() -> None:
 
 
 def test_a_foreign_job_is_replaced() -> None:
-    """Its uid is the precondition, so that no other Job of this name is deleted."""
+    """A Job that is not as planned is deleted with its uid as precondition, then created again."""
     api = Script(body())
     existing(api, ownerReferences=[])
     job = create(api)
@@ -114,7 +114,10 @@ def test_a_foreign_job_is_replaced() -> None:
 
 
 def test_a_job_that_has_ended_is_replaced() -> None:
-    """Such a Job remains if the spec was changed and then changed back."""
+    """The ended Job of an earlier load of the same version is deleted, and a new one is created.
+
+    It remains if the spec was changed and then changed back.
+    """
     api = Script(body())
     existing(api)["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
     job = create(api)
@@ -128,12 +131,12 @@ class Pinned(Script):
 
     @override
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
-        """Only mark the Job as deleted."""
+        """Set the Job's deletionTimestamp; the Job stays."""
         self.jobs[0]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
 
 
 def test_a_foreign_job_that_cannot_be_deleted_only_holds_its_name() -> None:
-    """The creation fails with 409 for this attempt, so that the next one uses another name."""
+    """The rejection has status 409 and the attempt, so that the next attempt has another name."""
     api = Pinned(body())
     existing(api, ownerReferences=[])
     for _ in range(2):
@@ -145,7 +148,7 @@ def test_a_foreign_job_that_cannot_be_deleted_only_holds_its_name() -> None:
 
 @pytest.mark.cluster
 def test_a_job_as_an_api_server_returns_it_is_taken_over(shared_cluster: Cluster) -> None:
-    """The defaults that the server adds do not make it another Job."""
+    """A Job still counts as planned with the defaults that a real API server adds."""
     settings = Settings.from_env({"KUBECONFIG": str(shared_cluster.kubeconfig)})
     manifest = {
         "apiVersion": "sd-operator.dev/v1alpha1",

@@ -43,7 +43,10 @@ class Events(Script):
     async def list(
         self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = ""
     ) -> Listing:
-        """Return the namespace's Events after a moment, in which more callers ask."""
+        """Record the request, and return the namespace's Events a moment later.
+
+        Meanwhile, further callers may ask for them.
+        """
         self.asked.append(f"{resource.plural} of {namespace}: {fields}")
         await asyncio.sleep(0)
         if self.fails:
@@ -74,7 +77,7 @@ def ask(warnings: JobWarnings, *jobs: JobView) -> list[str]:
 
 
 def test_many_jobs_share_one_list() -> None:
-    """A thousand Jobs without Pods cost as many requests as one."""
+    """The warnings of a thousand Jobs without Pods are read by one request."""
     api = Events(("u7", "2026-01-01T00:00:00Z", "exceeded quota: gpu"))
     said = ask(JobWarnings(api, Hands().clock), *(aged(30, f"u{number}") for number in range(1000)))
     assert said[7] == "exceeded quota: gpu"
@@ -83,14 +86,14 @@ def test_many_jobs_share_one_list() -> None:
 
 
 def test_each_namespace_is_listed_by_itself() -> None:
-    """The operator may have rights in its models' namespaces only."""
+    """Jobs of two namespaces need two LISTs: the operator may have no right on all namespaces."""
     api = Events()
     ask(JobWarnings(api, Hands().clock), aged(30, namespace="art"), aged(30, namespace="lab"))
     assert [one.partition(":")[0] for one in api.asked] == ["events of art", "events of lab"]
 
 
 def test_the_newest_warning_of_a_job_is_reported() -> None:
-    """A LIST is ordered by name, not by time."""
+    """The newest is found by time, although a LIST is ordered by name."""
     api = Events(
         ("a", "2026-01-01T00:00:09Z", "exceeded quota: gpu"),
         ("a", "2026-01-01T00:00:01Z", "denied by a policy"),
@@ -130,7 +133,10 @@ def test_a_pod_has_its_own_warnings_from_the_same_list() -> None:
 
 @pytest.mark.parametrize("reporter", ["", "policy-controller", "sd-operator", "job-controller"])
 def test_only_events_of_kubernetes_explain_why_a_pod_does_not_start(reporter: str) -> None:
-    """A later Warning of another component, in either field, does not hide that of the kubelet."""
+    """A newer Warning of another component, or without a component, does not hide the kubelet's.
+
+    The component counts in both fields: `reportingComponent` and `source.component`.
+    """
     old = pod(job(), scheduled=NOW - timedelta(seconds=60))
     api, late = Events(), {"lastTimestamp": "2026-01-02T03:04:04Z"}
     api.events_of_jobs = [
@@ -145,7 +151,10 @@ def test_only_events_of_kubernetes_explain_why_a_pod_does_not_start(reporter: st
 
 
 def test_a_claim_has_warnings_about_its_binding_only() -> None:
-    """Storage drivers report under their own names; our own Event about a PVC is not a cause."""
+    """A Warning of a storage driver, which has a name of its own, is returned.
+
+    A later Event of the operator about the PVC, or an Event of another PVC, is not.
+    """
     api, late = Events(), {"lastTimestamp": "2026-01-02T03:04:04Z"}
     bound_by = claim(never_bound=True)
     kind, driver = "PersistentVolumeClaim", "nfs.csi.k8s.io_node-7_0e3c"
@@ -177,7 +186,7 @@ def test_a_claim_has_warnings_about_its_binding_only() -> None:
 def test_a_pod_without_a_node_is_observed_with_the_warning_of_its_claim(
     view: ClaimView, fields: dict[str, Any], warned: bool
 ) -> None:
-    """No request is sent for a PVC that does not keep a Pod waiting."""
+    """The Warning is only read (`warned`) if the PVC keeps the Pod waiting."""
     api, cache, hands = Events(), ObjectCache(), Hands()
     kind = "PersistentVolumeClaim"
     api.events_of_jobs = [event(kind, view.uid, "no space", "driver", reason="ProvisioningFailed")]
@@ -190,7 +199,7 @@ def test_a_pod_without_a_node_is_observed_with_the_warning_of_its_claim(
 
 
 def test_a_new_job_causes_no_request() -> None:
-    """Most new Jobs have their Pods by the next pass."""
+    """The Events of a young Job without Pods are not read: its Pod usually follows soon."""
     api = Events()
     assert ask(JobWarnings(api, Hands().clock), aged(1)) == [""]
     assert api.asked == []
@@ -219,7 +228,7 @@ def test_a_list_is_reused_until_it_is_too_old_or_predates_a_warning(
 
 
 def test_known_warnings_stay_while_the_server_is_unavailable() -> None:
-    """A failed LIST is not repeated for each Job."""
+    """If a LIST fails, the Warnings of the previous LIST are returned, and it is not repeated."""
     api, hands = Events(("a", "2026-01-01T00:00:00Z", "exceeded quota: gpu")), Hands()
     warnings = JobWarnings(api, hands.clock)
     ask(warnings, aged(30))

@@ -41,7 +41,7 @@ class Refusing(Script):
 def test_a_job_that_cannot_be_discarded_is_only_logged(
     error: ApiError, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is logged if the Job is gone. Otherwise its TTL or its deadline ends it."""
+    """A failed deletion is logged, with the cause, and not raised. A missing Job is not logged."""
     asyncio.run(jobs.discard(Refusing(error), "art", "x", "uid"))
     warnings = [one.message for one in caplog.records if one.levelno >= logging.WARNING]
     assert "".join(warnings) == message

@@ -124,7 +124,7 @@ def _served(metrics: Metrics, namespace: str) -> float | None:
 def test_other_namespaces_are_served_if_one_is_forbidden(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The forbidden namespace is reported once, and served when the rights are back."""
+    """The forbidden namespace is logged once, and served again when its rights are restored."""
     api = Cluster(body())
     api.forbidden.add("art")
 
@@ -152,7 +152,7 @@ def test_other_namespaces_are_served_if_one_is_forbidden(
 def test_other_namespaces_are_served_if_one_cannot_be_checked(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others are checked first, then the error is raised for the log."""
+    """The error about one namespace is raised only after the other namespaces were checked."""
     api = Cluster(body())
     check = api.check
 
@@ -172,7 +172,7 @@ def test_other_namespaces_are_served_if_one_cannot_be_checked(
 
 
 def test_a_namespace_that_is_gone_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    """The message says that it does not exist, not that a right is missing."""
+    """The log says that the namespace does not exist, not that a right is missing."""
     api = Cluster(body())
     api.forbidden.add("ads")
     del api.namespaces["ads"]

@@ -24,7 +24,7 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
 
 
 def test_a_started_model_gets_a_pass_and_then_rests() -> None:
-    """The next pass starts when the model is woken or its time has come."""
+    """After its pass, a started model has no further pass until `wake` is called."""
 
     async def scenario() -> None:
         passes: list[str] = []
@@ -46,7 +46,7 @@ def test_a_started_model_gets_a_pass_and_then_rests() -> None:
 
 
 def test_the_next_pass_starts_after_the_requested_delay() -> None:
-    """The model is not woken in the meantime."""
+    """Without `wake`, the next pass starts after the delay that the previous pass returned."""
 
     async def scenario() -> None:
         passed = asyncio.Event()
@@ -68,7 +68,7 @@ def test_the_next_pass_starts_after_the_requested_delay() -> None:
 
 
 def test_wake_ups_during_a_pass_make_one_more() -> None:
-    """Wake-ups coalesce, none is lost, and passes over one model never overlap."""
+    """Several calls of `start` during a pass lead to one more pass, which starts after this one."""
 
     async def scenario() -> None:
         running = passes = 0
@@ -184,7 +184,7 @@ def test_a_resting_model_is_dropped_at_once() -> None:
 
 
 def test_closing_ends_every_task_in_mid_pass() -> None:
-    """The process does not hang when it ends."""
+    """`close` cancels the passes that run, and returns."""
 
     async def scenario() -> None:
         async def reconcile(_: str) -> float:

@@ -85,7 +85,7 @@ class Namespace(Api):
 
     @override
     async def update(self, resource: Resource, namespace: str, name: str, body: Json) -> Json:
-        """Replace the Lease if the version is the present one."""
+        """Replace the Lease; raise a conflict if its version is not the present one."""
         self._fail("update", resource)
         assert self.lease is not None
         assert (resource, name) == (LEASES, names.SWEEP_LEASE)
@@ -110,7 +110,7 @@ class Namespace(Api):
 
 
 def asked(**fields: Any) -> Namespace:
-    """Return a namespace with an open request and, if fields are given, the last sweep's Job."""
+    """Return a namespace with an open request; with fields, it also has the last sweep's Job."""
     empty = {**SweepLease.empty(), "metadata": {"name": names.SWEEP_LEASE}}
     api = Namespace(SweepLease(empty).answer(RECORDED, "recorded"))
     api.ask()
@@ -167,7 +167,7 @@ def recorded(api: Namespace) -> tuple[str, str]:
 
 
 def test_lease_is_created_with_the_first_model() -> None:
-    """The gateway may only change a Lease that exists. No sweep was requested yet."""
+    """The operator creates the Lease without a request, because the gateway may not create it."""
     api = Namespace()
     run(api, until=lambda: is_done(api))
     assert api.lease is not None
@@ -205,7 +205,7 @@ COMPLETE = {"conditions": [{"type": "Complete", "status": "True"}]}
     ],
 )
 def test_last_sweep_answers_a_request(fields: Json) -> None:
-    """No second sweep starts, and the Lease still records the first."""
+    """If the last sweep's Job runs or just began, the Lease records it for the new request, too."""
     api = asked(**fields)
     run(api, until=lambda: is_done(api))
     assert len(api.jobs) == 1
@@ -246,7 +246,7 @@ def test_last_sweep_answers_a_request(fields: Json) -> None:
     ],
 )
 def test_job_that_only_looks_like_a_running_sweep_answers_no_request(job: Json) -> None:
-    """Whoever creates Jobs can copy labels, owners and names, but not the recorded uid."""
+    """A new sweep starts: this Job does not run, or the Lease records another name or uid."""
     api = asked()
     api.jobs = [job]
     run(api, until=lambda: is_done(api))
@@ -255,7 +255,7 @@ def test_job_that_only_looks_like_a_running_sweep_answers_no_request(job: Json) 
 
 
 def test_job_that_the_lease_names_without_its_uid_answers_no_request() -> None:
-    """A Lease that somebody wrote by hand may lack the uid, so it records no Job."""
+    """A new sweep starts if the Lease has a Job's name but not its uid, as if written by hand."""
     api = asked()
     assert api.lease is not None
     del api.lease["metadata"]["annotations"]
@@ -285,7 +285,7 @@ def test_names_of_sweeps_cannot_be_foreseen() -> None:
     ],
 )
 def test_failed_step_is_repeated_and_sweeps_once(kind: str, is_lost: bool) -> None:
-    """The operator remembers the name of the Job that it may have made already."""
+    """The repeated request has the same Job name, so a lost response leads to no second Job."""
     api = asked()
     failures = {kind: [UnavailableError("away"), UnavailableError("away")]}
     api.fails, api.loses = ({}, failures) if is_lost else (failures, {})
@@ -294,7 +294,7 @@ def test_failed_step_is_repeated_and_sweeps_once(kind: str, is_lost: bool) -> No
 
 
 def test_request_during_a_pass_is_not_forgotten() -> None:
-    """The Lease has changed since it was read, so it is read again."""
+    """A request that arrives during a pass conflicts with the Lease's update, and is fulfilled."""
     api = asked()
     api.fails = {"update leases": [ConflictError("another version", 409)]}
     run(api, until=lambda: is_done(api))
@@ -302,7 +302,7 @@ def test_request_during_a_pass_is_not_forgotten() -> None:
 
 
 def test_another_operator_may_create_the_lease_first() -> None:
-    """The Lease that exists is used."""
+    """If the creation of the Lease fails because it exists, the existing Lease is used."""
     api = Namespace()
     api.loses = {"create leases": [AlreadyExistsError("exists", 409)]}
     run(api, until=lambda: is_done(api))
@@ -328,7 +328,7 @@ def test_namespace_that_is_gone_is_left_alone(
 
 
 def test_missing_right_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """The message names the namespace; the right may be given later."""
+    """The log names the namespace. The pass is repeated, because the right may be given later."""
     api = asked()
     api.fails = {"get leases": [ForbiddenError("no right to get leases")]}
     run(api, until=lambda: is_done(api))

@@ -75,7 +75,7 @@ def test_a_job_has_ended_when_its_condition_is_true(conditions: list[Any], state
 
 
 def test_a_job_is_read() -> None:
-    """Labels and annotations name the model that it works for."""
+    """A Job's view has the fields of its labels and annotations, such as its model's uid."""
     view = JobView.from_body(job_body(job_condition("Failed"), ready=1))
     assert (view.model_uid, view.role, view.load_hash) == (UID, "load", "ab" * 8)
     assert (view.attempt, view.ready, view.failure, view.detail) == (2, 1, "Why", "words")
@@ -91,14 +91,14 @@ def test_a_foreign_job_is_parsed() -> None:
 
 @pytest.mark.parametrize("attempt", ["9" * 5000, "-1", "two", ""])
 def test_an_unreadable_attempt_does_not_stop_the_operator(attempt: str) -> None:
-    """Other people may write annotations, and Python refuses to parse very long numbers."""
+    """An invalid annotation for the attempt is read as 0. Anybody may write annotations."""
     body = job_body()
     body["metadata"]["annotations"][names.ANNOTATION_ATTEMPT] = attempt
     assert JobView.from_body(body).attempt == 0
 
 
 def test_a_pod_is_read() -> None:
-    """Init containers come first, each with its state."""
+    """A Pod's view has its containers with their states, init containers first."""
     view = PodView.from_body(
         {
             "metadata": {
@@ -128,7 +128,7 @@ def test_a_pod_is_read() -> None:
 
 
 def test_the_running_container_of_a_pod_is_known() -> None:
-    """The operator reads the progress from that container's log."""
+    """`running` is the container that runs now, from whose log the progress is read."""
     assert pod(job(), answered("fetch", LOADED), running("convert")).running == running("convert")
     assert pod(job(), answered("fetch", LOADED)).running is None
 
@@ -205,7 +205,7 @@ def test_the_failure_of_a_job_is_explained(
 
 
 def test_the_failure_of_the_newest_pod_is_reported() -> None:
-    """Kubernetes retried after an earlier Pod failed, so that Pod does not explain the end."""
+    """The result of the newest Pod counts, not that of an earlier Pod, which was retried."""
     failed_job = job(FAILED)
     old, new = pod(failed_job, OOM, age=90), pod(failed_job, UNREACHABLE, age=10)
     assert diagnose.job_failure(failed_job, [new, old], None).reason is Reason.SOURCE_UNREACHABLE
@@ -231,7 +231,7 @@ def test_a_failed_pod_is_reported_while_kubernetes_retries() -> None:
 
 
 def test_no_retry_is_announced_after_a_final_result() -> None:
-    """The Job's podFailurePolicy ends the Job."""
+    """After a permanent failure, the message says that the Job is ending, not that it retries."""
     work = job()
     missing = answered("fetch", failed(Reason.SOURCE_NOT_FOUND))
     wait = diagnose.start_delay(work, [pod(work, missing, phase="Failed")], "")
@@ -264,7 +264,7 @@ def test_a_late_event_does_not_replace_a_newer_object() -> None:
 
 
 def test_a_job_of_another_namespace_is_ignored_even_if_its_labels_match() -> None:
-    """Anyone who may create Jobs elsewhere may label them freely."""
+    """A Job with a model's labels in another namespace is not the model's, nor is its Pod."""
     cache = ObjectCache()
     cache.put_job(job(namespace="elsewhere"))
     cache.put_pod(dataclasses.replace(pod(job()), namespace="elsewhere"))
@@ -272,7 +272,7 @@ def test_a_job_of_another_namespace_is_ignored_even_if_its_labels_match() -> Non
 
 
 def test_a_list_does_not_replace_newer_objects() -> None:
-    """The Job ended while the list was running, and no further event would report the end."""
+    """A Job that ended while an older list was read stays ended; no later event reports the end."""
     cache = ObjectCache()
     cache.put_job(job(COMPLETE, resource_version="5"))
     cache.replace_jobs(UID, [job(resource_version="4"), job(attempt=1)], "4")
@@ -280,7 +280,10 @@ def test_a_list_does_not_replace_newer_objects() -> None:
 
 
 def test_a_list_does_not_hide_newer_objects() -> None:
-    """The Pod may be newer than the list, or the list may come from a stale replica."""
+    """A Job or Pod that a list of an older resourceVersion lacks stays in the cache.
+
+    A list of a newer or unknown resourceVersion removes it.
+    """
     cache = ObjectCache()
     cache.put_job(job(resource_version="5"))
     cache.put_pod(pod(job(), running("fetch")))
@@ -316,7 +319,7 @@ def test_a_complete_list_replaces_everything() -> None:
 
 
 def test_a_new_deleted_replaced_lost_or_relabelled_pvc_wakes_its_models() -> None:
-    """Other changes of a PVC wake no model."""
+    """For these changes, `put_claim` returns True; for other changes of a PVC, False."""
     cache = ObjectCache()
     assert cache.put_claim(claim())
     assert not cache.put_claim(claim(resource_version="2"))

@@ -50,7 +50,7 @@ UNPUBLISHED = Served("uid-new", "new", None, loading=False)
 
 @dataclass(frozen=True)
 class Due:
-    """A row: the facts about a PVC, and the uids that are checked or the seconds to wait."""
+    """A row: a PVC with its models, and the expected uids to check, or seconds to wait."""
 
     id: str
     expected: list[str] | float
@@ -93,13 +93,13 @@ def test_a_check_is_due(row: Due) -> None:
 
 
 def test_a_pvc_with_a_load_is_looked_at_again_at_the_interval() -> None:
-    """The interval applies if it is shorter than LOADING_LOOK_SECONDS."""
+    """The pause is the interval if this is shorter than LOADING_LOOK_SECONDS."""
     models = (served(loading=True),)
     assert check.plan(Claim(claim(), models, 0.0), 1.0) == Pause(1.0)
 
 
 def test_a_thousand_models_are_checked_in_batches() -> None:
-    """Each model is in one batch of the run."""
+    """Each of the models is in exactly one batch of the run."""
     models = tuple(served(number) for number in range(1001))
     rest: tuple[Served, ...] = ()
     batches = []
@@ -122,7 +122,7 @@ def test_the_request_names_the_published_version() -> None:
 
 
 def status_of(status: dict[str, Any]) -> Status:
-    """Return a status as the rules see it."""
+    """Return the `Status` that is parsed from this JSON."""
     return Status.model_validate(status)
 
 
@@ -136,12 +136,15 @@ def status_of(status: dict[str, Any]) -> Status:
     ],
 )
 def test_a_settled_model_does_not_load(status: dict[str, Any], loads: bool) -> None:
-    """Its PVC may be checked."""
+    """`Served.loading` is false for a model that is Ready, that failed, or that is new."""
     assert Served.of(model(status), status_of(status)).loading is loads
 
 
 def test_a_model_loads_from_its_job_to_its_result() -> None:
-    """A load that cannot start for a long time does not count: it may wait for days."""
+    """`Served.loading` is true from the Job's creation to its result.
+
+    It is false for a load that cannot start: such a load may wait for days.
+    """
     created = act(model(), observed()).status
     assert Served.of(model(), created).loading
     runs = act(model(loading()), with_pod(job(), running("fetch"), phase="Running")).status
@@ -153,7 +156,7 @@ def test_a_model_loads_from_its_job_to_its_result() -> None:
 
 
 def test_a_deleted_model_is_not_checked() -> None:
-    """Its files are about to be removed."""
+    """A model that is being deleted has no version to check: its files are about to be removed."""
     assert Served.of(model(published(), deleted_ago=5), status_of(published())).artifact is None
 
 
@@ -198,21 +201,21 @@ def test_checks_in_a_row_are_counted(results: list[CheckResult | None], missed: 
     ],
 )
 def test_another_version_is_counted_from_the_start(change: dict[str, Any]) -> None:
-    """The earlier check was about a folder that the new version has replaced."""
+    """A finding about the previous version does not count for the version that replaced it."""
     known = check.findings({}, (served(),), MISSED)
     known = check.findings(known, (served(**change),), MISSED)
     assert known["uid-0000"].missed == 1
 
 
 def test_a_version_is_the_same_while_its_files_are_missing() -> None:
-    """The status then has missingTime, which does not make it another version."""
+    """With missingTime in the status, the version counts as the one before: the count goes on."""
     known = check.findings({}, (served(),), MISSED)
     known = check.findings(known, (served(missingTime="2026-01-01T00:10:00Z"),), MISSED)
     assert known["uid-0000"].missed == 2
 
 
 def test_only_the_named_models_of_a_batch_are_missing() -> None:
-    """The positions of a result are those of the request."""
+    """A result lists missing versions by their position in the request."""
     batch = tuple(served(number) for number in range(4))
     result = CheckResult(outcome="checked", missing=(1, 3), unreadable=(2,))
     known = check.findings({}, batch, result)
@@ -244,7 +247,7 @@ def test_a_check_only_reads() -> None:
 
 
 def test_a_check_is_not_a_load() -> None:
-    """Its Job has no labels or owner of a model's Job, and does not wait for Kueue."""
+    """The check Job has no labels or owner of a model's Job, and does not wait for Kueue."""
     made_by = made(LoaderSettings(kueue_queue="queue"))
     assert made_by["metadata"]["labels"] == {names.LABEL_NAME: names.CHECK_NAME}
     assert made_by["spec"]["template"]["metadata"]["labels"] == made_by["metadata"]["labels"]
@@ -253,14 +256,14 @@ def test_a_check_is_not_a_load() -> None:
 
 
 def test_a_check_that_cannot_start_ends() -> None:
-    """Its Job has a deadline, since another node may hold the volume, and is not retried."""
+    """The check Job has a deadline and no retries: another node may hold the volume for long."""
     spec = made()["spec"]
     assert (spec["activeDeadlineSeconds"], spec["backoffLimit"]) == (600, 0)
     assert spec["ttlSecondsAfterFinished"] == 600
 
 
 def test_the_request_of_a_check_reaches_the_loader() -> None:
-    """The operator reads the result from the termination message."""
+    """The container gets the request as an argument, and the path of the termination message."""
     (container,) = made()["spec"]["template"]["spec"]["containers"]
     command, option, request, *store = container["args"]
     assert [command, option, *store] == ["check", "--request", "--store", "/models"]

@@ -244,7 +244,7 @@ def test_an_administrator_can_list_claims() -> None:
     ],
 )
 def test_the_label_has_one_value(labels: dict[str, str] | None, for_models: bool) -> None:
-    """Only "true" lets models use the PVC; annotations do not count."""
+    """Only a label with the value "true" lets models use the PVC; an annotation does not count."""
     metadata = {"name": "database", "namespace": "art", "uid": "c", "labels": labels}
     metadata["annotations"] = {names.LABEL_MODELS: "true"}
     assert ClaimView.from_body({"metadata": metadata}).for_models is for_models

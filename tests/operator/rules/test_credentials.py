@@ -33,7 +33,10 @@ def load(hub: str | None = None, civitai: str | None = None, **spec: Any) -> dic
 
 
 def test_repos_of_missing_components_mount_the_secret_of_the_hub() -> None:
-    """The repo that the administrator names for a family may be gated."""
+    """If the administrator names a repo for missing components, loads mount the Hub's Secret.
+
+    That repo may be gated.
+    """
     loader = LoaderSettings(
         gpu_count=0, default_credentials=SECRETS, default_parts={"flux": "org/flux"}
     )
@@ -87,7 +90,10 @@ def mounted(manifest: dict[str, Any]) -> set[str]:
 def test_load_mounts_only_the_secrets_of_hosts_that_it_names(
     spec: dict[str, Any], expected: set[str]
 ) -> None:
-    """A compromised loader cannot read a token for another host."""
+    """The Pod mounts the Secrets of the hosts that its request names, and no other Secret.
+
+    So a compromised loader cannot read a token for another host.
+    """
     assert mounted(load(**spec)) == expected
 
 
@@ -107,14 +113,14 @@ def test_a_model_that_names_a_default_secret_gets_only_the_default_access(
 
 
 def test_caller_of_the_gateway_uses_only_the_tokens_for_the_gateway() -> None:
-    """The administrator marks the entries that callers of the gateway may use."""
+    """A model of a gateway caller gets only the Secrets that the setting allows by `:gateway`."""
     by_gateway = {names.ANNOTATION_REQUESTED_BY: names.REQUESTED_BY_GATEWAY}
     assert mounted(load(url="org/name", annotations=by_gateway)) == set()
     assert mounted(load(url="https://open.example/x", annotations=by_gateway)) == {"open-token"}
 
 
 def test_repo_on_a_mirror_mounts_the_secret_of_the_mirror() -> None:
-    """The entry for the Hub itself does not count for a mirror."""
+    """With a mirror of the Hub or of Civitai, only the Secret for the mirror's host is mounted."""
     assert mounted(load("https://mirror.example/hf", url="org/name")) == {"mirror-token"}
     page = "https://civitai.com/models/1"
     assert mounted(load(civitai="https://site.example/c", url=page)) == {"site-token"}

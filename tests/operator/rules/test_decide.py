@@ -1,4 +1,4 @@
-"""Tests of the status that a decision produces, and of the invariants of every decision."""
+"""Tests of the status that a decision leads to, and of the invariants of every decision."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_published_paths_are_computed() -> None:
 
 
 def test_a_second_pass_does_not_repeat_a_decision() -> None:
-    """The second pass has the new status and the same Job."""
+    """With the new status and the same Job, the next pass decides no change and emits no Event."""
     seen = with_pod(job(COMPLETE), answered("convert", LOADED))
     first = act(model(loading()), seen)
     again = act(model(first.status.model_dump(mode="json", by_alias=True)), seen)
@@ -91,13 +91,16 @@ def test_a_retried_failure_shows_the_next_attempt(reason: Reason) -> None:
 
 
 def test_edits_outside_the_load_hash_advance_ready_at_once() -> None:
-    """A changed webhook does not reload the model, so `kubectl wait` returns at once."""
+    """After an edit of the webhook, Ready has the new generation, so `kubectl wait` returns."""
     ready = _ready(act(model(published(), generation=2, webhook=HOOK), observed()))
     assert ready.observed_generation == 2
 
 
 def test_ready_keeps_the_published_generation_until_the_new_load_ends() -> None:
-    """`kubectl wait --for=condition=Ready` after a change waits for the new version."""
+    """During a reload, Ready has the generation of the published version.
+
+    So `kubectl wait --for=condition=Ready` waits for the new version.
+    """
     changed = model(published(), generation=2, revision="fp16")
     assert _ready(act(changed, observed())).observed_generation == 1
     done = with_pod(job(COMPLETE, load_hash=OTHER), answered("convert", LOADED))
@@ -105,7 +108,7 @@ def test_ready_keeps_the_published_generation_until_the_new_load_ends() -> None:
 
 
 def test_ready_flips_once_per_change() -> None:
-    """The transition time is that of the status change, not of the last write."""
+    """Ready's lastTransitionTime changes with the condition's status, not with each write."""
     ready = _ready(act(model(loading()), with_pod(job(), running("fetch"))))
     assert ready.last_transition_time == "2026-01-01T00:00:00Z"
     loaded = _ready(act(model(loading()), with_pod(job(COMPLETE), answered("convert", LOADED))))
@@ -134,7 +137,7 @@ def test_notes_of_the_loader_stay_until_the_next_load() -> None:
 
 
 def test_progress_is_shown_only_while_the_load_runs() -> None:
-    """The loader's last line becomes status.progress with a text for people."""
+    """status.progress has the loader's last progress while the load runs, and is absent later."""
     line = Progress(stage=Stage.DOWNLOADING, percent=42, bytes_total=2_100_000_000)
     decision = act(model(loading()), with_pod(job(), running("fetch"), progress=line))
     assert decision.status.progress is not None
@@ -168,7 +171,10 @@ def test_the_clean_up_job_keeps_what_is_to_be_retained() -> None:
 def test_only_a_model_that_is_to_load_stays_in_the_queue(
     resource: Model, seen: Observed, expected: bool
 ) -> None:
-    """Every other model leaves the queue, so that the next model is admitted."""
+    """`uses_admission` is true only for a model that waits or is about to load.
+
+    Every other model leaves the queue, so that the next model is admitted.
+    """
     assert decided(resource, seen).uses_admission is expected
 
 
@@ -280,7 +286,7 @@ def test_every_decision_holds_the_invariants(
 
 
 def test_a_body_without_status_or_annotations_is_read() -> None:
-    """A newly created resource has no status and no annotations."""
+    """A newly created resource, which has no status and no annotations, is parsed."""
     bare = body()
     del bare["status"], bare["metadata"]["annotations"], bare["metadata"]["finalizers"]
     assert Model.from_body(bare).status.phase is None

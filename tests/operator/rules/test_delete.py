@@ -297,7 +297,10 @@ def test_a_deleted_model_is_cleaned_up(case: Case) -> None:
 
 
 def test_released_model_leaves_no_clean_up_job() -> None:
-    """All clean-up Jobs are deleted, not only the recorded one: their Pods would keep the PVC."""
+    """All clean-up Jobs are deleted, also those that the status does not record.
+
+    Otherwise their Pods would keep the PVC from being deleted.
+    """
     recorded, other = cleanup_job(), cleanup_job(attempt=1)
     skip = {names.ANNOTATION_SKIP_CLEANUP: "true"}
     skipped = model(cleaning(), deleted_ago=5, annotations=skip)

@@ -33,7 +33,7 @@ LORA = LOADED.model_copy(
 
 
 def shown(status: Status) -> tuple[Any, Any, bytes]:
-    """Return the model type as status, webhook and metric show it."""
+    """Return the model type in the status, in the metric and in the body of a webhook call."""
     entry = OutboxEntry(
         id="1", event=WebhookEvent.LOADED, load_hash="0" * 16, created_time="2026-01-01T00:00:00Z"
     )
@@ -50,7 +50,7 @@ def shown(status: Status) -> tuple[Any, Any, bytes]:
 
 
 def test_type_is_unknown_until_a_load_has_found_it() -> None:
-    """Status, webhook and metrics agree."""
+    """Status, metric and webhook show `unknown` before the load, and the found type after it."""
     before = act(model(), observed()).status
     assert shown(before) == ("unknown",) * 3
     after = act(model(loading()), with_pod(job(COMPLETE), answered("convert", LORA))).status
@@ -58,7 +58,7 @@ def test_type_is_unknown_until_a_load_has_found_it() -> None:
 
 
 def test_type_of_the_spec_is_shown_at_once() -> None:
-    """No load is needed."""
+    """Before any load, status, metric and webhook show the type of spec.modelType."""
     assert shown(act(model(modelType="vae"), observed()).status) == ("vae",) * 3
 
 
@@ -75,14 +75,14 @@ def test_type_that_contradicts_the_published_version_is_refused() -> None:
 
 
 def test_deleting_a_wrong_type_loads_at_once() -> None:
-    """An edit of the spec is enough, although the loadHash stays the same."""
+    """The load is retried at once after the type is deleted, although the loadHash is the same."""
     status = stalled(Reason.UNSUPPORTED_FORMAT)
     assert decided(model(status, modelType="custom_ckpt"), observed()).rule == "last_load_failed"
     assert decided(model(status, generation=2), observed()).rule == "load_is_due"
 
 
 def test_deleting_a_wrong_type_during_the_load_loads_again() -> None:
-    """The failure counts for the generation that the Job was made from."""
+    """The failure is recorded for the Job's generation, so the edited spec is loaded again."""
     loads = replace(job(FAILED), generation=1)
     result = failed(Reason.UNSUPPORTED_FORMAT, "the file is a LoRA")
     after = act(model(loading(), generation=2), with_pod(loads, answered("fetch", result))).status
@@ -95,5 +95,5 @@ def test_deleting_a_wrong_type_during_the_load_loads_again() -> None:
 
 @pytest.mark.parametrize("reason", [Reason.UNSAFE_MODEL, Reason.NOT_A_MODEL, Reason.RATE_LIMITED])
 def test_edit_of_any_field_retries_a_failed_load(reason: Reason) -> None:
-    """A user who edits the spec expects another load."""
+    """After a failed load, an edit of any field of the spec starts another load at once."""
     assert decided(model(stalled(reason), generation=2), observed()).rule == "load_is_due"

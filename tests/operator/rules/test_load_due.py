@@ -316,7 +316,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_a_load_starts_or_waits(case: Case) -> None:
-    """The first rule that applies decides."""
+    """Each row has a model, the observed state, and the rule and decision that follow."""
     case.check()
 
 
@@ -324,7 +324,7 @@ KUEUE = Settings(loader=LoaderSettings(kueue_queue="gpus"))
 
 
 def test_with_kueue_a_load_starts_when_kueue_admits_its_job() -> None:
-    """Until then there is no LoadStarted Event, and the wait does not count as load time."""
+    """Before Kueue admits the Job, LoadStarted is not emitted, and no load time is counted."""
     rule = decided(model(), observed(), KUEUE).rule
     queued = act(model(), observed(), KUEUE)
     assert rule == "load_is_due"
@@ -362,7 +362,10 @@ def test_the_position_in_the_queue_is_shown() -> None:
 
 
 def test_id_of_a_trained_model_may_make_a_long_link() -> None:
-    """The loader makes the link, so it need not fit into the request."""
+    """A load starts even if id and link template make a link longer than a spec.url may be.
+
+    The loader makes the link; the request has only the id.
+    """
     settings = Settings(trained_url_template="https://trainer.example.com/{id}")
     result = decided(model(url="t" * 2048, modelType="api_trained"), observed(), settings)
     assert result.rule == "load_is_due"

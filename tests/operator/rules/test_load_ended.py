@@ -273,7 +273,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_the_outcome_of_a_load_is_reported(case: Case) -> None:
-    """The outcome is decided after the Pod's result has been observed."""
+    """Each row has an ended Job with its Pods, and the status and Events that report it."""
     case.check()
 
 
@@ -290,7 +290,7 @@ def test_the_operator_waits_for_the_result_of_an_ended_job() -> None:
 
 @pytest.mark.parametrize("rendered", [True, False])
 def test_the_path_of_a_preview_is_the_operators_own(rendered: bool) -> None:
-    """The result only says whether a preview exists; the operator computes its path."""
+    """The status has the computed path of a preview if the result states that one exists."""
     result = LOADED.model_copy(update={"preview": rendered, "picture": rendered})
     seen = with_pod(job(COMPLETE), answered("convert", result))
     artifact = act(model(loading()), seen).status.artifact

@@ -187,5 +187,5 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_a_load_is_retried(case: Case) -> None:
-    """The failure's reason decides whether to retry; the intervals grow."""
+    """The failure's reason decides whether a load is retried. The pause grows with each attempt."""
     case.check()

@@ -205,5 +205,5 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_a_running_load_is_reported(case: Case) -> None:
-    """The Job, its newest Pod and the Pod's log show the progress of the load."""
+    """Phase, conditions and progress follow from the Job, its newest Pod and the Pod's log."""
     case.check()

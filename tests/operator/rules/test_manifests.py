@@ -101,7 +101,7 @@ def env(container: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_the_manifest_is_the_golden_file(name: str, manifest: dict[str, Any]) -> None:
-    """The whole manifest is compared, not single fields."""
+    """The whole manifest equals its golden file."""
     path = GOLDEN / f"{name}.yaml"
     if os.environ.get("REGOLD"):
         path.parent.mkdir(exist_ok=True)
@@ -174,13 +174,16 @@ def test_the_slim_image_is_used_unless_the_model_is_rendered(
 
 
 def test_overrides_may_be_forbidden() -> None:
-    """The Job then equals that of a spec without overrides."""
+    """If overrides are forbidden, the Job equals that of a spec without spec.job."""
     settings = replace(CPU, loader=replace(CPU.loader, allow_overrides=False))
     assert load(settings, job=OVERRIDES) == load(settings)
 
 
 def test_a_default_never_contradicts_an_override() -> None:
-    """The API server rejects a limit below the request, so the default gives way."""
+    """A default request or limit is left out if spec.job sets the other one of the resource.
+
+    The API server rejects a limit below the request.
+    """
     job = {"resources": {"requests": {"memory": "8Gi"}, "limits": {"cpu": "100m"}}}
     resources = pod_of(load(CPU, job=job))["containers"][0]["resources"]
     assert resources == {"requests": {"memory": "8Gi"}, "limits": {"cpu": "100m"}}
@@ -210,7 +213,10 @@ def test_kubernetes_expands_nothing_in_the_request() -> None:
 
 
 def test_a_trained_models_id_becomes_a_link_in_the_loader() -> None:
-    """The link may need a key, which the operator does not have."""
+    """The request has only the model's id, and fetch alone gets the link template.
+
+    The link may need a key, which the operator does not have.
+    """
     template = "https://trainer.example.com/models/{id}.zip?key={key}"
     settings = replace(CPU, trained_url_template=template)
     pod = pod_of(load(settings, url="abc-1", modelType="api_trained"))
@@ -223,7 +229,7 @@ def test_a_trained_models_id_becomes_a_link_in_the_loader() -> None:
 
 @pytest.mark.parametrize(("model_id", "repo"), CONTROLNET_REPOS.items(), ids=CONTROLNET_REPOS)
 def test_a_controlnet_of_the_vendors_table_needs_no_url(model_id: str, repo: str) -> None:
-    """The request has the repo of the table."""
+    """The Job's request has the Hub repo that CONTROLNET_REPOS names for the model's id."""
     args = pod_of(load(CPU, url=None, modelType="controlnet", modelId=model_id))["containers"][0]
     request = LoadRequest.from_argument(args["args"][2])
     assert (request.model_type, request.url) == ("controlnet", repo)
@@ -317,7 +323,7 @@ PLACED = Settings(
 
 
 def test_a_models_placement_replaces_the_default_field_by_field() -> None:
-    """A model's node selector is not merged with the default one."""
+    """The node selector of spec.job replaces the default one; the two are not merged."""
     pod = pod_of(load(PLACED, job={"nodeSelector": {"zone": "a"}}))
 
     assert pod["nodeSelector"] == {"zone": "a"}
@@ -326,7 +332,7 @@ def test_a_models_placement_replaces_the_default_field_by_field() -> None:
 
 
 def test_a_clean_up_ignores_a_priority_class_that_is_not_allowed() -> None:
-    """A deleted model cannot be corrected, and its files must go."""
+    """The clean-up Job has no PriorityClass: a deleted model's spec cannot be corrected."""
     job = {"priorityClassName": "system-node-critical", "nodeSelector": {"zone": "a"}}
     pod = pod_of(remove(CPU, job=job))
     assert pod["nodeSelector"] == {"zone": "a"}
@@ -335,7 +341,10 @@ def test_a_clean_up_ignores_a_priority_class_that_is_not_allowed() -> None:
 
 
 def test_a_clean_up_is_placed_too_but_needs_no_gpu_runtime() -> None:
-    """Perhaps only some nodes reach the volume, so the Job needs the model's placement."""
+    """The clean-up Job has the configured node selector and tolerations, but no RuntimeClass.
+
+    Perhaps only the selected nodes can reach the volume.
+    """
     pod = pod_of(remove(PLACED))
 
     assert pod["nodeSelector"] == {"pool": "gpu"}

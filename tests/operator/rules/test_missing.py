@@ -51,7 +51,7 @@ MISSING = stalled(Reason.ARTIFACT_MISSING, base=GONE)
 
 
 def finding(missed: int, load_hash: str = WANTED, **artifact: Any) -> CheckFinding:
-    """Return what checks found about the version of `published`."""
+    """Return a finding about the version of `published`: `missed` checks found files missing."""
     status = published(load_hash, **artifact)["artifact"]
     return CheckFinding(StatusArtifact.model_validate(status), missed)
 
@@ -296,7 +296,7 @@ def artifact_after(status: dict[str, Any], *jobs: Any, missed: int | None) -> St
 def test_the_status_keeps_since_when_files_are_missing(
     before: str | None, missed: int | None, after: str | None
 ) -> None:
-    """A restarted operator reads the time there; the other fields of the artifact stay."""
+    """The artifact gets, keeps or loses missingTime; its other fields stay the same."""
     artifact = artifact_after(published(missingTime=before), missed=missed)
     expected = published(missingTime=after)["artifact"]
     assert artifact == StatusArtifact.model_validate(expected)

@@ -1,4 +1,4 @@
-"""Which calls the outbox keeps when loads follow each other, and what its condition is about."""
+"""Which calls the outbox keeps after a newer load, and which call its condition describes."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def calls(text: str, **fields: Any) -> list[OutboxEntry]:
     ],
 )
 def test_a_newer_event_replaces_the_calls_of_other_loads(owed: str, newer: str, kept: str) -> None:
-    """A receiver that was away learns the newest load, not the history."""
+    """Owed calls of other loads are dropped: a receiver needs to know the newest load only."""
     change = outbox.add(outbox.OutboxChange(tuple(calls(owed))), call(newer))
     assert list(change.entries) == calls(kept)
     assert (change.reason, change.events) == ("DeliveryPending", ())
@@ -97,7 +97,7 @@ def test_a_newer_event_replaces_the_calls_of_other_loads(owed: str, newer: str, 
 
 
 def test_a_dropped_call_that_failed_before_has_an_event() -> None:
-    """Its last Event promised another attempt, which does not come."""
+    """The Event reports that the call is given up: the call's last Event announced an attempt."""
     owed = (*calls("a started", attempts=2), *calls("a loaded"))
     change = outbox.add(outbox.OutboxChange(owed), call("b started"))
     assert list(change.entries) == calls("b started")
@@ -108,7 +108,7 @@ def test_a_dropped_call_that_failed_before_has_an_event() -> None:
 
 
 def test_an_event_that_is_owed_already_replaces_nothing() -> None:
-    """The event is not newer than the calls in the outbox."""
+    """Adding an event whose call is in the outbox already changes nothing."""
     owed = outbox.OutboxChange(tuple(calls("a started, b started")))
     assert outbox.add(owed, call("a started")) == owed
 
@@ -248,7 +248,7 @@ def pending(decision: Act) -> list[tuple[str, str]]:
 def test_a_reload_drops_the_calls_of_the_previous_load(
     seen: Any, events: list[WebhookEvent]
 ) -> None:
-    """The calls of the new load are due at once."""
+    """Only the calls of the new load are pending, and they are due at once."""
     status = owing(published(), *of_load(WANTED, STARTED, DONE))
     decision = act(model(status, generation=2, revision="fp16", webhook=HOOK), seen)
     assert pending(decision) == [(OTHER, event) for event in events]
@@ -286,14 +286,14 @@ def test_a_reload_drops_the_calls_of_the_previous_load(
     ],
 )
 def test_each_load_of_a_version_has_ids_of_its_own(before: Act, again: Act) -> None:
-    """A receiver ignores an id that it knows, so it would take the new event for an old one."""
+    """Two loads of the same version have different ids: a receiver ignores an id that it knows."""
     (first,), (second,) = before.calls, again.calls
     assert (first.entry.event, first.entry.load_hash) == (second.entry.event, WANTED)
     assert first.entry.id != second.entry.id
 
 
 def test_a_suspended_reload_drops_no_calls() -> None:
-    """No newer event is owed while the new load has not started."""
+    """The calls of the previous load stay owed while the new load has not started."""
     status = owing(published(), *of_load(WANTED, STARTED, DONE))
     changed = model(status, generation=2, revision="fp16", webhook=HOOK, suspend=True)
     decision = act(changed, observed())
@@ -301,7 +301,10 @@ def test_a_suspended_reload_drops_no_calls() -> None:
 
 
 def test_deleted_replaces_the_calls_of_another_load() -> None:
-    """Calls about a version that the spec no longer names are dropped before the final call."""
+    """Owed calls are dropped if they are about another version than the deleted model's spec.
+
+    Other owed calls are made together with the call for `model.deleted`.
+    """
     status = owing(published(), *of_load(WANTED, DONE))
     gone = model(status, revision="fp16", webhook=HOOK, deleted_ago=1, deletionPolicy="Delete")
     kept = model(status, webhook=HOOK, deleted_ago=1)
@@ -313,7 +316,7 @@ def test_deleted_replaces_the_calls_of_another_load() -> None:
 
 
 def test_the_status_remembers_that_the_newest_event_has_ended() -> None:
-    """The condition stays as it is when an older call ends in a later pass."""
+    """The status keeps newestEnded, so an older call that ends later changes no condition."""
     started, loaded = of_load(WANTED, STARTED, DONE, attempts=1)
     ended = Delivery(loaded.id, OK, "", NOW)
     resource = model(owing(published(), started, loaded), webhook=HOOK)

@@ -32,7 +32,7 @@ CLEANUP = {"cleanupJob": job_status(role=names.ROLE_REMOVE)}
 
 
 def test_recorded_jobs_and_their_pods_are_the_models_own() -> None:
-    """A model may have one load Job and one clean-up Job."""
+    """The Jobs with the recorded uids are the load Job and the clean-up Job; their Pods count."""
     load, cleanup = job(), job(role=names.ROLE_REMOVE)
     pods = (pod(load, running("fetch")), pod(cleanup, running("remove")))
     seen = ownership.observed(model(loading() | CLEANUP), [load, cleanup], pods, claim())
@@ -56,7 +56,10 @@ def test_recorded_jobs_and_their_pods_are_the_models_own() -> None:
 )
 @pytest.mark.parametrize("state", list(JobState))
 def test_owner_name_and_uid_of_a_load_job_must_match(forged: JobView, state: JobState) -> None:
-    """Whoever creates a Job writes its labels, annotations, owner and name, but not its uid."""
+    """A Job that differs in one of them is not the load Job.
+
+    Whoever creates a Job sets its labels, annotations, owner and name, but not its uid.
+    """
     forged = dataclasses.replace(forged, state=state)
     seen = ownership.observed(model(loading()), [forged], [], claim())
     assert (seen.load_job, seen.cleanup_job) == (None, None)
@@ -71,13 +74,19 @@ def test_owner_name_and_uid_of_a_load_job_must_match(forged: JobView, state: Job
     ],
 )
 def test_owner_name_and_uid_of_a_clean_up_job_must_match(forged: JobView) -> None:
-    """A clean-up Job has no owner, so that the garbage collector does not delete it."""
+    """A Job that differs in one of them is not the clean-up Job.
+
+    A clean-up Job has no owner, so that the garbage collector does not delete it with the model.
+    """
     seen = ownership.observed(model(published() | CLEANUP), [forged], [], claim())
     assert (seen.load_job, seen.cleanup_job, seen.unrecorded) == (None, None, ())
 
 
 def test_without_a_record_no_job_is_the_models_own() -> None:
-    """A Job whose uid could not be recorded is taken over by its name when it is created again."""
+    """If the status has no uid, there is no load Job.
+
+    A Job whose uid could not be recorded is taken over when the operator creates it again.
+    """
     load, cleanup = job(), job(role=names.ROLE_REMOVE)
     seen = ownership.observed(model(), [load, cleanup], [pod(load), pod(cleanup)], claim())
     assert (seen.load_job, seen.cleanup_job, seen.pods) == (None, None, ())
@@ -85,7 +94,7 @@ def test_without_a_record_no_job_is_the_models_own() -> None:
 
 
 def test_other_clean_ups_of_the_model_are_known_by_their_name() -> None:
-    """The status records one clean-up Job: not the earlier attempts, perhaps not the newest."""
+    """Clean-up Jobs with the right name but another uid than the recorded are `other_cleanups`."""
     remove = names.ROLE_REMOVE
     recorded = job(role=remove, attempt=1)
     earlier, unrecorded = job(JobState.FAILED, role=remove), job(role=remove, attempt=2)
@@ -107,12 +116,12 @@ def test_other_clean_ups_of_the_model_are_known_by_their_name() -> None:
     ],
 )
 def test_only_running_loads_with_owner_and_name_are_unrecorded(foreign: JobView) -> None:
-    """The operator leaves every other Job alone."""
+    """A Job with another owner or name, or one that has ended, is not in `unrecorded`."""
     assert ownership.observed(model(), [foreign], [], claim()).unrecorded == ()
 
 
 def test_pods_of_a_deleted_job_still_count() -> None:
-    """They may write until they have stopped; the status records the uid of their Job."""
+    """Pods of the recorded Job are observed even without the Job: they may still write."""
     stopping = pod(job(), running("fetch"))
     assert ownership.observed(model(loading()), [], [stopping], claim()).pods == (stopping,)
 
@@ -186,7 +195,7 @@ def as_created(manifest: Json) -> Json:
     ],
 )
 def test_a_job_of_a_lost_reply_is_recognised(settings: Settings) -> None:
-    """API servers add defaults, omit empty values, and rewrite quantities."""
+    """A Job counts as planned with the defaults and rewritten quantities of an API server."""
     made = as_created(planned(settings))
     if settings is EMPTY:
         del made["spec"]["template"]["spec"]["securityContext"]
@@ -194,7 +203,7 @@ def test_a_job_of_a_lost_reply_is_recognised(settings: Settings) -> None:
 
 
 def test_a_job_that_kueue_has_started_is_recognised() -> None:
-    """Kueue unsuspends and places it, perhaps before its uid is recorded."""
+    """The Job still counts as planned after Kueue has unsuspended and placed it."""
     started = as_created(planned(KUEUE))
     started["spec"]["suspend"] = False
     template = started["spec"]["template"]
@@ -206,7 +215,7 @@ def test_a_job_that_kueue_has_started_is_recognised() -> None:
 
 
 def test_a_clean_up_job_of_a_lost_reply_is_recognised() -> None:
-    """It has no owner."""
+    """A clean-up Job as the API server returns it counts as planned."""
     plan = manifests.plan_remove(model(published()), GPU, "models", 0)
     manifest = manifests.build(plan, GPU)
     assert ownership.is_as_planned(as_created(manifest), manifest)
@@ -318,7 +327,10 @@ FETCH, CONVERT = (*POD, "initContainers", 0), (*POD, "containers", 0)
     ],
 )
 def test_a_job_that_differs_is_not_taken_over(forge: Callable[[Json], None]) -> None:
-    """Otherwise, whoever creates the Job first could decide what is loaded, or prevent the load."""
+    """A Job with any other difference does not count as planned.
+
+    Otherwise, whoever creates the Job first could decide what is loaded, or prevent the load.
+    """
     forged = as_created(planned())
     forge(forged)
     assert not ownership.is_as_planned(forged, planned())

@@ -52,7 +52,7 @@ def scheduled(ago: float, of: JobView | None = None, **fields: Any) -> Any:
 
 
 def starting(name: str, seen: Any, message: str, status: dict[str, Any] | None = None) -> Case:
-    """Return a row in which the load is Pending and nothing is wrong yet."""
+    """Return a row in which the load is Pending with this message, and not Stalled."""
     return Case(
         id=name,
         model=model(status or loading()),
@@ -232,7 +232,10 @@ def test_a_forged_event_cannot_push_the_remedy_out() -> None:
 
 @pytest.mark.parametrize(("ago", "wake"), [(1, 29), (29, 1), (30, 60), (880, 20)])
 def test_a_pod_that_does_not_start_is_read_again(ago: float, wake: float) -> None:
-    """Events do not wake a model, so the next pass is scheduled in time."""
+    """A new Event does not start a pass, so passes are scheduled.
+
+    They are 30 s after the Pod got its node, then every minute, and at 900 s.
+    """
     assert act(model(loading()), scheduled(ago)).wake_after == wake
 
 
@@ -293,13 +296,13 @@ def check_retry(status: Any, message: str) -> None:
 
 
 def test_the_next_job_of_a_load_keeps_the_reason_of_the_last_failure() -> None:
-    """Users see in the table why the load takes so long."""
+    """status.reason is still that of the last failure when the load's next Job starts."""
     again = model(stalled(Reason.RATE_LIMITED, attempt=1) | {"completionTime": None})
     assert act(again, with_pod(job(attempt=1), running("fetch"))).status.reason == "RateLimited"
 
 
 def test_another_spec_forgets_the_last_failure() -> None:
-    """The load of the changed spec has not failed."""
+    """After a change of the spec, status.reason no longer has the previous load's failure."""
     edited = model(stalled(Reason.RATE_LIMITED), revision="fp16")
     assert act(edited, observed()).status.reason is None
 

@@ -70,7 +70,10 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_no_priority_class_is_allowed_by_default(case: Case) -> None:
-    """With a PriorityClass, a load could preempt other people's Pods."""
+    """Without an allowed list, a model whose spec.job names a PriorityClass is not loaded.
+
+    A load with a PriorityClass could preempt other people's Pods.
+    """
     case.check()
 
 
@@ -84,7 +87,7 @@ def test_no_priority_class_is_allowed_by_default(case: Case) -> None:
     ],
 )
 def test_an_allowed_class_is_used(loader: LoaderSettings) -> None:
-    """Other classes stay refused."""
+    """The Job of a model with an allowed PriorityClass has this class."""
     settings = Settings(loader=loader)
     action = act(model(job={"priorityClassName": "batch"}), observed(), settings).job
     assert isinstance(action, CreateJob)

@@ -55,7 +55,10 @@ def models(text: str) -> list[Waiting]:
 def test_the_queue_admits_in_order(
     loading: str, waiting: str, limits: Limits, expected: str
 ) -> None:
-    """A row gives `admitted | waiting` in order; `loading` has one letter for each running load."""
+    """`expected` has the models that are admitted, `|`, and the models that wait, both in order.
+
+    `loading` has the letter of the namespace of each running load.
+    """
     now, later = queue.admit(loading, models(waiting), limits)
     assert " | ".join(" ".join(one.uid for one in part) for part in (now, later)) == expected
 
@@ -100,7 +103,7 @@ def test_the_queue_uses_its_limits_fully_and_never_exceeds_them(
     ],
 )
 def test_a_position_is_shown_in_steps(position: int, text: str) -> None:
-    """A rounded position changes less often, so the status is written less often."""
+    """Positions are rounded, so that they change, and the status is written, less often."""
     assert queue.describe_position(queue.shown_position(position)) == text
 
 

@@ -21,7 +21,7 @@ def problem(settings: Settings | None = None, **spec: object) -> str | None:
 
 @pytest.mark.parametrize("url", [url for url in MEANT if url])
 def test_operator_reads_every_form_of_a_url(url: str) -> None:
-    """The same forms are read for spec.vae.url."""
+    """A spec with the url has no problem, whether the url is in spec.url or in spec.vae.url."""
     assert problem(url=url) is None
     assert problem(vae={"url": url}) is None
 
@@ -35,7 +35,10 @@ def test_operator_refuses_other_forms_and_names_the_right_one(url: str) -> None:
 
 @pytest.mark.parametrize("url", [url for url in TRAINED if url])
 def test_operator_reads_the_urls_of_trained_models(url: str) -> None:
-    """A bare id needs the administrator's template."""
+    """With the administrator's link template, a valid url of a trained model has no problem.
+
+    For any other url, the problem has the words of the table TRAINED.
+    """
     settings = Settings(trained_url_template=TEMPLATE)
     found, expected = problem(settings, url=url, modelType="api_trained"), TRAINED[url]
     if isinstance(expected, str):
@@ -45,7 +48,7 @@ def test_operator_reads_the_urls_of_trained_models(url: str) -> None:
 
 
 def test_link_with_model_type_huggingface_must_be_on_the_hub_or_its_mirror() -> None:
-    """Only the settings say which hosts are mirrors."""
+    """A link to another host is a problem, unless the settings name this host as a mirror."""
     [url, *_] = [url for url, meaning in MEANT.items() if isinstance(meaning, Link)]
     whole = ModelType.HUGGINGFACE.value
     assert (problem(url=url, modelType=whole) or "").startswith(f"spec.url {NOT_ON_THE_HUB}")
@@ -54,7 +57,7 @@ def test_link_with_model_type_huggingface_must_be_on_the_hub_or_its_mirror() -> 
 
 
 def test_components_are_read_like_the_url() -> None:
-    """Unlike the other urls, components.from must be a diffusers repo of the Hub."""
+    """Urls of components may have the forms of spec.url; components.from must be a Hub repo."""
     link = "https://example.com/flux.safetensors"
     assert (
         problem(url=link, components={"from": "org/flux", "transformer_2": {"url": link}}) is None

@@ -47,7 +47,7 @@ def waiting(unscheduled: str = UNBOUND, age: float = 50, **fields: Any) -> Obser
 
 
 def starting(name: str, seen: Observed, message: str) -> Case:
-    """Return a row in which the load waits, and has not waited too long."""
+    """Return a row in which the load waits with this message, and is not Stalled yet."""
     return Case(
         id=name,
         model=model(loading()),
@@ -305,13 +305,16 @@ PUBLISHED = [
 
 @pytest.mark.parametrize("case", PUBLISHED, ids=by_id)
 def test_a_published_model_whose_volume_is_lost_is_not_ready(case: Case) -> None:
-    """A published version is not loaded again, because its files come back with the volume."""
+    """The model is not Ready, and is not loaded again: its files come back with the volume."""
     case.check()
 
 
 @pytest.mark.parametrize("case", DELETIONS, ids=by_id)
 def test_a_model_whose_claim_was_never_bound_is_released(case: Case) -> None:
-    """No clean-up Job could start. If the PVC may have files, the model waits for the clean-up."""
+    """The finalizer is removed without a clean-up, which could not start.
+
+    If the PVC may have files, the finalizer stays until the clean-up is complete.
+    """
     case.check()
 
 
@@ -344,7 +347,7 @@ def test_a_model_whose_claim_was_never_bound_is_released(case: Case) -> None:
 def test_a_claim_counts_as_never_bound_only_if_its_status_says_so(
     changes: dict[str, Any], never_bound: bool, lost: bool
 ) -> None:
-    """In doubt, a PVC counts as bound: a model with files must not be released."""
+    """In doubt, a PVC does not count as never bound: a model with files must not be released."""
     metadata = {"name": "models", "namespace": "art", "uid": "c"} | changes.get("metadata", {})
     view = ClaimView.from_body({"spec": {}} | changes | {"metadata": metadata})
     assert (view.never_bound, view.lost) == (never_bound, lost)
@@ -352,13 +355,13 @@ def test_a_claim_counts_as_never_bound_only_if_its_status_says_so(
 
 @pytest.mark.parametrize(("age", "wake"), [(5, 10), (50, 60)])
 def test_a_pod_that_waits_for_its_claim_is_read_again(age: float, wake: float) -> None:
-    """The Warning may come later than the Pod, and an Event wakes no model."""
+    """Passes are scheduled to read the PVC's Warnings, because a new Event starts no pass."""
     young = job(created=NOW - timedelta(seconds=age))
     seen = with_pod(young, unscheduled=UNBOUND, claim=NEVER, age=age)
     assert act(model(loading()), seen).wake_after == wake
 
 
 def test_a_running_load_ignores_that_its_pvc_is_lost() -> None:
-    """If a mounted PVC loses its volume, the load goes on or fails by itself."""
+    """A running load is reported as usual if its mounted PVC loses its volume."""
     seen = with_pod(job(), running("fetch"), claim=LOST, scheduled=NOW)
     assert act(model(loading()), seen).status.phase == "Downloading"

@@ -106,17 +106,17 @@ def test_an_adapter_or_vae_renders_only_if_asked(
     loader: LoaderSettings,
     expected: tuple[bool, object],
 ) -> None:
-    """It cannot draw an image without a base model, so by default it gets no GPU."""
+    """By default, an adapter or VAE gets no GPU: it cannot draw an image without a base model."""
     assert needed(of_type(model_type, **fields), loader) == expected
 
 
 def test_every_model_type_is_in_a_table() -> None:
-    """A new model type must be added to one of the tables above."""
+    """The tables above have all model types, so a new one must be added there."""
     assert set(WHOLE) | set(OTHERS) == set(ModelType)
 
 
 def gateway_specs() -> list[Any]:
-    """Return the specs that the gateway's load calls make, and what each load needs."""
+    """Return rows: the spec that a load call of the gateway makes, and whether its load renders."""
     common = {"url": URL, "model_id": "m"}
     calls = [
         *((LoadModel(**common, model_type=kind.value), True) for kind in WHOLE),
@@ -135,14 +135,14 @@ def gateway_specs() -> list[Any]:
 
 @pytest.mark.parametrize(("spec", "renders"), gateway_specs())
 def test_the_gateway_leaves_rendering_to_the_operator(spec: dict[str, Any], renders: bool) -> None:
-    """A load by the vendor's API has the same needs as the same resource by kubectl."""
+    """The gateway's spec sets no verify.render, so the operator's defaults decide."""
     assert "verify" not in spec
     assert needed(Spec.model_validate(spec), ON) == (renders, 1 if renders else None)
     assert needed(Spec.model_validate(spec), OFF) == (False, None)
 
 
 def test_memory_follows_the_work() -> None:
-    """Rendering holds the model in memory. A conversion streams, like a download."""
+    """A load that renders has a higher memory limit than a load that only converts."""
     nothing = JobOverrides()
     converts = workload.convert_resources(nothing, ON, renders=False)
     renders = workload.convert_resources(nothing, ON, renders=True)
@@ -174,7 +174,10 @@ def test_memory_follows_the_work() -> None:
 def test_the_runtime_class_of_gpus_is_for_pods_with_a_gpu(
     fields: dict[str, Any], loader: LoaderSettings, expected: str | None
 ) -> None:
-    """A node without a GPU may lack the RuntimeClass that the administrator chose for GPUs."""
+    """If GPUs are configured, only Pods with a GPU have the administrator's RuntimeClass.
+
+    A node without a GPU may not have this class.
+    """
     settings = Settings(loader=loader)
     manifest = manifests.build(manifests.plan_load(model(**fields), settings, claim(), 0), settings)
     assert manifest["spec"]["template"]["spec"].get("runtimeClassName") == expected
@@ -182,7 +185,7 @@ def test_the_runtime_class_of_gpus_is_for_pods_with_a_gpu(
 
 @pytest.mark.parametrize("loader", [ON, TWO, AMD, OFF, PLACED])
 def test_a_changed_setting_reloads_no_model(loader: LoaderSettings) -> None:
-    """A model that was loaded with the default settings stays Ready with any others."""
+    """A model that was loaded with the default settings stays Ready with other settings."""
     ready = model(published())
     assert act(ready, observed(), Settings(loader=loader)).job is None
     assert (ready.spec or Spec()).verify.render is None, "the default is not in the resource"

@@ -60,7 +60,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keep(*answers: str) -> tuple[str, int]:
-    """Return why our Lease was lost, and how often it was requested."""
+    """Return why our Lease was lost with these results, and how often it was requested."""
     lease = Scripted(answers)
     return asyncio.run(asyncio.wait_for(election.keep(lease), 5)), lease.asked
 
@@ -80,7 +80,7 @@ def test_a_renewal_that_hangs_loses_the_lease() -> None:
 
 
 def test_a_lease_that_another_holds_is_lost_at_once() -> None:
-    """For example, another operator takes the Lease of a process that was suspended."""
+    """The loss is reported at once if another candidate has the Lease, as after a suspension."""
     assert keep("us", "them") == ("them leads now", 2)
 
 
@@ -99,7 +99,7 @@ def acquire(*answers: str, stop_after: float = 5) -> tuple[bool, int, int]:
 
 
 def test_a_standby_waits_for_the_lease() -> None:
-    """The standby is ready when it can read the Lease."""
+    """A standby requests the Lease until it gets it, and is ready once it can read the Lease."""
     assert acquire("problem", "them", "them", "us") == (True, 4, 2)
 
 
@@ -145,7 +145,7 @@ class Candidates:
     counted: list[tuple[str, str, str]] = field(default_factory=list)
 
     async def open(self) -> Lease:
-        """Open the Lease of a candidate."""
+        """Return the opened Lease of a new candidate."""
         count = lambda *what: self.counted.append(what)  # noqa: E731 - it is given on
         return await Lease.open(self.kubeconfig, self.namespace, count)
 
@@ -228,7 +228,7 @@ def test_one_of_two_simultaneous_candidates_leads(candidates: Candidates) -> Non
 
 @pytest.mark.cluster
 def test_a_missing_namespace_is_the_problem_of_the_lease(candidates: Candidates) -> None:
-    """The problem quotes the server's message."""
+    """The Lease's `problem` quotes the API server's message about the missing namespace."""
     candidates.namespace = "nowhere"
 
     async def scenario(one: Lease, _: Lease) -> None:

@@ -11,7 +11,7 @@ from tests.support.kube.kubeconfig import write_kubeconfig
 
 
 def test_every_login_reads_the_credentials_again(tmp_path: Path) -> None:
-    """kopf logs in again after status 401. By then, Kubernetes may have replaced the token."""
+    """After status 401, kopf logs in again. By then, Kubernetes may have replaced the token."""
     settings = Settings(tmp_path / "kubeconfig")
     for token in ("first", "second"):
         write_kubeconfig(tmp_path / "kubeconfig", "http://127.0.0.1:1", token)

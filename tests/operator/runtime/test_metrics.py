@@ -15,7 +15,7 @@ from sd_operator.resources.observed import Outcome
 
 
 def get(port: int, path: str) -> tuple[int, str]:
-    """Return status and text of a page on loopback."""
+    """Return the status and the body of a GET on loopback."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", path)
@@ -45,7 +45,7 @@ def state(name: str, phase: str = "Ready", **fields: int) -> ModelState:
 
 
 def of_namespace(namespace: str, model: ModelState) -> ModelState:
-    """The same model in another namespace."""
+    """Return the model with this namespace."""
     return replace(model, namespace=namespace)
 
 
@@ -74,7 +74,7 @@ def test_models_are_counted_and_named() -> None:
 
 
 def test_requests_loads_and_build_have_metrics() -> None:
-    """Dashboards use these names."""
+    """Requests, loads and the build have the names and labels that dashboards use."""
     metrics = Metrics()
     metrics.count_request("get", "jobs", "200")
     metrics.loads.labels("art", "custom_ckpt", "failed", "NotAModel").inc()
@@ -112,7 +112,7 @@ EXPECTED = {
 
 
 def test_every_metric_has_a_name_type_labels_and_help() -> None:
-    """The page has exactly the metrics of EXPECTED, each with a help text."""
+    """/metrics has exactly the metrics of EXPECTED, each with a help text."""
     metrics = Metrics()
     metrics.show("1", state("a"))
     metrics.count_request("get", "jobs", "200")
@@ -192,5 +192,5 @@ def test_a_stuck_event_loop_is_unhealthy(probes: Probes, port: int, clock: Clock
 
 
 def test_only_the_probes_are_served(port: int) -> None:
-    """Any other path gives 404."""
+    """A path other than those of the probes gives 404."""
     assert get(port, "/")[0] == 404

@@ -52,7 +52,7 @@ class Server:
     error: dict[str, Any] | None = None
     """The error event that ends every watch."""
     away: bool = False
-    """Whether every connection is cut."""
+    """Whether the server cuts every connection without a response."""
     away_for: str = ""
     """The path whose requests are cut off."""
     lease: Any = None
@@ -142,7 +142,7 @@ class Operator:
         return text
 
     def probe(self, path: str) -> int:
-        """Return the status of a probe."""
+        """Return the HTTP status of a probe's path."""
         return probe(self.wait_for(lambda text: "probes on" in text), path)
 
 
@@ -355,7 +355,7 @@ def test_the_namespaces_are_checked_again_after_any_error(
 
 
 def test_an_invalid_setting_ends_the_operator_with_one_line(start: Start, server: Server) -> None:
-    """The log has no traceback."""
+    """The process exits with one line that names the setting, without a traceback."""
     operator = start(SD_OPERATOR_GPU_COUNT="many")
     assert operator.process.wait(10) == 2
     (line,) = operator.log.read_text().splitlines()

@@ -52,7 +52,7 @@ class Dockerfile:
         return [*below, *stage.instructions]
 
     def everything(self) -> Iterator[Instruction]:
-        """Return the instructions of all stages."""
+        """Yield the instructions of all stages."""
         for stage in self.stages:
             yield from stage.instructions
 

@@ -262,7 +262,7 @@ def env_of(objects: list[Json], component: str = "operator") -> dict[str, str]:
 
 
 def leaves(values: Any, *path: str) -> Iterator[tuple[str, ...]]:
-    """Return the paths of all leaves: values that are not mappings, and empty mappings."""
+    """Yield the paths of all leaves: values that are not mappings, and empty mappings."""
     if isinstance(values, dict) and values:
         for key, value in values.items():
             yield from leaves(value, *path, key)

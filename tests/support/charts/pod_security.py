@@ -58,14 +58,14 @@ class Control:
 
 
 def containers(pod: Json) -> Iterator[tuple[str, Json]]:
-    """Return all containers with their paths, including init and ephemeral ones."""
+    """Yield all containers with their paths, including init and ephemeral ones."""
     for kind in ("containers", "initContainers", "ephemeralContainers"):
         for container in pod.get(kind) or ():
             yield f"{kind}[{container['name']}]", container
 
 
 def contexts(pod: Json) -> Iterator[tuple[str, Json]]:
-    """Return the security contexts of the Pod and its containers with their paths."""
+    """Yield the security contexts of the Pod and its containers with their paths."""
     yield "securityContext", pod.get("securityContext") or {}
     for path, container in containers(pod):
         yield f"{path}.securityContext", container.get("securityContext") or {}

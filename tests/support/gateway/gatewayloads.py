@@ -42,7 +42,7 @@ VENDOR_EXAMPLES = {
     "canny": {"model_id": "canny", **CANNY, **HOSTED},
     "hed": {"model_id": "hed", **CANNY, **HOSTED},
 }
-"""The examples of the vendor's documentation, without the key."""
+"""Request bodies from the documentation of the service that the gateway replaces; no keys."""
 
 
 def a_name() -> str:

@@ -1,4 +1,4 @@
-"""A Civitai and a Hub on loopback, and look-ups that ask them.
+"""A Civitai and a Hub on loopback, and look-ups that call them.
 
 For example:
 

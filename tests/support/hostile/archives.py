@@ -46,7 +46,7 @@ def packed(*more: Part, without: str = "", **changed: bytes | Part) -> bytes:
 
 
 def index(**changed: Any) -> dict[str, bytes]:
-    """Return the folder's index with changed entries."""
+    """Return the good folder's model_index.json with these entries changed."""
     return {"model_index.json": json.dumps({**INDEX, **changed}).encode()}
 
 

@@ -3,6 +3,7 @@
 The url is a list of steps: `fetch.exit=3 convert.say=done convert.sleep=60`. A container ignores
 the steps of the other container. It writes `say` as its termination message, or else a JSON object
 that describes its environment.
+
 A link such as `https://models.example.com/m?seconds=0.2` is "loaded" in that time: the folder, the
 link to it and the result are created as the loader creates them, and `remove` deletes them. Each
 load that does work adds a letter to `loads/<model>-<loadHash>`.

@@ -71,7 +71,7 @@ def load(settings: Settings, into: Path, **fields: object) -> Fetched:
 
 
 def refusal(settings: Settings, into: Path, **fields: object) -> LoaderError:
-    """Fetch, which must fail, and return the error."""
+    """Assert that the fetch fails, and return the error."""
     with pytest.raises(LoaderError) as caught:
         load(settings, into, **fields)
     return caught.value

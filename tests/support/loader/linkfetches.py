@@ -63,7 +63,7 @@ def load(
 
 
 def refusal(url: str, settings: Settings, into: Path, **fields: object) -> LoaderError:
-    """Fetch, which must fail, and return the error."""
+    """Assert that the fetch fails, and return the error."""
     with pytest.raises(LoaderError) as caught:
         load(url, settings, into, **fields)
     return caught.value

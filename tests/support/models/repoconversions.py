@@ -42,7 +42,9 @@ def publish_configs(repo: Path) -> Path:
     out = repo.parent / "out"
     asked = conversion(model_type="huggingface")
     with ExitStack() as stack:
-        plan = plan_repo(repo, asked, Companions(repo.parent), OpenFiles(stack))
+        plan = plan_repo(
+            repo, asked, Companions(repo.parent), OpenFiles(stack, asked.safetensors_only)
+        )
     for file in plan.files:
         if isinstance(file, SmallFile):
             (out / file.path).parent.mkdir(parents=True, exist_ok=True)

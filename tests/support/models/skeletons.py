@@ -120,6 +120,6 @@ def with_class(component: str, library: str | None, class_name: str | None) -> F
 
 
 def changed(repo: Files, **config: object) -> Files:
-    """Return a repo with other values in the config of its transformer."""
+    """Return a repo with these values set in the config of its transformer."""
     own = json.loads(repo["transformer/config.json"])
     return {**repo, "transformer/config.json": encoded({**own, **config})}

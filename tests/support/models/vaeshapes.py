@@ -27,7 +27,7 @@ def original_vae(channels: int, prefix: str = "") -> Shapes:
 
 
 def vae_of_diffusers(channels: int) -> Shapes:
-    """Return the shapes of such a VAE in the layout of diffusers."""
+    """Return the shapes of a VAE in the layout of diffusers."""
     own = original_vae(channels)
     rows = load_architecture("sdxl").component("vae").rows
     return {
@@ -38,7 +38,7 @@ def vae_of_diffusers(channels: int) -> Shapes:
 
 
 def vae_config(channels: int, **config: Any) -> dict[str, Any]:
-    """Return the config of such a VAE. `config` has changes and further keys."""
+    """Return diffusers' config of a VAE; `config` changes or adds keys."""
     has_quant_conv = channels == SHARED_CHANNELS
     levels = list(TINY_SD15.vae_levels)
     return {

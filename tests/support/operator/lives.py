@@ -157,7 +157,7 @@ class World:
         )
 
     def story(self, life: Life) -> Json:
-        """Return everything that must be the same in every life."""
+        """Return the record of a life, without what may differ between lives."""
         loads = self.cluster.store / "loads"
         calls: defaultdict[str, set[str]] = defaultdict(set)
         for call in self.receiver.calls:

@@ -77,7 +77,7 @@ class Stage:
         self.controller.see(self.api.change({"spec": spec}))
 
     def let_pass(self, seconds: float) -> None:
-        """Move the clock forward and wake the operator."""
+        """Move the clock forward and let the operator run a pass for the model."""
         self.moment += timedelta(seconds=seconds)
         self.controller.supervisor.wake([UID])
 

@@ -80,7 +80,10 @@ class ApiProxy:
     def ask(
         self, request: web.Request, body: bytes
     ) -> aiohttp.client._BaseRequestContextManager[aiohttp.ClientResponse]:
-        """Open the response of the API server, as a context."""
+        """Return a request to the API server, with the proxy's token.
+
+        `async with` sends it and gives the response.
+        """
         kept = {k: v for k, v in request.headers.items() if k.lower() not in _HOP_BY_HOP}
         kept["Authorization"] = f"Bearer {self.token}"
         return self._session.request(

@@ -1,10 +1,12 @@
 """Rows for the tables of the operator's rules: an observation and the expected decision.
 
-CASES = [Case(id="new model", model=model(), observed=observed(), rule="load_is_due", …)]
+For example:
 
-@pytest.mark.parametrize("case", CASES, ids=by_id)
-def test_…(case: Case) -> None:
-case.check()
+    CASES = [Case(id="new model", model=model(), observed=observed(), rule="load_is_due", …)]
+
+    @pytest.mark.parametrize("case", CASES, ids=by_id)
+    def test_…(case: Case) -> None:
+        case.check()
 """
 
 from __future__ import annotations
@@ -57,12 +59,12 @@ def with_pod(of: JobView, *containers: ContainerView, **fields: Any) -> Observed
 
 
 def decided(resource: Model, seen: Observed, settings: Settings | None = None) -> Decided:
-    """Return the decision, by default with the default settings."""
+    """Return what the operator decides about the model; its settings are the defaults if None."""
     return decide(Input(resource, seen, settings or Settings(), NOW))
 
 
 def act(resource: Model, seen: Observed, settings: Settings | None = None) -> Act:
-    """Return the decision, which must be to act."""
+    """Return the operator's decision about the model, which must be to act."""
     decision = decided(resource, seen, settings).decision
     assert isinstance(decision, Act), decision
     return decision

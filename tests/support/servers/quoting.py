@@ -74,7 +74,7 @@ def page(status: int, body: str, *headers: str, phrase: str = "X") -> bytes:
 
 
 def says(status: int, *headers: str) -> Respond:
-    """Answer with an error that quotes the secrets in body, reason phrase and headers."""
+    """Return a responder with an error that quotes secrets in body, reason phrase and headers."""
 
     def respond(_servers: Servers, _asked: Request, quoted: str) -> bytes:
         body = json.dumps({"error": quoted, "message": quoted})
@@ -85,12 +85,15 @@ def says(status: int, *headers: str) -> Respond:
 
 
 def serves(body: str) -> Respond:
-    """Answer with this text, in which the secrets replace ECHO."""
+    """Return a responder that answers with this text, in which the secrets replace ECHO."""
     return lambda _servers, _asked, quoted: page(200, body.replace("ECHO", quoted))
 
 
 def leads(to: str) -> Respond:
-    """Redirect to a URL in which a secret replaces ECHO and the other origin replaces OTHER."""
+    """Return a responder that redirects to a URL.
+
+    A secret replaces ECHO in it, and the host and port of the other origin replace OTHER.
+    """
 
     def respond(servers: Servers, asked: Request, quoted: str) -> bytes:
         word = quoted.split()[-1]
@@ -103,7 +106,10 @@ def leads(to: str) -> Respond:
 
 
 def listing(name: str) -> Respond:
-    """Answer with the listing of a repo with one file; a secret replaces ECHO in its name."""
+    """Return a responder with the listing of a repo with one file.
+
+    A secret replaces ECHO in the file's name.
+    """
 
     def respond(_servers: Servers, _asked: Request, quoted: str) -> bytes:
         files = [{"rfilename": name.replace("ECHO", quoted.split()[-1]), "size": 9}]
@@ -113,5 +119,8 @@ def listing(name: str) -> Respond:
 
 
 def raw(text: str) -> Respond:
-    """Send this text, which need not be an HTTP response; the secrets replace ECHO."""
+    """Return a responder that sends this text, in which the secrets replace ECHO.
+
+    It need not be an HTTP response.
+    """
     return lambda _servers, _asked, quoted: text.replace("ECHO", quoted).encode()

@@ -141,7 +141,7 @@ def steps_of(run: Callable[[], int], root: Path, *, reads: bool = False) -> list
 
 
 def killed_at(step: int) -> OnStep:
-    """Kill the process with SIGKILL before a step."""
+    """Return a callback that kills the process with SIGKILL before a step."""
 
     def on_step(number: int, _: str) -> None:
         if number == step:
@@ -151,7 +151,7 @@ def killed_at(step: int) -> OnStep:
 
 
 def refused_once(step: int, code: int) -> OnStep:
-    """Fail one step with an error."""
+    """Return a callback that makes one step fail with an error; `code` is its errno."""
 
     def on_step(number: int, _: str) -> None:
         if number == step:
@@ -161,7 +161,10 @@ def refused_once(step: int, code: int) -> OnStep:
 
 
 def refused_from(step: int, code: int) -> OnStep:
-    """Fail all steps from this one on; ENOSPC spares steps that need no space."""
+    """Return a callback that makes all steps from this one on fail; `code` is the errno.
+
+    ENOSPC spares steps that need no space.
+    """
 
     def on_step(number: int, name: str) -> None:
         if number >= step and not (code == errno.ENOSPC and name in _TAKE_NO_SPACE):
@@ -171,7 +174,10 @@ def refused_from(step: int, code: int) -> OnStep:
 
 
 def held_at(step: int, reached: int, go_on: int) -> OnStep:
-    """Close the pipe `reached` before a step, then wait for a byte from the pipe `go_on`."""
+    """Return a callback that holds a step: it closes `reached`, then waits for `go_on`.
+
+    Both are file descriptors of pipes; `go_on` lets the step happen with one byte, or its end.
+    """
 
     def on_step(number: int, _: str) -> None:
         if number == step:

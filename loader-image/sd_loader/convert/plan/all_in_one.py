@@ -62,7 +62,7 @@ class _Layout:
     """The components of a family's pipeline in one file."""
 
     clips: Mapping[str, Callable[[str], Component]]
-    """The CLIP encoders, by the names of their folders."""
+    """For each CLIP encoder, by its folder's name: the function that makes it from this name."""
 
     t5: str
     """Name of T5's folder."""

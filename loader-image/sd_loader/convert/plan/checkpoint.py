@@ -98,7 +98,7 @@ def _architecture(
     prediction: PredictionType,
     tensors: Mapping[str, Tensor],
 ) -> Architecture:
-    """The architecture in the file's variant, with only the UNet blocks that the file has."""
+    """Return the architecture in the file's variant. It has only the UNet blocks of the file."""
     known = load_architecture(base_model.value)
     is_v = prediction is PredictionType.V_PREDICTION
     if task is not None:

@@ -32,7 +32,7 @@ def plan_component(
 ) -> FolderPlan:
     """Plan the folder of a downloaded component. Reads no weights and writes nothing.
 
-    folder: its folder in the pipeline. Empty if it is published alone.
+    folder: the component's folder in the pipeline. Empty if the component is published alone.
     """
     component, class_name = SINGLE[conversion.model_type]
     names = files_of(repo)
@@ -75,7 +75,7 @@ def _checked(
     conversion: Conversion,
     pipeline: Pipeline,
 ) -> tuple[dict[str, Any], BaseModelName | None]:
-    """The config, completed from the tensors, and the family. None if the family is unknown."""
+    """Return the config, completed from the tensors, and the family (None if it is unknown)."""
     if conversion.model_type is ModelType.CONTROLNET:
         wanted = conversion.upcast_attention
         upcast = {} if wanted is None else {"upcast_attention": wanted}

@@ -1,6 +1,6 @@
-"""Rules for whole configs: their keys must agree, and the file must have the tensors they need.
+"""Checks whole configs: their keys must agree, and the file must have the tensors they need.
 
-A config that breaks a rule describes a model that diffusers or transformers cannot open.
+diffusers or transformers could not open a model whose config fails a check.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def load_family(family: BaseModelName) -> Architecture:
 
 
 def existing(known: Architecture, names: Iterable[str]) -> tuple[Component, dict[str, Any]]:
-    """Return table and template without the transformer blocks that this ControlNet lacks.
+    """Return key table and config template without the transformer blocks that a ControlNet lacks.
 
     names: the names of the ControlNet's tensors, in diffusers' layout. A level may lack all of its
     transformer blocks. A gap within a level is an error, which `bind` reports.

@@ -42,8 +42,8 @@ def checked_controlnet(
 ) -> tuple[dict[str, Any], BaseModelName | None]:
     """Complete the config from the tensors. Return the config and the family.
 
-    Refuses a contradiction. For an unknown structure, the config is returned as it is, and the
-    family is None. In any case, each tensor that the config asks for must be there.
+    Refuse a config that contradicts the tensors, or asks for a tensor that is missing. For an
+    unknown structure, return the config as it is, and None for the family.
     """
     allowed_config(config, _CLASS, f"{_NAME}/{CONFIG_NAME}")
     check_levels(_NAME, config)
@@ -101,6 +101,6 @@ def _compare_structure(config: Mapping[str, Any], template: Mapping[str, Any]) -
 
 
 def _is_shown(key: str, template: object) -> bool:
-    """Whether shapes determine the field's value. Shapes do not determine the number of heads."""
+    """Whether the shapes of tensors determine a config's key. They do not for numbers of heads."""
     first = template[0] if isinstance(template, list) and template else template
     return key != "attention_head_dim" and isinstance(first, str) and first.startswith("$")

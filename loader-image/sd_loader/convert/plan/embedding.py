@@ -65,7 +65,7 @@ _SECOND_WIDTH = _SDXL["text_encoder_2"]
 
 @dataclass(frozen=True)
 class _Embedding:
-    """The vectors in a file."""
+    """The vectors that a file has for each text encoder."""
 
     first: Tensor
     """Vectors for the (first) text encoder."""
@@ -134,7 +134,10 @@ def _dtype(tensor: Tensor, conversion: Conversion) -> Dtype:
 
 
 def _find(file: TensorFile, base_model: BaseModelName | None) -> _Embedding:
-    """Return the vectors. base_model: the user's family, which decides whether clip_l is enough."""
+    """Return the embedding's vectors.
+
+    base_model: the family that the user specifies. It decides whether a file may have only clip_l.
+    """
     refuse_other_kinds(file.tensors, ModelType.EMBEDDINGS)
     tensors = file.tensors
     _refuse_other_trainers(tensors)

@@ -11,7 +11,7 @@ from sd_api.reasons import Reason
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.component import plan_component
-from sd_loader.convert.plan.open_files import OpenFiles, refuse_pickle
+from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.planned_extras import PlannedComponent, PlannedExtras
 from sd_loader.convert.plan.repo_check import checked_config
 from sd_loader.convert.plan.repo_component import (
@@ -65,7 +65,6 @@ def _vae_of_file(
     path: Path, base_model: BaseModelName, conversion: Conversion, opened: OpenFiles
 ) -> tuple[PlannedComponent, Sequence[str]]:
     file = opened.open(path)
-    refuse_pickle(file, conversion)
     vae = vae_files(file, base_model, conversion.precision, folder=VAE)
     return PlannedComponent(vae.files), vae.warnings
 

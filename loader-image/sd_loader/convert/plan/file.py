@@ -34,8 +34,7 @@ def plan_file(
 ) -> FolderPlan:
     """Plan the folder of an open file. Reads no weights and writes nothing.
 
-    opened: keeps further files open. extras, original, configs: for pipelines. They have no effect
-    on other model types.
+    opened: keeps further files open. extras, original, configs: used for pipelines only.
     """
     if conversion.model_type not in _UNSCALED:
         file = scaled(file)
@@ -73,7 +72,7 @@ def plan_download(
 
     opened: keeps the files of extra components open.
     """
-    refuse_pickle(file, conversion)
+    refuse_pickle(file, safetensors_only=conversion.safetensors_only)
     if companions.skeleton is not None:
         from sd_loader.convert.plan.skeleton import plan_on_skeleton  # only with a skeleton
 

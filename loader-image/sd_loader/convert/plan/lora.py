@@ -133,7 +133,10 @@ def _rank(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> int | None:
 def _changes(
     lora: TransformerLora, items: Mapping[str, Item], tensors: Mapping[str, Tensor]
 ) -> list[Change]:
-    """The changes of diffusers' modules. A layer may have the rows of several modules."""
+    """Return the LoRA's change of each module of diffusers.
+
+    One layer of the LoRA may consist of the rows of several modules.
+    """
     changes = []
     for layer in lora.layers:
         alpha = layer.names.get(Half.ALPHA, "")
@@ -154,7 +157,11 @@ def _items(
     published: Mapping[str, str],
     conversion: Conversion,
 ) -> dict[str, Item]:
-    """The published tensors by their names in the file. published: the new names of some."""
+    """Return the planned tensors, by their names in the source file.
+
+    published: the new names of the tensors that are renamed, by their old names. Any other tensor
+    gets its canonical name.
+    """
     items = {}
     for layer in layers:
         for half, name in layer.names.items():
@@ -205,9 +212,9 @@ def _peft(
 
 
 def _left_to_diffusers(layers: Sequence[Layer], name: str) -> tuple[str, ...]:
-    """Warn that the PEFT adapter has the layers of one model only. name: the name of this model.
+    """Return a warning if the LoRA has layers that are not in the PEFT adapter.
 
-    Empty if the LoRA has no other layers.
+    name: the name of the model whose layers the adapter has.
     """
     others = sorted({layer.component for layer in layers} - {UNET, TRANSFORMER})
     if not others:
@@ -220,7 +227,7 @@ def _left_to_diffusers(layers: Sequence[Layer], name: str) -> tuple[str, ...]:
 
 
 def _published_names(layers: Sequence[Layer]) -> dict[str, str]:
-    """New names, in PEFT's style, for UNet layers that diffusers would skip.
+    """Return new names, in PEFT's style, for UNet layers that diffusers would skip.
 
     diffusers skips a UNet whose layers are not named `unet.…`, with only a warning. If the names
     have two styles, as diffusers' own training programs write them, it reads one style only.

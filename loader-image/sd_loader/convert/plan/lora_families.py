@@ -121,7 +121,7 @@ def decide_family(
 ) -> BaseModelName | None:
     """Return the family. None if the layers fit several families equally.
 
-    Refuses layers that fit no family, or not the user's. base_model: the family that the user
+    Refuse layers that fit no family, or that do not fit base_model: the family that the user
     specifies.
     """
     errors: dict[BaseModelName | None, LoaderError] = {}
@@ -169,7 +169,7 @@ def fitting_family(
 
 
 def _nearest(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> BaseModelName:
-    """Return the family that has most of these layers: its error is the most helpful one."""
+    """Return the family that has the most of these layers, so that the error is about this one."""
 
     def likeness(family: BaseModelName) -> tuple[int, bool]:
         table = modules(family)
@@ -323,7 +323,7 @@ def _fits(pattern: str, shape: tuple[int, ...], dimensions: Dimensions) -> bool:
 def _by_widths(
     layers: Sequence[Layer], tensors: Mapping[str, Tensor], family: BaseModelName
 ) -> set[BaseModelName]:
-    """Return the families that have these layers' widths. Widths that none has are ignored."""
+    """Return the families that have these layers' widths. Widths of no family are ignored."""
     table = modules(family)
     found = {*FAMILIES, BaseModelName.SDXL_REFINER}
     for layer in layers:

@@ -191,7 +191,10 @@ def _check_whole(layer: Layer) -> None:
 
 
 def _check_styles(keys: Mapping[str, Key]) -> None:
-    """Refuse kohya's names beside others: diffusers reads kohya's only if all names are kohya's."""
+    """Refuse kohya's names together with names of other styles.
+
+    diffusers reads kohya's names only if all names of the file are kohya's.
+    """
     kohya = [name for name, key in keys.items() if key.style is Style.KOHYA]
     others = [name for name, key in keys.items() if key.style is not Style.KOHYA]
     if kohya and others:

@@ -18,7 +18,7 @@ WIDTH = "inner"
 
 _WEIGHT = ".weight"
 _EMBEDDINGS = frozenset({"time_text_embed.addition_t_embedding.weight"})
-"""Tables of vectors. diffusers does not read a LoRA of them."""
+"""The embeddings (lookup tables of vectors) of transformers. diffusers reads no LoRA of them."""
 
 _HEAD = "head"
 """The pattern of the shape of a norm of queries or keys."""
@@ -139,6 +139,9 @@ def _of_xlabs(original: Mapping[str, LayerKind]) -> Mapping[str, LayerKind]:
 
 
 def module_of(row: Row, number: int | None) -> str:
-    """The name of a row's module in diffusers. number: of its block. None outside of blocks."""
+    """Return the name of a row's module in diffusers.
+
+    number: the number of the module's block; None for a module outside of blocks.
+    """
     module = row.target.removesuffix(_WEIGHT)
     return module if number is None else module.replace("{}", str(number), 1)

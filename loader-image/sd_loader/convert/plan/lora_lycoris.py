@@ -1,10 +1,15 @@
-"""Plans how LyCORIS layers (LoHa, LoKr) become LoRA layers with the same change to the model.
+"""Plans how LyCORIS layers (LoHa, LoKr) become LoRA layers.
 
-The change of a LoHa layer is the element-wise product (A1 @ B1) * (A2 @ B2), each with rank r. It
-equals the product of two matrices that have all r * r products of columns of A1 and A2, and of rows
-of B1 and B2.
-The change of a LoKr layer is the Kronecker product kron(W, A @ B), which equals
-kron(W, A) @ kron(I, B). If W is a product C @ D, it equals kron(C, A) @ kron(D, B).
+The LoRA layer adds the same matrix to the weights of the model as the LyCORIS layer. A LoRA layer
+adds up @ down.
+
+A LoHa layer adds (A1 @ B1) * (A2 @ B2), where * multiplies element by element and both factors
+have rank r. This equals up @ down with rank r * r: the columns of up are the element-wise products
+of each column of A1 with each column of A2, and the rows of down are those of the rows of B1 and
+B2, in the same order.
+
+A LoKr layer adds the Kronecker product kron(W, A @ B), which equals kron(W, A) @ kron(I, B). If W
+is stored as C @ D, the layer adds kron(C, A) @ kron(D, B).
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ class Expansion:
     """A LyCORIS layer and the LoRA layer that it becomes."""
 
     layer: str
-    """The name of the layer, with which its tensors' names begin."""
+    """The name of the layer. The names of its tensors begin with it."""
 
     is_kronecker: bool
     """LoKr if true, otherwise LoHa."""
@@ -61,7 +66,10 @@ class Expansion:
 
 
 def expansions_of(tensors: Mapping[str, Tensor]) -> tuple[Expansion, ...]:
-    """The LyCORIS layers of a file. Refuses layers that no LoRA equals, and too large results."""
+    """Return the LyCORIS layers of a file, each with the LoRA layer that it becomes.
+
+    Raise LoaderError if a layer cannot become a LoRA layer, or if all of them exceed `_LIMIT`.
+    """
     roles: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         layer, _, role = name.rpartition(".")
@@ -176,10 +184,13 @@ def shapes_of(
     metadata: Mapping[str, str],
     base_model: BaseModelName | None,
 ) -> list[Shapes]:
-    """The shapes in the family that the layers fit, or in the likeliest one if they fit none.
+    """Return the shapes of the LoRA layers, in the order of `expansions`.
 
-    Refuses layers that fit several families with different shapes. others: the file's tensors that
-    are not expanded. base_model: the family that the user specifies.
+    The shapes are those of the family that the layers fit, or those of the likeliest family if they
+    fit none. Raise LoaderError if the layers fit several families with different shapes.
+
+    others: the file's tensors that are not expanded.
+    base_model: the family that the user specifies.
     """
     candidates = {
         family: [_shapes(item, _kernel(item.layer, family)) for item in expansions]
@@ -234,7 +245,7 @@ def lora_names(item: Expansion) -> tuple[str, str, str]:
 def _tensors(
     expansions: Sequence[Expansion], shapes: Sequence[Shapes], others: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The tensors of the expanded LoRA, of which the new ones have no content yet."""
+    """Return the tensors of the expanded LoRA. The new ones have only a shape, no content."""
     made = dict(others)
     for item, shape in zip(expansions, shapes, strict=True):
         down, up, _ = lora_names(item)

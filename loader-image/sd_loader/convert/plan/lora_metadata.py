@@ -47,8 +47,8 @@ def passed_on(
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return the metadata to publish, and warnings about the rest.
 
-    left_out: names of entries that are too long. missing: the component's name, if the names of the
-    tensors and of the metadata's settings lack it. Otherwise empty.
+    left_out: names of entries that are too long. missing: the component's name if it is not in the
+    names of the tensors and of the metadata's settings; otherwise empty.
     """
     if ADAPTER in left_out:
         raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{ADAPTER} is too long")

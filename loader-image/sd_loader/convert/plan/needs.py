@@ -49,10 +49,10 @@ class Needs:
 
 
 def needs(file: TensorFile, conversion: Conversion) -> Needs:
-    """Find out what the file lacks, from its header alone.
+    """Return what must be downloaded besides the file, from its header alone.
 
-    Raises LoaderError for quantized weights. For any other file that cannot be converted, the
-    result is empty, and the plan of its folder raises the error.
+    Raise LoaderError for quantized weights. For any other file that cannot be converted, the result
+    is empty, and planning its folder raises the error.
     """
     if not conversion.is_pipeline:
         # The plan then needs values of tensors: the alphas for PEFT's config, or LyCORIS layers.

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sd_api.reasons import Reason
-from sd_loader.convert.conversion import Conversion
 from sd_loader.diffusers_repo.component_files import RepoFile
 from sd_loader.errors import LoaderError
 from sd_loader.formats import SAFETENSORS, open_tensor_file
@@ -31,12 +30,17 @@ class OpenFiles:
     stack: ExitStack
     """Closes the files."""
 
+    safetensors_only: bool = False
+    """Whether pickles are refused (spec.fromSafetensors), whatever the name of their file."""
+
     files: dict[int, TensorFile] = field(default_factory=dict)
     """The files by their descriptors, to which tensors refer."""
 
     def open(self, path: Path) -> TensorFile:
         """Open a file."""
-        return self.add(open_tensor_file(path))
+        file = self.add(open_tensor_file(path))
+        refuse_pickle(file, safetensors_only=self.safetensors_only)
+        return file
 
     def add(self, file: TensorFile) -> TensorFile:
         """Keep an open file until the stack is closed."""
@@ -44,7 +48,7 @@ class OpenFiles:
         return file
 
     def identity(self, width: int, dtype: Dtype) -> Tensor:
-        """Return an identity matrix. No file has one, so its bytes are in memory."""
+        """Return an identity matrix as a tensor of a file in memory, which stays open, too."""
         size = width * width * dtype.itemsize
         fd = os.memfd_create("identity", os.MFD_CLOEXEC)
         self.stack.callback(os.close, fd)
@@ -65,9 +69,9 @@ class OpenFiles:
         ]
 
 
-def refuse_pickle(file: TensorFile, conversion: Conversion) -> None:
+def refuse_pickle(file: TensorFile, *, safetensors_only: bool) -> None:
     """Refuse a pickle if only safetensors may be loaded."""
-    if conversion.safetensors_only and file.format != SAFETENSORS:
+    if safetensors_only and file.format != SAFETENSORS:
         raise LoaderError(
             Reason.UNSAFE_MODEL,
             "spec.fromSafetensors asks for safetensors, but the file is a pickle",

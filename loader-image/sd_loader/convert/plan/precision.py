@@ -21,7 +21,7 @@ def published_dtype(source: Dtype, precision: Revision | None) -> Dtype:
 
     No pipeline computes in 8-bit types or in double precision. Without a requested precision, 8-bit
     types become fp16, which holds all their values, and double precision becomes single. Integers
-    stay.
+    keep their type.
     """
     if not source.is_float:
         return source

@@ -38,7 +38,7 @@ class Prediction:
     """Whether the noise schedule ends without any signal."""
 
     warning: str | None = None
-    """How the type was decided, if neither the user nor the file names the type."""
+    """A text about how the type was decided; None if the user or the file names the type."""
 
 
 def decide_prediction(

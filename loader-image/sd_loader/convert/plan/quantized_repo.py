@@ -61,8 +61,8 @@ def quantization(
 ) -> Quantization | None:
     """How a component is quantized. None if it is not quantized.
 
-    Refuses every format but those of bitsandbytes. Refuses these as well if a precision is
-    requested, because quantized weights cannot be cast.
+    Refuse every format except those of bitsandbytes. If a precision is requested, refuse all
+    formats, because quantized weights cannot be cast.
     """
     settings: Any = config.get("quantization_config")
     name = _name(settings)

@@ -1,6 +1,7 @@
 """Plans a component of a listed pipeline that comes from elsewhere than the pipeline's repo.
 
-The repo still decides its class. A single file gets the repo's config and must agree with it.
+The pipeline's repo still decides the component's class. A single file gets the config of the
+component in that repo, and must fit this config.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sd_loader.convert.detect.kinds import transformer_file, unsupported
 from sd_loader.convert.detect.quantized import refuse_quantized
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.file_components import transformer_files, vae_files
-from sd_loader.convert.plan.open_files import OpenFiles, refuse_pickle
+from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.repo_component import files_of
 from sd_loader.convert.plan.repo_configs import read_json
 from sd_loader.convert.plan.repo_model import PlannedModel, model_config, plan_model
@@ -87,7 +88,7 @@ def replaced_model(
 ) -> PlannedModel:
     """Plan a component from its given source. Refuse a class or sizes that the pipeline cannot use.
 
-    pipeline_repo: the repo that the component would otherwise come from.
+    pipeline_repo: the folder of the pipeline's repo, which has the component that is replaced.
     """
     path = f"{name}/{CONFIG_NAME}"
     raw = read_json(pipeline_repo / path)
@@ -106,7 +107,6 @@ def _of_file(
     config: dict[str, Any],
     conversion: Conversion,
 ) -> PlannedModel:
-    refuse_pickle(file, conversion)
     file = scaled(file)
     refuse_quantized(file.tensors)
     if name == "vae":
@@ -152,7 +152,7 @@ def _of_repo(
 
 
 def _check_class(component: Component, config: Mapping[str, Any]) -> None:
-    """Refuse a component of another class, which the pipeline could not use."""
+    """Refuse a component whose config is not that of the class that the pipeline needs."""
     key, expected = "_class_name", component.class_name
     if component.role is Role.ENCODER:
         key, expected = "model_type", entry(config_class(component.class_name))["model_type"]

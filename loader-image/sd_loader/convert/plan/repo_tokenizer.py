@@ -1,4 +1,4 @@
-"""The CLIP tokenizer of a repo, written so that all versions of transformers read the same."""
+"""Plans a repo's CLIP tokenizer so that all versions of transformers make the same tokens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sd_loader.snippet import snippet
 
 _FLAGS = ("add_prefix_space", "clean_up_tokenization_spaces", "do_lower_case")
 _ERRORS = ("ignore", "replace", "strict")
-"""What to do with bytes that are not text: names of Python's error handlers."""
+"""Allowed values of a tokenizer's setting `errors`: names of Python's error handlers."""
 _LEAST_LENGTH = 3
 """Minimum of model_max_length: the start token, a word and the end token."""
 _VERSION = "#version"
@@ -73,7 +73,7 @@ def _files(
     rows: int,
     positions: int,
 ) -> list[SmallFile]:
-    """The files, in the tokenizer's folder.
+    """Return the files of the tokenizer's folder.
 
     The published vocabulary contains the tokens that were added, so that they keep their ids:
     transformers since 5 gives new ids to tokens that are not in the vocabulary.
@@ -103,7 +103,7 @@ def _files(
 
 
 def _settings(config: Mapping[str, Any], positions: int) -> dict[str, Any]:
-    """The valid settings of the repo. No such setting changes the tokens of a prompt."""
+    """Return the repo's valid settings. None of these changes the tokens of a prompt."""
     kept: dict[str, Any] = {key: config[key] for key in _FLAGS if type(config.get(key)) is bool}
     if config.get("errors") in _ERRORS:
         kept["errors"] = config["errors"]

@@ -97,7 +97,7 @@ def _describes(name: str, layers: set[str]) -> bool:
 
 
 def _check_formats(file: TensorFile) -> None:
-    """Refuse a description of another format than fp8, or than its weight has."""
+    """Refuse a description of a format that is not fp8, or that differs from its weight's type."""
     for name, form in (*_described(file), *_described_in_header(file)):
         if form not in _FORMATS:
             refuse_format(snippet(form, 40), name)

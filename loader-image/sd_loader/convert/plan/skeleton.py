@@ -37,10 +37,10 @@ from sd_loader.tensors import TensorFile
 def check_skeleton(
     pipeline: AnyPipeline, found: TransformerFile, conversion: Conversion
 ) -> ListedPipeline:
-    """Return the repo's pipeline, without the weights that the file or the spec gives.
+    """Return the repo's pipeline; the components that the file or the spec gives are `replaced`.
 
-    Refuses a repo that is not of the file's family or does not have a component that is given, and
-    options that have no effect on the file.
+    Refuse a repo of another family than the file's, and a repo without one of these components.
+    Also refuse options that have no effect on the file.
     """
     family = found.family.table or ""
     refuse_contradiction(conversion.base_model, [family], f"the file is {found}")

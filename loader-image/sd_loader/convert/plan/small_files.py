@@ -24,7 +24,7 @@ _SCHEDULER = "scheduler/scheduler_config.json"
 
 @dataclass(frozen=True)
 class Choices:
-    """Values that a checkpoint's shapes do not show."""
+    """Values that the shapes of a checkpoint's tensors do not show."""
 
     prediction_type: PredictionType = PredictionType.EPSILON
     zero_terminal_snr: bool = False
@@ -49,7 +49,7 @@ def small_files(
 ) -> list[SmallFile]:
     """All files except the weights.
 
-    dtypes: types of the tensors of each component. It lacks extra components, because they have
+    dtypes: the types of each component's tensors. Extra components are left out, because they have
     their own configs.
     """
     elsewhere = {f"{component.name}/{CONFIG_NAME}" for component in architecture.components} - {

@@ -191,7 +191,7 @@ def _refuse_convolutions(extra: list[str], prefix: str) -> None:
 
 
 def vae_prefix(tensors: Mapping[str, Tensor]) -> str:
-    """The prefix of a VAE's names in a file. Refuses a file without a VAE."""
+    """Return the prefix of the names of a VAE's tensors in a file. Refuse a file without a VAE."""
     for prefix in _PREFIXES:
         if prefix + _FIRST in tensors:
             return prefix
@@ -199,14 +199,14 @@ def vae_prefix(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _placed(component: Component, prefix: str, tensors: Mapping[str, Tensor]) -> Component:
-    """The component with the names and the layout of this file."""
+    """Return the component with this file's prefix and layout of the names."""
     if any(name.startswith(prefix + _DIFFUSERS) for name in tensors):
         return component.in_diffusers_layout(prefix)
     return component.under(prefix)
 
 
 def _family(file: TensorFile, channels: int) -> BaseModelName | None:
-    """The base model, or None if the file shows none: several families' VAEs have equal tensors."""
+    """Return the base model. None if the file does not show it: some families' VAEs are equal."""
     stated = file.metadata.get(_METADATA, "")
     for beginning, family in _STATED.items():
         if stated.startswith(beginning) and LATENT_CHANNELS[family] == channels:

@@ -124,7 +124,7 @@ def left_out(names: Sequence[str], why: str = "have no place in the pipeline") -
 
 
 def not_of(component: Component, names: Iterable[str]) -> list[str]:
-    """Return the names that do not belong to the component."""
+    """Return the names of tensors that the component neither has nor ignores."""
     own = {row.source for row in component.rows} | component.unused
     return [name for name in names if name not in own]
 

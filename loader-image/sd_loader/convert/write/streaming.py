@@ -169,7 +169,7 @@ class StreamedFolder:
                 return
 
     def _sync(self) -> None:
-        """Make the written wants durable, and record how many they are."""
+        """Sync the output files, and record how many wants are written and synced."""
         written = self._written()
         for fd in (*self._fds, self._keep):
             os.fsync(fd)

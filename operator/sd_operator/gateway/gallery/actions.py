@@ -22,7 +22,7 @@ CHANGED = (
 
 
 class Actions:
-    """The handlers of the buttons. A change needs a POST; if it succeeds, it ends in a redirect."""
+    """The handlers of the buttons. Only a POST changes a model; on success, it redirects."""
 
     def __init__(self, context: Context) -> None:
         self._models = context.models

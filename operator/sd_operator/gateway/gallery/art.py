@@ -27,7 +27,7 @@ class Circle:
 
 @dataclass(frozen=True)
 class Art:
-    """Coloured circles on a ground of a similar colour."""
+    """A picture: coloured circles on a ground of a similar colour."""
 
     hue: int
     circles: tuple[Circle, ...]
@@ -35,7 +35,7 @@ class Art:
 
 @lru_cache(maxsize=4096)
 def art(name: str) -> Art:
-    """Return the picture of a name."""
+    """Return the picture for a model's name."""
     numbers = hashlib.sha256(name.encode()).digest()
     hue = numbers[0] * 360 // 256
     rows = (numbers[start : start + 4] for start in range(1, 1 + 4 * _CIRCLES, 4))

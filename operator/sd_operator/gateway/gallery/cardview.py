@@ -1,4 +1,4 @@
-"""The model card as the page of a model shows it. Pure; the texts are untrusted."""
+"""The texts of a model card for the page of a model. Pure; the texts are untrusted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class CardView:
     settings: tuple[tuple[str, str], ...]
     """Titles and values of the settings with which the model is meant to be used."""
     page: str
-    """The model's page at its source; empty if it is not known."""
+    """The link to the model's web page at its source; empty if it is not known."""
 
     @property
     def prompt(self) -> str:

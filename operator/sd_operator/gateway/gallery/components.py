@@ -16,7 +16,9 @@ from sd_operator.gateway.gallery import volume
 from sd_operator.resources.model import Model
 
 RECEIPT_MAX_BYTES = 2**20
-"""A larger receipt is not read: the page then shows the totals of the status only."""
+"""Maximum size of a receipt that is read. For a larger one, the model's page shows no components,
+only the totals of the status.
+"""
 SHOWN_MAX = 40
 
 _WEIGHTS = (".safetensors", ".bin")
@@ -63,7 +65,7 @@ def components(receipt: Receipt) -> tuple[ComponentSize, ...]:
 
 
 def memory(artifact: Artifact | None, receipt: Receipt | None) -> str:
-    """Return an estimate of the GPU memory that a pipeline needs; empty before it is published.
+    """Return an estimate of a pipeline's GPU memory as text; empty before it is published.
 
     Weights take the memory of their files, because they are opened in the published precision.
     """

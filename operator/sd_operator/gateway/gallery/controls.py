@@ -53,7 +53,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Group:
-    """Controls that the page shows and hides together, below one title."""
+    """Controls of the load form that are shown and hidden together, below one title."""
 
     id: str
     title: str
@@ -246,4 +246,4 @@ PUBLISHING = Group(
 GROUPS = (TYPE, ACCESS, FAMILY, COMPONENTS, CHECKS, PUBLISHING)
 
 FIELDS = (*MAIN, *(field for group in GROUPS for field in group.fields))
-"""All controls, in the order of the page."""
+"""All controls, in the order of the load form."""

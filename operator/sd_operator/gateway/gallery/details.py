@@ -1,4 +1,4 @@
-"""A model as its own page shows it. Pure."""
+"""The values that the page of a model shows. Pure."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _OF_THE_TYPE = frozenset({Reason.UNSUPPORTED_FORMAT, Reason.CONVERSION_FAILED})
 
 @dataclass(frozen=True)
 class Detail:
-    """A model as its own page shows it."""
+    """The values that the page of a model shows."""
 
     card: views.Card
     headline: words.Headline
     run: steps.Run | None
     """The load that is under way; None if there is none."""
     about: cardview.CardView | None
-    """What the source and the file say about the model."""
+    """The model card: what the source and the file state about the model. None without a card."""
     painted: str
     """Prompt, seed and steps of the preview; empty if they are not known."""
     snippet: str | None
@@ -72,7 +72,7 @@ def doomed(model: Model) -> Doomed:
 
 
 def detail(model: Model, body: Json, now: datetime, receipt: Receipt | None = None) -> Detail:
-    """Return a model as its own page shows it.
+    """Return the values that the page of a model shows.
 
     body: the JSON that the model was read from.
     receipt: the receipt of the published version; None if the gateway cannot read it.

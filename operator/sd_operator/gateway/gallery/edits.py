@@ -20,9 +20,10 @@ def texts(spec: Mapping[str, Any]) -> dict[str, str]:
 
 
 def edited(spec: Mapping[str, Any], submitted: Mapping[str, str]) -> dict[str, Any]:
-    """Return the spec with the submitted changes: fields whose text differs from the shown text.
+    """Return the spec with the values of the submitted fields that the user changed.
 
-    A url is shown without its secret parts, and keeps them unless its text is changed.
+    A field counts as changed if its text differs from the one that the form showed. A url is shown
+    without its secret parts, and keeps them unless its text is changed.
     """
     changed = copy.deepcopy(dict(spec))
     shown = texts(spec)
@@ -34,7 +35,7 @@ def edited(spec: Mapping[str, Any], submitted: Mapping[str, str]) -> dict[str, A
 
 
 def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON merge patch (RFC 7396) that turns one object into another."""
+    """Return the JSON merge patch (RFC 7396) that turns `old` into `new`."""
     changes: dict[str, Any] = {key: None for key in old if key not in new}
     for key, value in new.items():
         before = old.get(key)
@@ -62,7 +63,7 @@ def _get(spec: Mapping[str, Any], path: str) -> object:
 
 
 def _set(spec: dict[str, Any], path: str, value: object) -> None:
-    """Set a field, or remove it if the value is None, together with parents that become empty."""
+    """Set a field of the spec. If the value is None, remove the field and parents left empty."""
     name, _, rest = path.removeprefix("spec.").partition(".")
     if rest:
         inner = dict(spec.get(name) or {})

@@ -57,7 +57,7 @@ def manifest(texts: Mapping[str, str], namespace: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Fold:
-    """A group of fields as the page shows it."""
+    """A group of the form's fields, with a title, which can be opened."""
 
     group: Group
     fields: tuple[Field, ...]

@@ -23,13 +23,13 @@ SORTS = {"": "Name", "newest": "Newest", "size": "Largest"}
 VIEWS = {"": "Cards", "compact": "Compact"}
 
 _FIELDS = {"q": "text", "type": "type", "base": "base", "phase": "phase"}
-"""The parameters of the URL that leave models out, and the fields of Filter that hold them."""
+"""The parameters of the URL that leave models out, and the attribute of Filter for each."""
 _FACETS = ("type", "base", "phase")
 
 
 @dataclass(frozen=True)
 class Filter:
-    """What the list shows. An empty field matches every model."""
+    """Which models the list shows, and how. An empty field matches every model."""
 
     text: str = ""
     type: str = ""
@@ -82,11 +82,14 @@ class Filter:
         return f"?{query}" if query else ""
 
     def matches(self, card: Card) -> bool:
-        """Return whether a card has the text, and the type, base and phase."""
+        """Return whether a card matches all fields: text, type, base and phase."""
         return self.has_words(card) and self.fits(card)
 
     def fits(self, card: Card, besides: str = "") -> bool:
-        """Return whether a card has the type, base and phase. The field `besides` is ignored."""
+        """Return whether a card has the filter's type, base and phase, apart from `besides`.
+
+        besides: the name of a field that is ignored.
+        """
         return all(
             getattr(self, facet) in ("", getattr(card, facet))
             for facet in _FACETS

@@ -1,4 +1,4 @@
-"""The load form: it shows what a link's source says, proposes a name, and creates the model."""
+"""Handles the load form: shows what a link's source states, proposes a name, creates the model."""
 
 from __future__ import annotations
 

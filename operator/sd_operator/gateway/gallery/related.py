@@ -1,4 +1,4 @@
-"""Models of the same base: what works together with a model. Pure."""
+"""Finds the models that work together with a model: those of the same base model. Pure."""
 
 from __future__ import annotations
 

@@ -144,9 +144,10 @@ class Gallery:
         return redirect
 
     def _is_insecure(self, request: Request) -> Literal["", "local", "remote"]:
-        """Return whether the browser may drop the session cookie, because it is set over http.
+        """Return in which way a session cookie over http is a problem: browsers may drop it.
 
-        "": no. "local": the host is this machine, so some browsers keep the cookie. "remote": yes.
+        "": no problem. "local": the host is this machine, so only some browsers drop the cookie.
+        "remote": all browsers drop it.
         """
         plain = request.url.scheme == "http"
         proxied = request.headers.get("x-forwarded-proto", "").startswith("https")

@@ -1,4 +1,4 @@
-"""Texts to copy: the resource as YAML, and Python code that opens the model. Pure."""
+"""Texts to copy: the resource as YAML, and Python code and commands that open the model. Pure."""
 
 from __future__ import annotations
 

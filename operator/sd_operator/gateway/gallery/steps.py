@@ -1,4 +1,4 @@
-"""The steps of a running load, and the commands that follow it in a terminal. Pure."""
+"""The steps of a running load, and commands of kubectl to watch the load. Pure."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Run:
     since: str
     """How long ago the load started; empty if it has not started."""
     attempt: int
-    """1 for the first Job of the load."""
+    """The number of the load's Job, from 1."""
     failure: str
     """Why the newest failed Pod failed; empty if none failed."""
     commands: str
-    """Commands of kubectl that follow the load."""
+    """Commands of kubectl to watch the load."""
 
 
 def run(model: Model, now: datetime) -> Run | None:

@@ -1,4 +1,4 @@
-"""A model as the list of models shows it, and the display names of the types. Pure."""
+"""The values that the list of models shows for a model, and display names of the types. Pure."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Card:
-    """A model as the list shows it."""
+    """The values that the list of models shows for a model."""
 
     name: str
     model_id: str
@@ -74,7 +74,7 @@ class Card:
 
 
 def card(model: Model) -> Card:
-    """Return a model as the list shows it."""
+    """Return the values that the list of models shows for a model."""
     status, artifact = model.status, model.status.artifact
     phase = status.phase or Phase.PENDING
     stalled = find(status.conditions, ConditionType.STALLED)
@@ -115,7 +115,7 @@ def source(model: Model) -> tuple[str, str | None]:
 
 
 def news(before: Card | None, after: Card) -> str:
-    """Return the announcement of a change; empty if it is too small to interrupt a user."""
+    """Return a text for screen readers about a change; empty if the change is too small for it."""
     if before is None or before.phase != after.phase or before.tone != after.tone:
         return f"{after.name}: {after.phase}{f', {after.note}' if after.note else ''}"
     old = before.bar.percent if before.bar else None

@@ -113,7 +113,7 @@ def headline(model: Model, now: datetime) -> Headline:
 
 
 def _around_a_failure(model: Model, phase: Phase, stalled: Condition) -> tuple[str, str]:
-    """Return what precedes and what follows the cause of a failure in the headline."""
+    """Return the headline's words before and after the cause of a failure."""
     if phase is Phase.QUEUED or views.find(model.status.conditions, ConditionType.RECONCILING):
         return "The last attempt failed: ", " The load is tried again."
     if phase is Phase.READY and stalled.reason != Reason.ARTIFACT_MISSING:

@@ -227,7 +227,7 @@ def test_the_reader_accepts_any_response(field: str, of_file: str, value: Any) -
 def test_an_unreadable_response_is_refused(
     civitai: FakeCivitai, api: CivitaiApi, body: bytes, message: str
 ) -> None:
-    """The loader reads at most 4 MiB of a response."""
+    """The message says what is wrong. A response of more than 4 MiB is too large."""
     civitai.serve_file("/api/v1/model-versions/70", body)
     with pytest.raises(LoaderError, match=message) as caught:
         api.version(70)

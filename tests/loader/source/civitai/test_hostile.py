@@ -112,13 +112,16 @@ def answers(civitai: FakeCivitai, tmp_path: Path) -> Answers:
 
 
 def changes(answers: Answers) -> st.SearchStrategy[dict[tuple[Any, ...], object]]:
-    """Draw one to three other values, each for any key of the answers."""
+    """Return a strategy that puts other values at one to three paths of the answers."""
     places = st.sampled_from([path for path in paths(answers) if len(path) > 1])
     return st.dictionaries(places, HOSTILE | st.just(Gone), min_size=1, max_size=3)
 
 
 def check_inert(found: Found, endpoint: str) -> None:
-    """Check that the found facts can be published, and that all links lead to Civitai."""
+    """Assert that the found facts can be published.
+
+    Download and page are links to Civitai; the picture is any http(s) link.
+    """
     assert found.place.url.startswith(f"{endpoint}/api/download/models/")
     assert found.facts is not None
     found.facts.model_dump_json()
@@ -132,7 +135,10 @@ def check_inert(found: Found, endpoint: str) -> None:
 def test_any_value_at_any_key_is_read_or_refused(
     answers: Answers, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The test replaces the HTTP call, because only the values differ."""
+    """The look-up finds facts that can be published, or raises a LoaderError.
+
+    The test replaces the HTTP call, because only the values differ.
+    """
     client = HttpClient(settings, retries=fetches.QUICK)
     ref = SourceRef(PAGE, "spec.url", None)
     place = locate(ref, settings)

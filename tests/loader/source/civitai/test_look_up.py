@@ -140,7 +140,7 @@ def test_a_download_link_loads_although_its_look_up_failed(
 
 
 def test_a_wrong_digest_is_refused(civitai: FakeCivitai, weights: Path, fetch: Fetch) -> None:
-    """The file is downloaded twice, since the bytes may have been damaged on their way."""
+    """The message names the digest that Civitai states, for a page and for a download link."""
     civitai.add(Model(7, "LORA", [Version(71, [File(700, weights, sha256="0" * 64)])]))
     for url in (PAGE, f"{civitai.url}/api/download/models/71"):
         error = refusal(fetch, url)
@@ -375,7 +375,7 @@ def test_an_endpoint_at_a_private_address_is_called_only_if_the_administrator_na
 def test_the_account_of_a_token_may_choose_another_file_of_a_bare_link(
     civitai: FakeCivitai, settings: Settings, weights: Path, full: Path, fetch: Fetch
 ) -> None:
-    """With a token, no digest is compared if the version has several files."""
+    """If the version has several files, the choice is unknown, so no digest is compared."""
     files = [File(700, weights, sha256="0" * 64), File(701, full, size="full")]
     civitai.add(Model(7, "Checkpoint", [Version(71, files)]))
     fetches.secret(settings, "s3cret", civitai.host)

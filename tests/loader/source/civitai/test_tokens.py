@@ -1,4 +1,4 @@
-"""The default token for Civitai opens files, but does not open private models."""
+"""A default token for Civitai opens files, and private models only if the setting allows it."""
 
 from __future__ import annotations
 

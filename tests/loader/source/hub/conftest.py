@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(folder: Path) -> Iterator[FakeHub]:
-    """A Hub with that repo whose LFS files come from another origin."""
+    """A Hub with the repo `folder`. The Hub serves LFS files from another origin."""
     with FakeHub(separate_cdn=True) as hub:
         hub.add_repo(REPO, folder)
         yield hub

@@ -52,7 +52,7 @@ def test_each_kind_of_denied_access_has_its_reason(
     ],
 )
 def test_message_of_a_gated_repo_names_its_page(hub, settings, into, folder, token, words):
-    """Without a token, it says where to accept the licence and that a token is needed."""
+    """Without a token, the message says where to accept the licence, and asks for a token."""
     hub.add_repo(REPO, folder, token=TOKEN, gated=True)
     hub.add_repo("other/repo", folder, token="other")
     if token is not None:
@@ -63,7 +63,7 @@ def test_message_of_a_gated_repo_names_its_page(hub, settings, into, folder, tok
 
 
 def test_hubs_message_about_a_gated_repo_is_quoted(hub, settings, into, folder, monkeypatch):
-    """It says, for example, that the authors have not decided on a request for access yet."""
+    """The Hub says, for example, that the authors have not yet decided on a request."""
     monkeypatch.setattr(netguard, "refusal", lambda _address: None)
     hub.add_repo(REPO, folder, token=TOKEN, gated=True)
     hub.add_repo("other/repo", folder, token="other")
@@ -74,7 +74,7 @@ def test_hubs_message_about_a_gated_repo_is_quoted(hub, settings, into, folder, 
 
 
 def test_hubs_message_about_a_disabled_repo_is_quoted(hub, settings, into, monkeypatch):
-    """The Hub gives it in a header."""
+    """The message is in a header of the Hub's response."""
     monkeypatch.setattr(netguard, "refusal", lambda _address: None)
     words = "Access to this resource is disabled."
     hub.api_faults = Faults(status=403, headers={"X-Error-Message": words})
@@ -96,7 +96,7 @@ def test_token_is_sent_to_the_hub_but_not_to_the_cdn(hub, settings, into, folder
 
 
 def test_login_of_the_mirror_is_sent_to_the_mirror_only(hub, settings, into, folder):
-    """The CDN does not get it, and it does not replace a token."""
+    """The CDN does not get the login."""
     hub.add_repo(REPO, folder)
     hub.login = "mirror:word"
     assert refusal(settings, into).reason is Reason.SOURCE_NOT_FOUND
@@ -110,7 +110,7 @@ def test_login_of_the_mirror_is_sent_to_the_mirror_only(hub, settings, into, fol
 
 
 def test_token_takes_the_place_of_the_mirrors_login(hub, settings, into, folder):
-    """A request has one Authorization header."""
+    """A request has only one Authorization header, so it has the token and not the login."""
     hub.add_repo(REPO, folder, token=TOKEN, private=True)
     secret(settings)
     load(replace(settings, logins=Logins(hub="mirror:word")), into, credentials=True)
@@ -118,7 +118,7 @@ def test_token_takes_the_place_of_the_mirrors_login(hub, settings, into, folder)
 
 
 def test_login_of_the_mirror_is_not_for_links_of_users(hub, settings, into):
-    """A link to the mirror's own host could lead to anything there."""
+    """A user's link could lead to anything on the mirror's host, so it gets no login."""
     link = hub.serve_file("/other/place.safetensors", b"no model")
     settings = replace(settings, logins=Logins(hub="mirror:word"))
     with pytest.raises(LoaderError):

@@ -39,7 +39,7 @@ from tests.support.loader.hubfetches import (
     ],
 )
 def test_hub_api_failures_have_their_reasons(hub, settings, into, faults, reason):
-    """The loader retries a failing API a limited number of times."""
+    """A failed request is repeated. A lasting failure ends the load with its reason."""
     hub.api_faults = faults
     if reason is None:
         load(settings, into)

@@ -64,7 +64,7 @@ def test_second_attempt_downloads_only_missing_bytes(hub, settings, into):
 
 
 def test_moved_branch_is_downloaded_again(hub, settings, into, folder):
-    """Files of two commits are never mixed, not even files that the new commit lacks."""
+    """Files of the old commit are removed, also those that the new commit does not have."""
     load(settings, into)
     (folder / UNET).rename(folder / UNET.replace(".safetensors", ".fp16.safetensors"))
     (folder / "vae/config.json").write_text("[]")

@@ -99,7 +99,7 @@ def test_link_to_a_hub_file_fetches_that_file(hub, settings, into, base, word, m
     ],
 )
 def test_file_may_be_given_in_every_form(hub, settings, into, url):
-    """All of them are fetched through the API, so the file is pinned and checked."""
+    """Every form is fetched through the API, so the file is pinned and checked."""
     fetched = load(settings, into, url)
     assert fetched.source.commit == hub.repos[REPO].commit()
     assert fetched.source.sha256 == DIGEST
@@ -142,7 +142,7 @@ def test_revision_in_a_link_may_contain_slashes(hub, settings, into, revision):
     ],
 )
 def test_invalid_link_is_explained(hub, settings, into, url, fields, reason, words):
-    """The message names the problem and lists the alternatives."""
+    """The message names the problem. If the repo lacks the file, it lists the repo's files."""
     error = refusal(settings, into, hub.url + url, **fields)
     assert (error.reason, words in error.message) == (reason, True), error.message
 
@@ -236,7 +236,7 @@ def test_renamed_repo_is_found_under_its_new_name(hub, settings, into, folder, u
 
 
 def test_token_follows_a_renamed_repo(hub, settings, into, folder):
-    """The repo's new name is on the same host."""
+    """The new name is on the same host, so the token is sent."""
     hub.add_repo(REPO, folder, token=TOKEN, private=True)
     hub.renamed["old/name"] = REPO
     settings.credentials_dir.mkdir()
@@ -341,7 +341,7 @@ def test_embedding_is_whole_beside_a_file_that_is_not_its_second_half(other):
 
 
 def test_from_safetensors_refuses_an_embedding_with_one_pickled_file():
-    """Without its second file, it would be an embedding of another family."""
+    """The first file alone would be an embedding of another family, so the loader refuses both."""
     names = ("learned_embeds.safetensors", "learned_embeds_2.bin")
     with pytest.raises(LoaderError, match="fromSafetensors") as caught:
         choose_embedding_of_sdxl({name: RepoFile(name, 1) for name in names}, safetensors_only=True)

@@ -57,7 +57,7 @@ def test_repo_with_an_unsafe_file_name_is_refused(hub, settings, into, name):
     ],
 )
 def test_incomplete_repo_is_refused(settings, into, folder, names, reason, words):
-    """The message names files that the repo has."""
+    """The message names files that the repo has. Pickled weights can stand in for safetensors."""
     for name in names:
         (folder / name).unlink()
     if reason is None:

@@ -38,7 +38,7 @@ def test_link_is_downloaded_with_its_digest(server, settings, into):
 
 
 def test_download_is_digested_without_reading_the_file_again(server, settings, into):
-    """Both digests are taken of the bytes as they arrive. Only certificates are read."""
+    """Both digests are computed as the bytes arrive. From disk, only certificates are read."""
     body = safetensors(3_000_000)
     url = server.serve_file("/model", body)
     before = bytes_read()
