@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from devkit.ldm_layouts import RESNETS_PER_LEVEL, SD15, Shapes, Widths, unet_shapes
+from devkit.layers import Shapes
+from devkit.ldm_layouts import RESNETS_PER_LEVEL, SD15, Widths, unet_shapes
 
 HINTS = (16, 32, 96, 256)
 _DEPTHS = {"sd-1": (1, 1, 1, 0), "sd-2": (1, 1, 1, 0), "sdxl": (0, 2, 10)}

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-Shape = tuple[int, ...]
-Shapes = dict[str, Shape]
+from devkit.layers import Shapes, conv, linear, norm, pointwise, under
 
 VOCABULARY = 49408
 POSITIONS = 77
@@ -159,7 +158,7 @@ def sd15_shapes(widths: Widths = SD15) -> Shapes:
     """Return all tensors of a Stable Diffusion 1.x checkpoint, including schedule buffers."""
     return {
         **_first_generation(widths),
-        **_under("cond_stage_model.transformer.text_model.", _clip(widths, 0)),
+        **under("cond_stage_model.transformer.text_model.", clip_shapes(widths, 0)),
     }
 
 
@@ -167,34 +166,34 @@ def sd2_shapes(widths: Widths = SD2) -> Shapes:
     """Return all tensors of a Stable Diffusion 2.x checkpoint, including schedule buffers."""
     return {
         **_first_generation(widths),
-        **_under("cond_stage_model.model.", _open_clip(widths, 0)),
+        **under("cond_stage_model.model.", _open_clip(widths, 0)),
     }
 
 
 def sdxl_shapes(widths: Widths = SDXL) -> Shapes:
     """Return all tensors of a Stable Diffusion XL base checkpoint."""
     return {
-        **_under("conditioner.embedders.0.transformer.text_model.", _clip(widths, 0)),
-        **_under("conditioner.embedders.1.model.", _open_clip(widths, 1)),
-        **_under("first_stage_model.", vae_shapes(widths)),
-        **_under("model.diffusion_model.", unet_shapes(widths)),
+        **under("conditioner.embedders.0.transformer.text_model.", clip_shapes(widths, 0)),
+        **under("conditioner.embedders.1.model.", _open_clip(widths, 1)),
+        **under("first_stage_model.", vae_shapes(widths)),
+        **under("model.diffusion_model.", unet_shapes(widths)),
     }
 
 
 def refiner_shapes(widths: Widths = REFINER) -> Shapes:
     """Return all tensors of a Stable Diffusion XL refiner checkpoint."""
     return {
-        **_under("conditioner.embedders.0.model.", _open_clip(widths, 0)),
-        **_under("first_stage_model.", vae_shapes(widths)),
-        **_under("model.diffusion_model.", unet_shapes(widths)),
+        **under("conditioner.embedders.0.model.", _open_clip(widths, 0)),
+        **under("first_stage_model.", vae_shapes(widths)),
+        **under("model.diffusion_model.", unet_shapes(widths)),
     }
 
 
 def _first_generation(widths: Widths) -> Shapes:
     return {
         **dict.fromkeys(SCHEDULE_BUFFERS, (TIMESTEPS,)),
-        **_under("model.diffusion_model.", unet_shapes(widths)),
-        **_under("first_stage_model.", vae_shapes(widths)),
+        **under("model.diffusion_model.", unet_shapes(widths)),
+        **under("first_stage_model.", vae_shapes(widths)),
     }
 
 
@@ -217,13 +216,13 @@ def unet_shapes(widths: Widths) -> Shapes:
     structure = widths.structure
     time = base * 4
     shapes: Shapes = {}
-    _linear(shapes, "time_embed.0", time, base)
-    _linear(shapes, "time_embed.2", time, time)
+    linear(shapes, "time_embed.0", time, base)
+    linear(shapes, "time_embed.2", time, time)
     if structure.time_ids:
         ids = structure.time_ids * TIME_ID_EMBEDDING
-        _linear(shapes, "label_emb.0.0", time, widths.text[-1] + ids)
-        _linear(shapes, "label_emb.0.2", time, time)
-    _conv(shapes, "input_blocks.0.0", base, widths.inputs)
+        linear(shapes, "label_emb.0.0", time, widths.text[-1] + ids)
+        linear(shapes, "label_emb.0.2", time, time)
+    conv(shapes, "input_blocks.0.0", base, widths.inputs)
     width, skips, block = base, [base], 1
     depths = iter(structure.down)
     for level, out in enumerate(levels):
@@ -235,7 +234,7 @@ def unet_shapes(widths: Widths) -> Shapes:
             skips.append(width)
             block += 1
         if level < len(levels) - 1:
-            _conv(shapes, f"input_blocks.{block}.0.op", width, width)
+            conv(shapes, f"input_blocks.{block}.0.op", width, width)
             skips.append(width)
             block += 1
     if structure.middle is not None:
@@ -254,10 +253,10 @@ def unet_shapes(widths: Widths) -> Shapes:
                 _transformer(shapes, f"output_blocks.{block}.1", out, depth, widths)
             if level and position == structure.resnets:
                 place = 2 if depth else 1
-                _conv(shapes, f"output_blocks.{block}.{place}.conv", width, width)
+                conv(shapes, f"output_blocks.{block}.{place}.conv", width, width)
             block += 1
-    _norm(shapes, "out.0", width)
-    _conv(shapes, "out.2", 4, width)
+    norm(shapes, "out.0", width)
+    conv(shapes, "out.2", 4, width)
     return shapes
 
 
@@ -266,18 +265,18 @@ def vae_shapes(widths: Widths) -> Shapes:
     levels = widths.vae_levels
     top = levels[-1]
     shapes: Shapes = {}
-    _conv(shapes, "encoder.conv_in", widths.vae, 3)
+    conv(shapes, "encoder.conv_in", widths.vae, 3)
     width = widths.vae
     for level, out in enumerate(levels):
         for position in range(RESNETS_PER_LEVEL):
             _vae_resnet(shapes, f"encoder.down.{level}.block.{position}", out, width)
             width = out
         if level < len(levels) - 1:
-            _conv(shapes, f"encoder.down.{level}.downsample.conv", width, width)
+            conv(shapes, f"encoder.down.{level}.downsample.conv", width, width)
     _vae_middle(shapes, "encoder", top)
-    _norm(shapes, "encoder.norm_out", top)
-    _conv(shapes, "encoder.conv_out", 8, top)
-    _conv(shapes, "decoder.conv_in", top, 4)
+    norm(shapes, "encoder.norm_out", top)
+    conv(shapes, "encoder.conv_out", 8, top)
+    conv(shapes, "decoder.conv_in", top, 4)
     _vae_middle(shapes, "decoder", top)
     width = top
     for level, out in reversed(list(enumerate(levels))):
@@ -285,15 +284,19 @@ def vae_shapes(widths: Widths) -> Shapes:
             _vae_resnet(shapes, f"decoder.up.{level}.block.{position}", out, width)
             width = out
         if level:
-            _conv(shapes, f"decoder.up.{level}.upsample.conv", width, width)
-    _norm(shapes, "decoder.norm_out", width)
-    _conv(shapes, "decoder.conv_out", 3, width)
-    _conv(shapes, "quant_conv", 8, 8, kernel=1)
-    _conv(shapes, "post_quant_conv", 4, 4, kernel=1)
+            conv(shapes, f"decoder.up.{level}.upsample.conv", width, width)
+    norm(shapes, "decoder.norm_out", width)
+    conv(shapes, "decoder.conv_out", 3, width)
+    conv(shapes, "quant_conv", 8, 8, kernel=1)
+    conv(shapes, "post_quant_conv", 4, 4, kernel=1)
     return shapes
 
 
-def _clip(widths: Widths, encoder: int) -> Shapes:
+def clip_shapes(widths: Widths, encoder: int) -> Shapes:
+    """Return the tensors of a CLIP text encoder, as transformers builds it.
+
+    encoder: which of the text encoders of `widths`, from 0.
+    """
     hidden = widths.text[encoder]
     shapes: Shapes = {
         "embeddings.position_ids": (1, POSITIONS),
@@ -303,12 +306,12 @@ def _clip(widths: Widths, encoder: int) -> Shapes:
     for index in range(widths.text_layers[encoder]):
         layer = f"encoder.layers.{index}"
         for part in ("k_proj", "v_proj", "q_proj", "out_proj"):
-            _linear(shapes, f"{layer}.self_attn.{part}", hidden, hidden)
-        _norm(shapes, f"{layer}.layer_norm1", hidden)
-        _linear(shapes, f"{layer}.mlp.fc1", hidden * 4, hidden)
-        _linear(shapes, f"{layer}.mlp.fc2", hidden, hidden * 4)
-        _norm(shapes, f"{layer}.layer_norm2", hidden)
-    _norm(shapes, "final_layer_norm", hidden)
+            linear(shapes, f"{layer}.self_attn.{part}", hidden, hidden)
+        norm(shapes, f"{layer}.layer_norm1", hidden)
+        linear(shapes, f"{layer}.mlp.fc1", hidden * 4, hidden)
+        linear(shapes, f"{layer}.mlp.fc2", hidden, hidden * 4)
+        norm(shapes, f"{layer}.layer_norm2", hidden)
+    norm(shapes, "final_layer_norm", hidden)
     return shapes
 
 
@@ -322,31 +325,31 @@ def _open_clip(widths: Widths, encoder: int) -> Shapes:
     }
     for index in range(widths.text_layers[encoder]):
         layer = f"transformer.resblocks.{index}"
-        _norm(shapes, f"{layer}.ln_1", hidden)
+        norm(shapes, f"{layer}.ln_1", hidden)
         shapes[f"{layer}.attn.in_proj_weight"] = (hidden * 3, hidden)
         shapes[f"{layer}.attn.in_proj_bias"] = (hidden * 3,)
-        _linear(shapes, f"{layer}.attn.out_proj", hidden, hidden)
-        _norm(shapes, f"{layer}.ln_2", hidden)
-        _linear(shapes, f"{layer}.mlp.c_fc", hidden * 4, hidden)
-        _linear(shapes, f"{layer}.mlp.c_proj", hidden, hidden * 4)
-    _norm(shapes, "ln_final", hidden)
+        linear(shapes, f"{layer}.attn.out_proj", hidden, hidden)
+        norm(shapes, f"{layer}.ln_2", hidden)
+        linear(shapes, f"{layer}.mlp.c_fc", hidden * 4, hidden)
+        linear(shapes, f"{layer}.mlp.c_proj", hidden, hidden * 4)
+    norm(shapes, "ln_final", hidden)
     return shapes
 
 
 def _unet_resnet(shapes: Shapes, name: str, out: int, width: int, time: int) -> None:
-    _norm(shapes, f"{name}.in_layers.0", width)
-    _conv(shapes, f"{name}.in_layers.2", out, width)
-    _linear(shapes, f"{name}.emb_layers.1", out, time)
-    _norm(shapes, f"{name}.out_layers.0", out)
-    _conv(shapes, f"{name}.out_layers.3", out, out)
+    norm(shapes, f"{name}.in_layers.0", width)
+    conv(shapes, f"{name}.in_layers.2", out, width)
+    linear(shapes, f"{name}.emb_layers.1", out, time)
+    norm(shapes, f"{name}.out_layers.0", out)
+    conv(shapes, f"{name}.out_layers.3", out, out)
     if out != width:
-        _conv(shapes, f"{name}.skip_connection", out, width, kernel=1)
+        conv(shapes, f"{name}.skip_connection", out, width, kernel=1)
 
 
 def _transformer(shapes: Shapes, name: str, width: int, depth: int, widths: Widths) -> None:
     """A spatial transformer; SD 1 projects in and out by 1x1 convolutions, others by matrices."""
-    _norm(shapes, f"{name}.norm", width)
-    project = _linear if widths.structure.linear else _pointwise
+    norm(shapes, f"{name}.norm", width)
+    project = linear if widths.structure.linear else pointwise
     project(shapes, f"{name}.proj_in", width, width)
     for index in range(depth):
         block = f"{name}.transformer_blocks.{index}"
@@ -354,49 +357,26 @@ def _transformer(shapes: Shapes, name: str, width: int, depth: int, widths: Widt
             shapes[f"{block}.{attention}.to_q.weight"] = (width, width)
             shapes[f"{block}.{attention}.to_k.weight"] = (width, context)
             shapes[f"{block}.{attention}.to_v.weight"] = (width, context)
-            _linear(shapes, f"{block}.{attention}.to_out.0", width, width)
-        _linear(shapes, f"{block}.ff.net.0.proj", width * 8, width)
-        _linear(shapes, f"{block}.ff.net.2", width, width * 4)
-        for norm in ("norm1", "norm2", "norm3"):
-            _norm(shapes, f"{block}.{norm}", width)
+            linear(shapes, f"{block}.{attention}.to_out.0", width, width)
+        linear(shapes, f"{block}.ff.net.0.proj", width * 8, width)
+        linear(shapes, f"{block}.ff.net.2", width, width * 4)
+        for number in (1, 2, 3):
+            norm(shapes, f"{block}.norm{number}", width)
     project(shapes, f"{name}.proj_out", width, width)
 
 
 def _vae_middle(shapes: Shapes, side: str, width: int) -> None:
     _vae_resnet(shapes, f"{side}.mid.block_1", width, width)
-    _norm(shapes, f"{side}.mid.attn_1.norm", width)
+    norm(shapes, f"{side}.mid.attn_1.norm", width)
     for part in ("q", "k", "v", "proj_out"):
-        _pointwise(shapes, f"{side}.mid.attn_1.{part}", width, width)
+        pointwise(shapes, f"{side}.mid.attn_1.{part}", width, width)
     _vae_resnet(shapes, f"{side}.mid.block_2", width, width)
 
 
 def _vae_resnet(shapes: Shapes, name: str, out: int, width: int) -> None:
-    _norm(shapes, f"{name}.norm1", width)
-    _conv(shapes, f"{name}.conv1", out, width)
-    _norm(shapes, f"{name}.norm2", out)
-    _conv(shapes, f"{name}.conv2", out, out)
+    norm(shapes, f"{name}.norm1", width)
+    conv(shapes, f"{name}.conv1", out, width)
+    norm(shapes, f"{name}.norm2", out)
+    conv(shapes, f"{name}.conv2", out, out)
     if out != width:
-        _conv(shapes, f"{name}.nin_shortcut", out, width, kernel=1)
-
-
-def _norm(shapes: Shapes, name: str, width: int) -> None:
-    shapes[f"{name}.weight"] = (width,)
-    shapes[f"{name}.bias"] = (width,)
-
-
-def _linear(shapes: Shapes, name: str, out: int, width: int) -> None:
-    shapes[f"{name}.weight"] = (out, width)
-    shapes[f"{name}.bias"] = (out,)
-
-
-def _conv(shapes: Shapes, name: str, out: int, width: int, kernel: int = 3) -> None:
-    shapes[f"{name}.weight"] = (out, width, kernel, kernel)
-    shapes[f"{name}.bias"] = (out,)
-
-
-def _pointwise(shapes: Shapes, name: str, out: int, width: int) -> None:
-    _conv(shapes, name, out, width, kernel=1)
-
-
-def _under(prefix: str, shapes: Shapes) -> Shapes:
-    return {prefix + name: shape for name, shape in shapes.items()}
+        conv(shapes, f"{name}.nin_shortcut", out, width, kernel=1)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from devkit.ldm_layouts import TINY_SD15, TINY_SDXL, Shapes, sd15_shapes
+from devkit.layers import Shapes
+from devkit.ldm_layouts import TINY_SD15, TINY_SDXL, sd15_shapes
 
 SMALLEST_SD15 = replace(TINY_SD15, architecture="bk-tiny", text_layers=(1,))
 SMALLEST_SDXL = replace(TINY_SDXL, architecture="koala-700m", text_layers=(1, 1))

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from devkit import controlnet_layouts
+from devkit import controlnet_layouts, sd3_layouts
+from devkit.layers import Shapes
 from devkit.ldm_layouts import (
     SD2,
     SD15,
@@ -20,7 +21,6 @@ from devkit.ldm_layouts import (
     TINY_SD2,
     TINY_SD15,
     TINY_SDXL,
-    Shapes,
     Widths,
     ema_shapes,
     sd2_shapes,
@@ -125,6 +125,9 @@ KINDS: dict[str, Callable[[bool], Shapes]] = {
     "sd21": _of(sd2_shapes, SD2, TINY_SD2),
     "sdxl": _of(sdxl_shapes, SDXL, TINY_SDXL),
     "sdxl-fp8": _of(sdxl_shapes, SDXL, TINY_SDXL),
+    "sd35": lambda tiny: sd3_layouts.sd35_shapes(
+        sd3_layouts.TINY_SD35 if tiny else sd3_layouts.SD35_MEDIUM
+    ),
     "controlnet": lambda tiny: controlnet_layouts.controlnet_shapes(
         controlnet_layouts.TINY["sd-1"] if tiny else controlnet_layouts.SD1
     ),

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MODEL_TYPES = {"lora": "lora", "controlnet": "controlnet"}
 PIECE = 1 << 20
 HASH = "0" * 16
+_LOCKED = 0x2000
+"""MAP_LOCKED of Linux, which Python's mmap does not name."""
 
 
 def request(kind: str, url: str, revision: str) -> LoadRequest:
@@ -153,9 +155,21 @@ def touch() -> None:
     available = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
     cached = int(Path("/proc/meminfo").read_text().split("\nCached:")[1].split()[0]) * 1024
     count = max(0, min(10 << 30, available - cached - (1 << 30)))
-    memory = mmap.mmap(-1, max(mmap.PAGESIZE, count))
+    memory = mmap.mmap(-1, max(mmap.PAGESIZE, count), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
     for offset in range(0, count, mmap.PAGESIZE):
         memory[offset] = 1
+
+
+def hold(source: str) -> None:
+    """Keep a source in the page cache until stdin ends. Print a line once it is there."""
+    path = Path(source)
+    held = []
+    for file in (path,) if path.is_file() else sorted(path.rglob("*.*")):
+        with file.open("rb") as opened:
+            held.append(mmap.mmap(opened.fileno(), 0, mmap.MAP_SHARED | _LOCKED, mmap.PROT_READ))
+    print("ready", flush=True)
+    sys.stdin.read()
 
 
 def configs(kind: str, source: str, out: str) -> None:
@@ -197,6 +211,17 @@ def diffusers(kind: str, source: str, out: str, configs_folder: str) -> None:
 
             ControlNetModel.from_single_file(
                 source, config=configs_folder, local_files_only=True, **half
+            ).save_pretrained(out)
+        case "sd35":
+            from diffusers import StableDiffusion3Pipeline
+
+            StableDiffusion3Pipeline.from_single_file(
+                source,
+                config=configs_folder,
+                text_encoder_3=None,
+                tokenizer_3=None,
+                local_files_only=True,
+                **half,
             ).save_pretrained(out)
         case _:
             from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -240,9 +265,12 @@ RUNS: dict[str, Callable[..., None]] = {
     "diffusers": diffusers,
     "fetch": fetch,
     "floor": floor,
+    "hold": hold,
     "publish": publish,
     "touch": touch,
 }
 
 if __name__ == "__main__":
+    # As the command does.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     RUNS[sys.argv[1]](*sys.argv[2:])

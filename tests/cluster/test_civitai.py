@@ -13,7 +13,8 @@ from PIL import Image
 
 from devkit.fakecivitai import FakeCivitai, File, Model, Version
 from devkit.fakehub import sha256
-from devkit.ldm_layouts import TINY_SD15, Shapes, vae_shapes
+from devkit.layers import Shapes
+from devkit.ldm_layouts import TINY_SD15, vae_shapes
 from devkit.tiny import SMALLEST_SD15, sd15_shapes, write_checkpoint
 from sd_api import names
 from tests.support.gateway.gallerysite import serve

@@ -10,7 +10,8 @@ import pytest
 
 from devkit.controlnet_layouts import TINY, config, controlnet_shapes
 from devkit.fakehub import FakeHub
-from devkit.ldm_layouts import TINY_SD15, Shapes, vae_shapes
+from devkit.layers import Shapes
+from devkit.ldm_layouts import TINY_SD15, vae_shapes
 from devkit.tiny import write_checkpoint
 from sd_api.choices import ModelType
 from sd_api.reasons import Reason

@@ -16,7 +16,8 @@ from devkit.controlnet_layouts import controlnet_shapes
 from devkit.fakecivitai import FakeCivitai, File, Model, Version
 from devkit.fakefiles import Faults
 from devkit.fakehub import FakeHub
-from devkit.ldm_layouts import TINY_SD15, Shapes, sd15_shapes, sdxl_shapes, vae_shapes
+from devkit.layers import Shapes
+from devkit.ldm_layouts import TINY_SD15, sd15_shapes, sdxl_shapes, vae_shapes
 from devkit.pictures import landscape
 from devkit.tiny import EMBEDDING, SMALLEST_SDXL, lora_shapes, write_checkpoint
 from tools.demo.processes import run

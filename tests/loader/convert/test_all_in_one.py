@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from devkit.ldm_layouts import Shapes
+from devkit.layers import Shapes, under
 from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
 from sd_loader.convert.plan.file import plan_file
@@ -25,7 +25,6 @@ from tests.support.models.allinone import (
     CLIP_L_PREFIX,
     T5_PREFIX,
     UNET,
-    under,
     whole,
 )
 from tests.support.models.conversions import conversion

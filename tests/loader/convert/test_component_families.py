@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from devkit.ldm_layouts import Shapes
+from devkit.layers import Shapes
 from sd_api.choices import BaseModelName, ModelType
 from sd_api.reasons import Reason
 from sd_api.taxonomy import LOADED, UNETS

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 
-from devkit.ldm_layouts import Shapes
+from devkit.layers import Shapes
 from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
 from sd_loader.convert.plan.companions import Companions

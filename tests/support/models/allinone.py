@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from devkit.ldm_layouts import Shapes
+from devkit.layers import Shapes, under
 from tests.support.models.encoders import CLIP_G, CLIP_L, T5, clip_shapes, t5_shapes
 from tests.support.models.transformershapes import SIZES, original_shapes
 from tests.support.models.vaeshapes import original_vae
@@ -11,11 +11,6 @@ CLIP_L_PREFIX = "text_encoders.clip_l.transformer."
 CLIP_G_PREFIX = "text_encoders.clip_g.transformer."
 T5_PREFIX = "text_encoders.t5xxl.transformer."
 UNET = "model.diffusion_model."
-
-
-def under(prefix: str, shapes: Shapes) -> Shapes:
-    """Return the shapes with a prefix before each name."""
-    return {prefix + name: shape for name, shape in shapes.items()}
 
 
 def whole(family: str, vae: str = "first_stage_model.", **other_sizes: int) -> Shapes:

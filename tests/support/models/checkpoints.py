@@ -19,15 +19,8 @@ from typing import Any
 
 import torch
 
-from devkit.ldm_layouts import (
-    TINY_SD15,
-    TINY_SDXL,
-    Shapes,
-    Widths,
-    ema_shapes,
-    sd15_shapes,
-    sdxl_shapes,
-)
+from devkit.layers import Shapes
+from devkit.ldm_layouts import TINY_SD15, TINY_SDXL, Widths, ema_shapes, sd15_shapes, sdxl_shapes
 from devkit.tiny import SMALLEST_SD15, SMALLEST_SDXL
 
 Checkpoint = dict[str, torch.Tensor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from devkit.ldm_layouts import Shapes
+from devkit.layers import Shapes
 from sd_loader.convert.tables.controlnet_shapes import CLASSES
 from sd_loader.diffusers_repo.config_keys import defaults
 from tests.support.models.vaeshapes import empty_weights

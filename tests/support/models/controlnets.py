@@ -11,7 +11,7 @@ import torch
 from diffusers import ControlNetModel
 
 from devkit.controlnet_layouts import TINY, config
-from devkit.ldm_layouts import Shapes
+from devkit.layers import Shapes
 from tests.support.models.checkpoints import Checkpoint, random_tensors, save_safetensors
 
 # Two published sizes have fewer transformers than the full size; these are their config values.

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
+from devkit.layers import Shapes
 from devkit.ldm_layouts import (
     TINY_REFINER,
     TINY_SD2,
     TINY_SD15,
     TINY_SDXL,
-    Shapes,
     Widths,
     refiner_shapes,
     sd2_shapes,

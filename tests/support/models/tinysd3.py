@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from devkit.ldm_layouts import TINY_SD15, Shapes, vae_shapes
+from devkit.layers import Shapes
+from devkit.ldm_layouts import TINY_SD15, vae_shapes
 from tests.support.models.checkpoints import Checkpoint, random_tensors, write_tokenizer
 from tests.support.models.encoders import (
     CLIP_G,

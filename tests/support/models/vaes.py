@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from devkit.ldm_layouts import TINY_SD15, Shapes, vae_shapes
+from devkit.layers import Shapes
+from devkit.ldm_layouts import TINY_SD15, vae_shapes
 from tests.support.models.checkpoints import Checkpoint, random_tensors, tiny_configs
 
 

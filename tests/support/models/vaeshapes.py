@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from devkit.ldm_layouts import TINY_SD15, Shapes, vae_shapes
+from devkit.layers import Shapes
+from devkit.ldm_layouts import TINY_SD15, vae_shapes
 from sd_loader.convert.tables.architecture import load_architecture
 from tests.support.models.familyrepos import typed, zeros
 
