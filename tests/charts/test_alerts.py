@@ -72,6 +72,7 @@ def test_the_alerts_fire_when_they_should() -> None:
     promtool("test", "rules", PLAIN)
 
 
+@pytest.mark.slow
 def test_a_dead_operator_is_reported_beside_other_releases(rendered: Path) -> None:
     """SdOperatorDown fires although the release's gateway and another release's operator are up."""
     shutil.copy(RELEASES, rendered / "tests.yaml")

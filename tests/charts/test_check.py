@@ -57,6 +57,7 @@ def probes_port(cluster: Cluster) -> int:
     raise AssertionError(cluster.operator_log())
 
 
+@pytest.mark.slow
 def test_check_succeeds_with_a_running_operator(cluster: Cluster, tmp_path: Path) -> None:
     """The check succeeds, but fails if the PVC is missing or the Pod has no token."""
     env = env_of(render({"models": {"namespaces": [cluster.namespace]}}))

@@ -183,6 +183,7 @@ def test_a_foreign_job_with_our_name_is_replaced(one_at_a_time: Cluster, owned: 
     assert own == status["job"]["uid"] != foreign
 
 
+@pytest.mark.slow
 def test_a_forged_clean_up_does_not_release_a_model(one_at_a_time: Cluster) -> None:
     """The files are removed by the operator's own Job."""
     cluster = one_at_a_time

@@ -390,6 +390,7 @@ def test_a_model_in_a_deleted_namespace_is_released(light_operated: Operated) ->
     cluster.wait_gone("namespace", cluster.namespace)
 
 
+@pytest.mark.slow
 def test_wrong_fields_are_refused_at_apply(shared_cluster: Cluster) -> None:
     """The message lists the allowed values."""
     wrong = json.dumps(model_manifest("sketch", url="org/repo", revision="fp17"))

@@ -122,6 +122,7 @@ def test_an_empty_volume_is_reported_on_the_pvc_only(operated: Operated) -> None
     moved.rename(store)
 
 
+@pytest.mark.slow
 def test_a_check_is_not_counted_as_a_load(operated: Operated) -> None:
     """The metrics count no load, and the Jobs of checks that found all files are deleted."""
     operated.ready("kept")

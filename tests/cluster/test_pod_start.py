@@ -107,6 +107,7 @@ def test_deleted_models_leave_no_pod_that_keeps_the_pvc(shared_light_operated: O
     operated.eventually(lambda: operated.cluster.list("pods") == [])
 
 
+@pytest.mark.slow
 def test_a_stuck_clean_up_job_is_deleted_when_the_files_are_given_up(
     shared_light_operated: Operated,
 ) -> None:

@@ -81,6 +81,7 @@ def test_vae_decodes_for_its_base(tmp_path: Path, base: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # warnings from diffusers
+@pytest.mark.slow
 def test_embedding_loads_into_its_base(tmp_path: Path) -> None:
     """An embedding of another width than the text encoder is refused."""
     for name, width in (("fits", 64), ("wide", 96)):

@@ -342,6 +342,7 @@ def test_overflow_is_found_while_streaming(pod, server, tmp_path):
     assert caught.value.reason is Reason.VERIFICATION_FAILED
 
 
+@pytest.mark.slow
 def test_lost_output_is_downloaded_again(pod, server, checkpoints):
     """A progress record without its output files would leave gaps in the folder."""
     path = checkpoints.file(CASES[0])

@@ -180,6 +180,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_metadata(tmp_path):
     """A header of 95 MB takes less than 60 MB of memory."""
     metadata = {str(number): "\u1234" * (5 << 20) for number in range(3)}

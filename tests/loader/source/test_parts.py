@@ -178,6 +178,7 @@ def test_replaced_vae_of_a_repo_is_not_downloaded(
     assert load_file(folder / "vae" / WEIGHTS).keys() == theirs.keys()
 
 
+@pytest.mark.slow
 def test_load_accepts_a_local_vae(containers: Containers, checkpoint: Path, tmp_path: Path) -> None:
     """`--vae FILE` with a changed file loads the model again."""
     arguments = ["load", "--url", checkpoint, "--model-id", "model", "--store", containers.store]
@@ -216,6 +217,7 @@ def test_vae_field_is_refused_for_a_vae(containers: Containers) -> None:
     failed(ended, Reason.INVALID_SPEC, "spec.vae is for whole models; modelType vae has none")
 
 
+@pytest.mark.slow
 def test_vae_of_another_family_loads_with_a_warning(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
