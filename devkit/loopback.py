@@ -40,7 +40,7 @@ class HangUpError(Exception):
 
 
 class ResetError(Exception):
-    """Raised in an answer to end the connection with a TCP reset."""
+    """Raise this in the answer function, or in its body, to end the connection with a TCP reset."""
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the tests' counts, and the outcomes of cluster tests if standalone is not used."""
+    """Print the sums of the counts that tests report with `tally`.
+
+    On an API server other than standalone, also print the outcomes of the cluster tests.
+    """
     tallies.print_sums(terminalreporter)
     if os.environ.get("KUBEBUILDER_ASSETS") or os.environ.get("KUBECONFIG"):
         print_table(terminalreporter)

@@ -1,8 +1,8 @@
-"""A transformer that `make_transformer_tables` makes a key table for, and what it needs for that.
+"""Describes a transformer for `make_transformer_tables`, which makes its key table.
 
-Most converters of diffusers rename the tensors that they find, so their table needs the names of a
-checkpoint first: `original` gives them from diffusers' names. The others ask for the names that
-they want, and need only `seeds`, which show how many layers the checkpoint has.
+Most converters of diffusers rename the tensors of the checkpoint that they are given. For these,
+`original` derives the checkpoint's names from diffusers' names. The others ask for each tensor by
+name. For these, `seeds` has the names from which they count the layers.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ NO_POD_AT_ALL = {"HostProcess", "Privileged Containers", "/proc Mount Type"}
 
 @pytest.fixture(scope="module")
 def restricted(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A namespace that admits only Pods that satisfy the standard."""
+    """A namespace that enforces the Pod Security Standard `restricted`."""
     if backend.name == "standalone":
         pytest.skip("standalone admits every Pod: KUBECONFIG or KUBEBUILDER_ASSETS")
     with namespace_of(backend, tmp_path_factory.mktemp("restricted")) as cluster:
@@ -45,7 +45,7 @@ def test_the_pods_of_jobs_are_admitted(restricted: Cluster, pod: Callable[[], Js
 
 @pytest.mark.parametrize("values", [SWITCHED_ON, FULL], ids=["by default", "full"])
 def test_the_pods_of_the_chart_are_admitted(restricted: Cluster, values: Json) -> None:
-    """Kubectl's error names a Pod that is not admitted."""
+    """The API server admits every Pod of the chart's Deployments, CronJobs and test Pods."""
     for pod in chart_pods(values).values():
         restricted.kubectl("create", "--dry-run=server", "-f", "-", stdin=manifest(pod))
 

@@ -70,7 +70,10 @@ def test_only_models_that_a_resource_can_adopt_are_listed(tmp_path):
     ],
 )
 def test_record_that_is_not_valid_is_ignored(tmp_path, record):
-    """A model with an invalid record is not listed: its names would be parts of commands."""
+    """A model with an invalid record is not listed.
+
+    The names in the record become part of the shell command that the user is shown.
+    """
     publish(tmp_path, record=record)
 
     assert on(tmp_path) == []

@@ -62,9 +62,10 @@ _NUMBERS: Mapping[str, tuple[float, float]] = {
         (1, _MOST_POSITIONS),
     ),
 }
-"""Limits of numbers that may be larger than in SD, or that take memory before weights are read.
+"""Minimum and maximum of the values of config keys, on top of `limits.NUMBERS`.
 
-transformers writes 10**30 as the length of prompts of a tokenizer that does not state it.
+They are keys whose values may be larger than in SD, and keys that allocate memory before weights
+are read. transformers writes 10**30 as model_max_length of a tokenizer without a maximum.
 """
 
 

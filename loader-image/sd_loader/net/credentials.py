@@ -92,7 +92,10 @@ def _named_host(url: str, settings: Settings) -> str | None:
 
 
 def read_token_file(path: Path) -> str:
-    """Read the file of a person's token."""
+    """Return the token in the file that `--token-file` names.
+
+    Raise LoaderError if the file has no token.
+    """
     token = _read(path)
     if not token:
         raise LoaderError(Reason.SECRET_NOT_FOUND, f"{path} has no token")

@@ -47,7 +47,10 @@ _CHUNK = 1 << 20
 def unpack_pipeline(
     fetched: Fetched, ref: SourceRef, checks: Checks, max_bytes: int, into: Path
 ) -> Fetched:
-    """Unpack a download that is a zip of a folder. Return any other download unchanged."""
+    """Unpack a download that is a zip of a diffusers folder.
+
+    Return a checkpoint, or a download that is not a zip, unchanged. Refuse any other zip.
+    """
     path = into / fetched.path
     if fetched.kind != "file" or not _is_zip(path):
         return fetched

@@ -193,7 +193,11 @@ def _fetch_file(
 def _open_repo(
     repo_id: str, revision: str, ref: SourceRef, client: HttpClient, listing: Repo | None = None
 ) -> Iterator[tuple[Repo, Downloader]]:
-    """Find the commit, and open a downloader for its files. listing: the commit if it is known."""
+    """Yield the repo at the commit that the revision names, and a downloader for its files.
+
+    listing: the repo, if its file list was read before. The revision is then not resolved
+    again.
+    """
     # Imported here: huggingface_hub takes 0.3 s to import, and links do not need it.
     from sd_loader.source.hub_api import resolve
 

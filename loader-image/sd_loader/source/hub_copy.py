@@ -166,9 +166,10 @@ class RepoCopy:
         return read_pipeline((self.path / INDEX_NAME).read_bytes())
 
     def fetch_skeleton(self, judge: Judge, ref: SourceRef, checks: Checks) -> Fetched:
-        """Download the files of a pipeline that gets some components from elsewhere.
+        """Download a pipeline, without the weights of the components that come from elsewhere.
 
-        judge: decides from the index and the configs for which components no weights are needed.
+        judge: chooses these components from the index, and refuses configs that contradict
+        the model file.
         """
         pipeline = judge.accept(self.fetch_index())
         for name in sorted(pipeline.replaced):

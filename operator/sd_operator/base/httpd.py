@@ -35,7 +35,10 @@ class Server(ThreadingHTTPServer):
     deadline_seconds = 10.0
     """How long a connection may take, from its start to the end of the response."""
     request_queue_size = 1024
-    """How many connections may wait for a thread. A further client tries again after 1 s."""
+    """How many connections may wait until the server accepts them (the listen backlog).
+
+    The kernel ignores further ones, and the client's TCP tries again after 1 s.
+    """
 
     def __init__(
         self, address: str, port: int, handler: Callable[..., BaseHTTPRequestHandler]

@@ -104,7 +104,7 @@ class Lease:
         return max(0.0, seen + DURATION_SECONDS - SYSTEM_CLOCK.now().timestamp())
 
     async def release(self) -> None:
-        """Give the Lease back if it is ours, so that another can take it at once."""
+        """Release the Lease if this process holds it, so that another can take it at once."""
         if await self._lock.release():
             log.info("the Lease is given back")
 

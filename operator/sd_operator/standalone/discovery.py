@@ -35,7 +35,7 @@ _SUB_VERBS = {"log": ["get"], "binding": ["create"], "finalize": ["update"]}
 
 
 def _paths(resources: Iterable[Resource]) -> dict[str, list[Resource]]:
-    """Return the resources of each group version, by its path."""
+    """Return the resources by the path of their group version, such as `apis/apps/v1`."""
     paths: dict[str, list[Resource]] = {}
     for resource in resources:
         prefix = "apis" if resource.group else "api"

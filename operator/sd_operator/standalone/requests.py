@@ -137,7 +137,11 @@ def table(
     meta: Json,
     with_columns: bool = True,
 ) -> Json:
-    """Return objects as a Table. The query's includeObject names the part of each in its row."""
+    """Return the objects as a Table. Raise 400 for an unknown value of includeObject.
+
+    The query parameter includeObject selects what each row contains of its object: the metadata
+    (the default), the whole object, or nothing.
+    """
     include = request.query.get("includeObject", "")
     if include not in tables.INCLUDED:
         raise bad_request(

@@ -1,4 +1,4 @@
-"""Tests of the gallery's buttons over HTTP, on a real cluster."""
+"""Tests of the gallery's buttons over HTTP, with a real API server."""
 
 from __future__ import annotations
 

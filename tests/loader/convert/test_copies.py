@@ -242,9 +242,10 @@ def test_source_that_is_cut_during_the_copy_is_an_error(
 def test_checksums_are_those_of_the_copied_bytes(
     tmp_path: Path, source: int, out: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    """A source that is repaired after its bytes were copied does not hide their damage.
+    """The loader verifies the bytes that it copied, not the source as it is later.
 
-    A source that is damaged later does not matter.
+    Damaged bytes are detected even if the source is correct again after the copy. Damage to the
+    source after the copy does not matter.
     """
     wrong = bytes([CONTENT[9] ^ 1])
     if damage == "before":

@@ -1,4 +1,7 @@
-"""A LoRA of a model with a transformer is checked by its family's table and keeps its names."""
+"""A LoRA for a model with a transformer is checked against the table of the model's family.
+
+Its tensors keep their names, unless diffusers needs other names.
+"""
 
 from __future__ import annotations
 

@@ -129,7 +129,10 @@ SCHEDULERS = [
 
 @pytest.mark.parametrize(("marks", "fields", "expected"), SCHEDULERS)
 def test_scheduler_gets_the_prediction_type(tmp_path, marks, fields, expected):
-    """spec.predictionType takes precedence over marker tensors. diffusers builds the scheduler."""
+    """spec.predictionType takes precedence over marker tensors.
+
+    diffusers opens the published scheduler with the same prediction type.
+    """
     from diffusers import DDIMScheduler, PNDMScheduler
 
     path = save_safetensors(tmp_path / "model.safetensors", tiny_sd15() | marks)

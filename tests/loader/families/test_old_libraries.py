@@ -1,4 +1,7 @@
-"""Published pipelines of other families also open with older libraries."""
+"""Published pipelines of other families than Stable Diffusion also open with diffusers 0.35.
+
+This holds for the families whose pipeline class that version has.
+"""
 
 from __future__ import annotations
 

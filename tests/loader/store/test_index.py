@@ -156,7 +156,11 @@ def test_a_sweep_knows_the_lists_and_repairs_them(tmp_path: Path) -> None:
 
 
 def test_other_files_among_the_lists_are_foreign(tmp_path: Path) -> None:
-    """A sweep reports and keeps these files, but replaces a link in a list's place."""
+    """A sweep reports and keeps files in `.index` that are not lists.
+
+    If a symlink has the name of a list, a dry run reports it, and a sweep that deletes replaces
+    it by the list.
+    """
     with Volume.open(tmp_path) as volume:
         load(volume)
     (tmp_path / "elsewhere").write_text("kept")

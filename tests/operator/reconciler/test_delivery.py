@@ -77,7 +77,7 @@ def test_a_call_is_signed_as_standard_webhooks_says(tmp_path: Path) -> None:
 
 
 def test_without_a_key_calls_are_unsigned() -> None:
-    """The call has no signature header, but the header with the timestamp."""
+    """The call has the timestamp header but no signature header."""
     with WebhookReceiver() as receiver:
         assert deliver(receiver.url, allowing(receiver)).outcome is Outcome.DELIVERED
     headers = receiver.calls[0].headers

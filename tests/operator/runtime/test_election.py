@@ -253,7 +253,10 @@ def test_an_unavailable_api_server_is_a_problem_and_not_an_exception(tmp_path: P
 def test_an_api_server_that_hangs_is_named_as_the_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The problem stays while the next attempt waits, since the leader may be stopped just then."""
+    """`problem` keeps the last error while the next request is pending.
+
+    `keep` may time out then, and reports it.
+    """
     monkeypatch.setattr(lease, "REQUEST_SECONDS", 0.1)
     silent = threading.Event()
 

@@ -49,10 +49,10 @@ class Needs:
 
 
 def needs(file: TensorFile, conversion: Conversion) -> Needs:
-    """Return what must be downloaded besides the file, from its header alone.
+    """Read from the file's header what else must be downloaded before it can be converted.
 
-    Raise LoaderError for quantized weights. For any other file that cannot be converted, the result
-    is empty, and planning its folder raises the error.
+    Raise LoaderError if the file of a pipeline has quantized weights. If the file cannot be
+    converted for another reason, name no downloads: the later plan raises the error.
     """
     if not conversion.is_pipeline:
         # The plan then needs values of tensors: the alphas for PEFT's config, or LyCORIS layers.

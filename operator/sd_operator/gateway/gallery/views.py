@@ -103,9 +103,10 @@ def card(model: Model) -> Card:
 
 
 def source(model: Model) -> tuple[str, str | None]:
-    """Return the URL of a model's source without secrets, and the same URL if it works as a link.
+    """Return two values: the redacted url of a model's source, and the same url as a link.
 
-    The link is None if the source is not a link, if it contains secrets, or if the spec is invalid.
+    The link is None if the url is not http(s), if redaction changed it (it has a login, a query
+    or a fragment), or if the spec is invalid.
     """
     url = (model.status.source.url if model.status.source else None) or ""
     if model.spec is not None:

@@ -372,10 +372,14 @@ def test_an_endpoint_at_a_private_address_is_called_only_if_the_administrator_na
     ]
 
 
-def test_the_account_of_a_token_may_choose_another_file_of_a_bare_link(
+def test_file_of_a_link_that_names_none_is_unknown_if_a_token_is_sent(
     civitai: FakeCivitai, settings: Settings, weights: Path, full: Path, fetch: Fetch
 ) -> None:
-    """If the version has several files, the choice is unknown, so no digest is compared."""
+    """No digest is compared, because the loader does not know which file it gets.
+
+    For a download link that names no file, Civitai chooses by the preferences of the token's
+    account.
+    """
     files = [File(700, weights, sha256="0" * 64), File(701, full, size="full")]
     civitai.add(Model(7, "Checkpoint", [Version(71, files)]))
     fetches.secret(settings, "s3cret", civitai.host)
