@@ -23,7 +23,7 @@ def clip_tokenizer() -> Any:
     with tempfile.TemporaryDirectory() as folder:
         for name in VOCABULARY_FILES:
             (Path(folder) / name).write_bytes(vocabulary_file(name))
-        return transformers.CLIPTokenizer.from_pretrained(folder)
+        return transformers.CLIPTokenizer.from_pretrained(folder, model_max_length=77)
 
 
 def word_tokenizer(**options: Any) -> Any:
@@ -56,9 +56,9 @@ _T5 = {"vocab_size": 32, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "n
        "feed_forward_proj": "gated-gelu"}  # fmt: skip
 
 
-def t5() -> Any:
+def t5(width: int = 8) -> Any:
     """Return T5's encoder."""
-    return transformers.T5EncoderModel(transformers.T5Config(**_T5))
+    return transformers.T5EncoderModel(transformers.T5Config(**{**_T5, "d_model": width}))
 
 
 def umt5() -> Any:
@@ -66,14 +66,14 @@ def umt5() -> Any:
     return transformers.UMT5EncoderModel(transformers.UMT5Config(**_T5))
 
 
-def two_clips_and_t5() -> dict[str, Any]:
+def two_clips_and_t5(width: int = 8) -> dict[str, Any]:
     """Return the text encoders that SD 3 and HiDream share, and their tokenizers."""
     return {
         "text_encoder": clip(projected=True),
         "tokenizer": clip_tokenizer(),
         "text_encoder_2": clip(projected=True),
         "tokenizer_2": clip_tokenizer(),
-        "text_encoder_3": t5(),
+        "text_encoder_3": t5(width),
         "tokenizer_3": word_tokenizer(),
     }
 
@@ -116,8 +116,9 @@ def flux2_vae() -> Any:
 def wan_vae() -> Any:
     """Return the VAE of Wan."""
     return diffusers.AutoencoderKLWan(
-        base_dim=4, z_dim=16, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False]
-    )
+        base_dim=4, z_dim=16, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False],
+        scale_factor_spatial=2,
+    )  # fmt: skip
 
 
 def wan_scheduler() -> Any:

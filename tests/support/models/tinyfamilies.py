@@ -38,7 +38,7 @@ def sd3() -> Pipeline:
     """Return Stable Diffusion 3.5."""
     return diffusers.StableDiffusion3Pipeline(
         scheduler=tiny.flow(),
-        **tiny.two_clips_and_t5(),
+        **tiny.two_clips_and_t5(16),
         transformer=diffusers.SD3Transformer2DModel(
             sample_size=8, patch_size=2, in_channels=16, num_layers=2, attention_head_dim=8,
             num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16,
@@ -116,7 +116,7 @@ def z_image() -> Pipeline:
         transformer=diffusers.ZImageTransformer2DModel(
             all_patch_size=(2,), all_f_patch_size=(1,), in_channels=16, dim=16, n_layers=1,
             n_refiner_layers=1, n_heads=2, n_kv_heads=1, cap_feat_dim=8, axes_dims=[2, 2, 4],
-            axes_lens=[32, 32, 32],
+            axes_lens=[128, 32, 32],
         ),
         vae=tiny.vae(),
     )  # fmt: skip

@@ -62,12 +62,12 @@ def hidream() -> Pipeline:
     return diffusers.HiDreamImagePipeline(
         scheduler=tiny.flow(),
         **tiny.two_clips_and_t5(),
-        text_encoder_4=tiny.language("LlamaForCausalLM"),
+        text_encoder_4=tiny.language("LlamaForCausalLM", num_hidden_layers=2),
         tokenizer_4=tiny.word_tokenizer(),
         transformer=diffusers.HiDreamImageTransformer2DModel(
             patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1,
             attention_head_dim=8, num_attention_heads=2, caption_channels=[8, 8],
-            text_emb_dim=16, axes_dims_rope=(4, 2, 2), max_resolution=(8, 8), llama_layers=[0, 1],
+            text_emb_dim=16, axes_dims_rope=(4, 2, 2), max_resolution=(64, 64), llama_layers=[0, 1],
         ),
         vae=tiny.vae(),
     )  # fmt: skip
