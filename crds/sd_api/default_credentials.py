@@ -28,7 +28,7 @@ class DefaultSecret:
     """Whether the token may also open the private repos of its account."""
 
     for_gateway: bool = False
-    """Whether models whose source was chosen through the gateway may use the token."""
+    """True if loads may use the token although a caller of the gateway chose their source."""
 
 
 def parse_default_credentials(text: str) -> dict[str, DefaultSecret]:

@@ -58,7 +58,7 @@ class _Variable:
     is_path: bool = False
     """Whether the text names a file or folder of the container."""
     is_token: bool = False
-    """Whether the value is a token. Jobs get tokens as files, so only people set the variable."""
+    """True if the value is a token. The operator never sets such a variable: Jobs get files."""
 
 
 def _variable(

@@ -139,7 +139,7 @@ class Guard:
     resolver: Resolver = field(default=resolve, repr=False)
 
     def allows(self, host: str, port: int) -> bool:
-        """Whether the administrator exempted this host, on every port or on this one."""
+        """Return True if `allowed_hosts` has this host, without a port or with this port."""
         name = host.lower().rstrip(".")
         spellings = {name, f"{name}:{port}", f"[{name}]", f"[{name}]:{port}"}
         return not spellings.isdisjoint(self.allowed_hosts)

@@ -46,7 +46,7 @@ class Link:
 
 @dataclass(frozen=True)
 class FileChoice:
-    """What a url says about the file of a version. A field that is None fits every file."""
+    """The properties by which a url selects a file of a version. None fits every file."""
 
     file_id: int | None = None
 

@@ -71,7 +71,10 @@ def _looks_random(segment: str) -> bool:
 
 
 def _may_be_key(name: str, equals: str, value: str) -> bool:
-    """Whether a parameter may hold a key: name or value is not plain, or the name is a secret's."""
+    """Return True if a parameter may hold a key.
+
+    This is so if its name or value has other than plain characters, or if secrets have its name.
+    """
     name, value = unquote(name), _written(value)
     if not equals:
         name, value = "", _written(name)

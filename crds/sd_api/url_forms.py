@@ -108,7 +108,7 @@ _BEFORE_REVISION = (
 NAMES_REVISION = f"^{_EDGE}{_BEFORE_REVISION}"
 """Urls of the Hub that name a revision."""
 NAMES_THIS_REVISION = (f"^{_EDGE}{_BEFORE_REVISION}(?:", f")(?:[/?#]|{_EDGE}$)")
-"""With a revision between these two parts, they are a pattern of the urls that name it."""
+"""The pattern of the Hub's urls that name a certain revision: put it between both parts."""
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
 
 
 def _has_secret(args: argparse.Namespace, settings: Settings) -> bool:
-    """Whether the token comes from a mounted Secret, and not from --token-file."""
+    """Return True if a Secret with a token is mounted and --token-file does not replace it."""
     return args.token_file is None and (settings.credentials_dir / "token").exists()
 
 

@@ -44,7 +44,7 @@ class CivitaiFile(Contract):
     fp: CivitaiText | None = None
     """fp16, bf16, fp32, fp8 and others."""
     is_primary: bool = False
-    """Whether the version's download link leads to this file if it has no query."""
+    """True if the version's download link without a query leads to this file."""
 
 
 class CivitaiImage(Contract):
@@ -60,11 +60,11 @@ class CivitaiLicence(Contract):
     """The permissions that the creator gives. A field is None if Civitai does not state it."""
 
     no_credit: bool | None = None
-    """Whether users need not name the creator."""
+    """True if users may leave out the creator's name."""
     derivatives: bool | None = None
-    """Whether users may share models that they merged from this one."""
+    """True if users may merge this model with others, and share the result."""
     different_licence: bool | None = None
-    """Whether users may share such merged models with other permissions."""
+    """True if a merged model may be shared with other permissions than this one has."""
     commercial_use: Annotated[tuple[CivitaiText, ...], Field(max_length=MAX_USES)] | None = None
     """The allowed uses: Image, RentCivit, Rent and Sell. Commercial use is not allowed if this is
     empty, or if its only item is the word None."""

@@ -39,7 +39,7 @@ class RepoAnswer:
     """The sizes of the files in bytes, by their paths. None if the Hub does not state a size."""
 
     is_gated: bool
-    """Whether an account must accept the repo's terms before it can download the files."""
+    """True if only accounts that accepted the repo's terms can download its files."""
 
     pipeline_class: str | None
     """The class of the pipeline, if the Hub states it."""

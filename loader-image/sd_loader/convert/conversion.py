@@ -58,7 +58,7 @@ class Conversion:
     one of them is not downloaded."""
 
     has_skeleton: bool = False
-    """Whether spec.components.from names a repo that gives the components that the file lacks."""
+    """True if the components that the file lacks come from a repo (spec.components.from)."""
 
     lora: LoraOptions = field(default_factory=LoraOptions)
     """How a LoRA is published. Other model types must not set it."""

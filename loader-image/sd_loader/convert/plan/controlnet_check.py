@@ -101,6 +101,9 @@ def _compare_structure(config: Mapping[str, Any], template: Mapping[str, Any]) -
 
 
 def _is_shown(key: str, template: object) -> bool:
-    """Whether the shapes of tensors determine a config's key. They do not for numbers of heads."""
+    """Return True if the shapes of tensors determine the value of a config key.
+
+    They do not determine the number of attention heads.
+    """
     first = template[0] if isinstance(template, list) and template else template
     return key != "attention_head_dim" and isinstance(first, str) and first.startswith("$")

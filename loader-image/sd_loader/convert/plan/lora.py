@@ -126,7 +126,7 @@ def _plan_transformer(
 
 
 def _rank(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> int | None:
-    """The greatest rank of the layers. None if there are no layers."""
+    """Return the largest rank of the layers. None if there are no layers."""
     return max((tensors[layer.names[Half.DOWN]].shape[0] for layer in layers), default=None)
 
 
@@ -286,7 +286,7 @@ def _check_halves(component: str, layers: Sequence[Layer]) -> None:
 
 
 def _is_readable_text_encoder(layers: Sequence[Layer]) -> bool:
-    """Whether diffusers recognises the style of a text encoder's layers.
+    """Return True if diffusers recognises the style of a text encoder's layers.
 
     diffusers checks a few names only, output projections first.
     """

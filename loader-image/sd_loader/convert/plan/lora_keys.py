@@ -55,7 +55,7 @@ class Key:
     style: Style
 
     bare: bool = False
-    """Whether the tensor's name lacks the component, as in files that hold only a UNet's layers."""
+    """True if the tensor's name does not begin with a component. It belongs to the UNet then."""
 
 
 @dataclass

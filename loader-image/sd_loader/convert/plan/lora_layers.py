@@ -55,7 +55,7 @@ _SIZES: Mapping[str, Mapping[str, str]] = {
     "wan": {"time": "256", "patch_0": "1", "patch_1": "2", "patch_2": "2", "image_keys": "inner"},
     "z-image": {"time": "256"},
 }
-"""By family: sizes that are the same in all published models, as expressions of `dimensions`."""
+"""The sizes that all published models of a family share, as expressions of `dimensions`."""
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class LoraStyle:
         return bool(self.clip) and name.startswith(self.clip)
 
     def is_norm(self, name: str) -> bool:
-        """Whether a tensor replaces a norm of queries or keys. Other tensors change a layer."""
+        """Return True if the tensor replaces a norm of queries or keys."""
         return self.whole_model and name.endswith(_NORMS)
 
     def matches(self, template: str) -> bool:

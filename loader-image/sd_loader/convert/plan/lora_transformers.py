@@ -146,7 +146,7 @@ def transformer_lora(
 
 
 def _is_of_hunyuan_video(metadata: Mapping[str, str]) -> bool:
-    """Whether the metadata names HunyuanVideo. The names of layers may be those of FLUX.1."""
+    """Return True if the metadata names HunyuanVideo, whose layers may have FLUX.1's names."""
     return any(metadata.get(key, "").lower().startswith("hunyuan") for key in _METADATA)
 
 

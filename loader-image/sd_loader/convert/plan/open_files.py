@@ -31,7 +31,7 @@ class OpenFiles:
     """Closes the files."""
 
     safetensors_only: bool = False
-    """Whether pickles are refused (spec.fromSafetensors), whatever the name of their file."""
+    """True if pickles are refused (spec.fromSafetensors). The content of a file decides."""
 
     files: dict[int, TensorFile] = field(default_factory=dict)
     """The files by their descriptors, to which tensors refer."""

@@ -64,7 +64,7 @@ class Given:
     """The folder of a repo."""
 
     is_main: bool = False
-    """Whether this is the model's own source (spec.url), not one of spec.components."""
+    """True for the model's own source (spec.url), False for those of spec.components."""
 
 
 def given_by_spec(companions: Companions, opened: OpenFiles) -> dict[str, Given]:

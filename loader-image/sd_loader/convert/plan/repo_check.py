@@ -175,9 +175,9 @@ def _check_tensors(
 
 
 def _is_optional(name: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a tensor is a shortcut of a resnet that does not need one.
+    """Return True if a tensor is the shortcut of a resnet that works without one.
 
-    A resnet whose input and output have the same width does not.
+    This is so if the resnet's input and output have the same width.
     """
     resnet, found, _ = name.partition(".conv_shortcut.")
     before, after = (tensors.get(f"{resnet}.{norm}.weight") for norm in ("norm1", "norm2"))
@@ -185,7 +185,10 @@ def _is_optional(name: str, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _is_shown(key: str, template: object) -> bool:
-    """Whether shapes determine the field's value. Shapes do not determine the number of heads."""
+    """Return True if the shapes of tensors determine the value of a config key.
+
+    They do not determine the number of attention heads.
+    """
     first = template[0] if isinstance(template, list) and template else template
     return key in _CHANNELS or (
         isinstance(first, str) and first.startswith("$") and "//" not in first

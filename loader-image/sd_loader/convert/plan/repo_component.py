@@ -101,5 +101,5 @@ def _canonical(name: str, component: str) -> str | None:
 
 
 def _is_unused_projection(name: str, class_name: str) -> bool:
-    """Whether the tensor is a projection in the file of a class that has no projection."""
+    """Return True if the tensor is a projection and the class has none."""
     return name == "text_projection.weight" and class_name == "CLIPTextModel"
