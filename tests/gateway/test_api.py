@@ -98,13 +98,8 @@ def test_loading_again_changes_only_the_differences(
     assert "sha256" not in other, "it was the digest of the previous file"
 
 
-def test_model_whose_source_a_caller_chose_is_marked(
-    gateway: Gateway, shared_cluster: Cluster
-) -> None:
-    """The mark is an annotation. It is added with a model or a new url, but not for other changes.
-
-    A load of a marked model gets only the default Secrets that are allowed for gateway callers.
-    """
+def test_url_of_a_caller_marks_the_model(gateway: Gateway, shared_cluster: Cluster) -> None:
+    """A new model or url adds an annotation, which limits the Secrets that a load may use."""
 
     def mark(model_id: str) -> str | None:
         annotations = shared_cluster.get("sdm", model_id)["metadata"].get("annotations", {})

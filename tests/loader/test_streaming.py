@@ -44,15 +44,13 @@ MEGABYTE = 1 << 20
 
 @dataclass(frozen=True)
 class Case:
-    """A checkpoint and the fields of its load.
-
-    `share` is the largest fraction of the file's bytes that the load may download.
-    """
+    """A checkpoint and the fields of its load."""
 
     name: str
     container: str
     fields: dict[str, object] = field(default_factory=dict)
     share: float = 1.0
+    """The largest fraction of the file's bytes that the load may download."""
 
     def __str__(self) -> str:
         return self.name

@@ -34,8 +34,7 @@ _TOKENIZER_FILES = (
 CONFIG_SUFFIXES = (".json", ".txt", ".model")
 """Suffixes of configs, vocabularies, and T5's sentencepiece model."""
 MAX_COPIED_BYTES = 128 << 20
-"""Maximum size of a copied file (`RepoFile.is_copied`). The tokenizers of the largest language
-models have up to 34 MB."""
+"""Maximum size of a copied file. Tokenizers of the largest language models have 34 MB."""
 _PARSED = (".json", ".txt")
 _SAFE = (".safetensors",)
 _PICKLED: Mapping[ModelType, tuple[str, ...]] = {
@@ -72,8 +71,7 @@ class RepoFile:
     """The git blob id, for files that are not in LFS."""
 
     is_copied: bool = False
-    """Whether the file is published as it is and never parsed. Its limit is then MAX_COPIED_BYTES
-    instead of MAX_JSON_BYTES."""
+    """True if the file is published unparsed. It may have MAX_COPIED_BYTES then."""
 
 
 def check_size(file: RepoFile) -> None:
@@ -195,10 +193,9 @@ def choose_file(
 ) -> RepoFile:
     """Return the model file at the repo's root.
 
-    Raise LoaderError if there is none, or if several are equally good. Prefer the names that
-    diffusers' training scripts use, then safetensors to pickles, then a name with the requested
-    precision, then a name without a precision. If the root has a config.json, ignore the weights
-    that a library wrote beside it.
+    Raise LoaderError if there is none, or if several are equally good. Prefer the names of
+    diffusers' training scripts, then safetensors to pickles, then a name with the requested
+    precision, then one without. Ignore weights that a library wrote beside a config.json.
 
     model_type: None if the type is detected from the file's content. The names of training scripts
     are then not preferred.

@@ -346,11 +346,8 @@ class Controller:
         return True
 
     async def _has_changed(self, model: Model, memory: Memory) -> bool:
-        """Read the model again; return whether it changed, so that its Jobs may be wanted now.
-
-        Return False, without reading, for a model that is being deleted: its Jobs are never wanted.
-        """
-        if model.deleted_at is not None:
+        """Read the model again; return whether it changed. Always False if it is being deleted."""
+        if model.deleted_at is not None:  # its Jobs are never wanted, so it is not read
             return False
         await self._read(memory)
         now = Model.from_body(memory.body)
@@ -358,11 +355,9 @@ class Controller:
         return (now.wanted, now.spec, now.deleted_at) != before
 
     async def _refresh(self, model: Model) -> None:
-        """Read a model's Jobs, Pods and PVC again, and schedule an evaluation of the queue.
-
-        The events of the changes would not do so, because the cache has the changes already.
-        """
+        """Read a model's Jobs, Pods and PVC again, and schedule an evaluation of the queue."""
         await self._gatherer.refresh(model)
+        # The events of these changes will not do it: the cache has the changes already.
         self._queue.changed()
 
     def _call(self, model: Model, memory: Memory, status: Status, call: WebhookCall) -> None:
