@@ -19,6 +19,8 @@ POSITIONS = 77
 TIMESTEPS = 1000
 VAE_MULTIPLIERS = (1, 2, 4, 4)
 RESNETS_PER_LEVEL = 2
+LATENTS = 4
+"""The latent channels of the VAEs of Stable Diffusion 1, 2 and XL."""
 TIME_ID_EMBEDDING = 256
 
 SCHEDULE_BUFFERS = (
@@ -260,8 +262,11 @@ def unet_shapes(widths: Widths) -> Shapes:
     return shapes
 
 
-def vae_shapes(widths: Widths) -> Shapes:
-    """Return the tensors of the VAE, as LDM's model.py builds it."""
+def vae_shapes(widths: Widths, latents: int = LATENTS) -> Shapes:
+    """Return the tensors of the VAE, as LDM's model.py builds it.
+
+    latents: its latent channels. A VAE with more than SD's has no convolutions beside the latents.
+    """
     levels = widths.vae_levels
     top = levels[-1]
     shapes: Shapes = {}
@@ -275,8 +280,8 @@ def vae_shapes(widths: Widths) -> Shapes:
             conv(shapes, f"encoder.down.{level}.downsample.conv", width, width)
     _vae_middle(shapes, "encoder", top)
     norm(shapes, "encoder.norm_out", top)
-    conv(shapes, "encoder.conv_out", 8, top)
-    conv(shapes, "decoder.conv_in", top, 4)
+    conv(shapes, "encoder.conv_out", 2 * latents, top)
+    conv(shapes, "decoder.conv_in", top, latents)
     _vae_middle(shapes, "decoder", top)
     width = top
     for level, out in reversed(list(enumerate(levels))):
@@ -287,8 +292,9 @@ def vae_shapes(widths: Widths) -> Shapes:
             conv(shapes, f"decoder.up.{level}.upsample.conv", width, width)
     norm(shapes, "decoder.norm_out", width)
     conv(shapes, "decoder.conv_out", 3, width)
-    conv(shapes, "quant_conv", 8, 8, kernel=1)
-    conv(shapes, "post_quant_conv", 4, 4, kernel=1)
+    if latents == LATENTS:
+        pointwise(shapes, "quant_conv", 2 * latents, 2 * latents)
+        pointwise(shapes, "post_quant_conv", latents, latents)
     return shapes
 
 

@@ -1,4 +1,4 @@
-"""Names and shapes of the tensors in a file with the pipeline of SD 3.5 medium, without T5.
+"""Names and shapes of the tensors of Stable Diffusion 3.5.
 
 The rules come from the architecture (MMDiT-X), not from any converter.
 """
@@ -11,8 +11,8 @@ from devkit.layers import Shapes, linear, under
 from devkit.ldm_layouts import SDXL, TINY_SDXL, Widths, clip_shapes, vae_shapes
 
 _TIMESTEP = 256
-_T5 = 4096
-_LATENTS = 16
+SD3_LATENTS = 16
+"""The latent channels of the VAE."""
 _PATCH = 2
 
 
@@ -30,6 +30,8 @@ class SD3Widths:
     """The number of positions along a side of the largest image."""
     others: Widths
     """The widths of both CLIP encoders and of the VAE."""
+    t5: int = 4096
+    """The width of T5."""
 
     @property
     def inner(self) -> int:
@@ -42,7 +44,7 @@ TINY_SD35 = SD3Widths(2, 1, heads=2, head=64, positions=96, others=TINY_SDXL)
 
 
 def sd35_shapes(widths: SD3Widths = SD35_MEDIUM) -> Shapes:
-    """Return all tensors of the file."""
+    """Return all tensors of a file with the pipeline, without T5."""
     shapes = under("model.diffusion_model.", mmdit_shapes(widths))
     for encoder, name in enumerate(("clip_l", "clip_g")):
         clip = clip_shapes(widths.others, encoder)
@@ -50,21 +52,21 @@ def sd35_shapes(widths: SD3Widths = SD35_MEDIUM) -> Shapes:
         shapes |= under(f"text_encoders.{name}.transformer.text_model.", clip)
     pooled = widths.others.text[1]
     shapes["text_encoders.clip_g.transformer.text_projection.weight"] = (pooled, pooled)
-    return shapes | under("first_stage_model.", _vae(widths.others))
+    return shapes | under("first_stage_model.", vae_shapes(widths.others, SD3_LATENTS))
 
 
 def mmdit_shapes(widths: SD3Widths) -> Shapes:
     """Return the tensors of the transformer, as SD 3's mmditx.py builds it."""
-    inner, output = widths.inner, _PATCH * _PATCH * _LATENTS
+    inner, output = widths.inner, _PATCH * _PATCH * SD3_LATENTS
     shapes: Shapes = {
         "pos_embed": (1, widths.positions**2, inner),
-        "x_embedder.proj.weight": (inner, _LATENTS, _PATCH, _PATCH),
+        "x_embedder.proj.weight": (inner, SD3_LATENTS, _PATCH, _PATCH),
         "x_embedder.proj.bias": (inner,),
     }
     for name, width in (("t_embedder", _TIMESTEP), ("y_embedder", widths.others.context)):
         linear(shapes, f"{name}.mlp.0", inner, width)
         linear(shapes, f"{name}.mlp.2", inner, inner)
-    linear(shapes, "context_embedder", inner, _T5)
+    linear(shapes, "context_embedder", inner, widths.t5)
     for layer in range(widths.layers):
         block = f"joint_blocks.{layer}"
         if layer < widths.layers - 1:
@@ -97,14 +99,3 @@ def _attention(shapes: Shapes, name: str, widths: SD3Widths, *, projects: bool) 
         shapes[f"{name}.{norm}.weight"] = (widths.head,)
     if projects:
         linear(shapes, f"{name}.proj", widths.inner, widths.inner)
-
-
-def _vae(widths: Widths) -> Shapes:
-    """SDXL's VAE with more latent channels, and without the convolutions beside the latents."""
-    top = widths.vae_levels[-1]
-    shapes = {name: shape for name, shape in vae_shapes(widths).items() if "quant_conv" not in name}
-    return shapes | {
-        "encoder.conv_out.weight": (2 * _LATENTS, top, 3, 3),
-        "encoder.conv_out.bias": (2 * _LATENTS,),
-        "decoder.conv_in.weight": (top, _LATENTS, 3, 3),
-    }

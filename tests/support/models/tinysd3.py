@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from devkit.layers import Shapes
-from devkit.ldm_layouts import TINY_SD15, vae_shapes
+from devkit.layers import Shapes, under
+from devkit.ldm_layouts import TINY_SD15, TINY_SDXL, vae_shapes
+from devkit.sd3_layouts import SD3_LATENTS, SD3Widths, mmdit_shapes
 from tests.support.models.checkpoints import Checkpoint, random_tensors, write_tokenizer
 from tests.support.models.encoders import (
     CLIP_G,
@@ -22,14 +23,12 @@ from tests.support.models.encoders import (
     T5_VOCABULARY,
     VOCABULARY,
     clip_shapes,
-    linear,
     t5_shapes,
 )
 
 REPO = "stabilityai/stable-diffusion-3.5-large"
 BLOCKS = 38
 WIDTH = 64
-CHANNELS = 16
 
 
 def tiny_sd35(dtype: torch.dtype = torch.float16) -> Checkpoint:
@@ -39,50 +38,14 @@ def tiny_sd35(dtype: torch.dtype = torch.float16) -> Checkpoint:
 
 def sd35_shapes() -> Shapes:
     """Return the names and shapes of all tensors."""
-    vae = {key: shape for key, shape in vae_shapes(TINY_SD15).items() if "quant_conv" not in key}
-    top = TINY_SD15.vae_levels[-1]
-    vae["encoder.conv_out.weight"] = (2 * CHANNELS, top, 3, 3)
-    vae["encoder.conv_out.bias"] = (2 * CHANNELS,)
-    vae["decoder.conv_in.weight"] = (top, CHANNELS, 3, 3)
+    widths = SD3Widths(BLOCKS, 0, heads=1, head=WIDTH, positions=16, others=TINY_SDXL, t5=T5)
     return {
-        **_under("model.diffusion_model.", _transformer()),
-        **_under("first_stage_model.", vae),
-        **_under("text_encoders.clip_l.transformer.", clip_shapes(CLIP_L)),
-        **_under("text_encoders.clip_g.transformer.", clip_shapes(CLIP_G, projected=True)),
-        **_under("text_encoders.t5xxl.transformer.", t5_shapes()),
+        **under("model.diffusion_model.", mmdit_shapes(widths)),
+        **under("first_stage_model.", vae_shapes(TINY_SD15, SD3_LATENTS)),
+        **under("text_encoders.clip_l.transformer.", clip_shapes(CLIP_L)),
+        **under("text_encoders.clip_g.transformer.", clip_shapes(CLIP_G, projected=True)),
+        **under("text_encoders.t5xxl.transformer.", t5_shapes()),
     }
-
-
-def _under(prefix: str, shapes: Shapes) -> Shapes:
-    return {prefix + name: shape for name, shape in shapes.items()}
-
-
-def _transformer() -> Shapes:
-    shapes: Shapes = {
-        "pos_embed": (1, 16 * 16, WIDTH),
-        "x_embedder.proj.weight": (WIDTH, CHANNELS, 2, 2),
-        "x_embedder.proj.bias": (WIDTH,),
-        **linear("t_embedder.mlp.0", WIDTH, 256),
-        **linear("t_embedder.mlp.2", WIDTH, WIDTH),
-        **linear("y_embedder.mlp.0", WIDTH, T5),
-        **linear("y_embedder.mlp.2", WIDTH, WIDTH),
-        **linear("context_embedder", WIDTH, T5),
-        **linear("final_layer.linear", 4 * CHANNELS, WIDTH),
-        **linear("final_layer.adaLN_modulation.1", 2 * WIDTH, WIDTH),
-    }
-    for number in range(BLOCKS):
-        last = number == BLOCKS - 1
-        for side in ("x_block", "context_block"):
-            block = f"joint_blocks.{number}.{side}"
-            shapes |= linear(f"{block}.attn.qkv", 3 * WIDTH, WIDTH)
-            shapes |= {f"{block}.attn.ln_{one}.weight": (64,) for one in "qk"}
-            ends = last and side == "context_block"
-            shapes |= linear(f"{block}.adaLN_modulation.1", (2 if ends else 6) * WIDTH, WIDTH)
-            if not ends:
-                shapes |= linear(f"{block}.attn.proj", WIDTH, WIDTH)
-                shapes |= linear(f"{block}.mlp.fc1", 4 * WIDTH, WIDTH)
-                shapes |= linear(f"{block}.mlp.fc2", WIDTH, 4 * WIDTH)
-    return shapes
 
 
 def write_configs(folder: Path) -> Path:
@@ -149,11 +112,11 @@ def _configs() -> dict[str, Any]:
             "_class_name": "SD3Transformer2DModel",
             "attention_head_dim": 64,
             "caption_projection_dim": WIDTH,
-            "in_channels": CHANNELS,
+            "in_channels": SD3_LATENTS,
             "joint_attention_dim": T5,
             "num_attention_heads": 1,
             "num_layers": BLOCKS,
-            "out_channels": CHANNELS,
+            "out_channels": SD3_LATENTS,
             "patch_size": 2,
             "pooled_projection_dim": CLIP_L + CLIP_G,
             "pos_embed_max_size": 16,
@@ -165,7 +128,7 @@ def _configs() -> dict[str, Any]:
             "block_out_channels": list(TINY_SD15.vae_levels),
             "down_block_types": ["DownEncoderBlock2D"] * 4,
             "up_block_types": ["UpDecoderBlock2D"] * 4,
-            "latent_channels": CHANNELS,
+            "latent_channels": SD3_LATENTS,
             "layers_per_block": 2,
             "scaling_factor": 1.5305,
             "shift_factor": 0.0609,

@@ -5,26 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from devkit.layers import Shapes
-from devkit.ldm_layouts import TINY_SD15, vae_shapes
+from devkit.layers import Shapes, under
+from devkit.ldm_layouts import LATENTS, TINY_SD15, vae_shapes
 from sd_loader.convert.tables.architecture import load_architecture
 from tests.support.models.familyrepos import typed, zeros
-
-SHARED_CHANNELS = 4
-"""The latent channels of Stable Diffusion 1, 2 and XL, whose VAEs have two more convolutions."""
 
 
 def original_vae(channels: int, prefix: str = "") -> Shapes:
     """Return the shapes of a VAE in the original layout."""
-    top = TINY_SD15.vae_levels[-1]
-    shapes = vae_shapes(TINY_SD15)
-    if channels != SHARED_CHANNELS:
-        shapes = {name: shape for name, shape in shapes.items() if "quant_conv" not in name} | {
-            "encoder.conv_out.weight": (2 * channels, top, 3, 3),
-            "encoder.conv_out.bias": (2 * channels,),
-            "decoder.conv_in.weight": (top, channels, 3, 3),
-        }
-    return {prefix + name: shape for name, shape in shapes.items()}
+    return under(prefix, vae_shapes(TINY_SD15, channels))
 
 
 def vae_of_diffusers(channels: int) -> Shapes:
@@ -40,7 +29,7 @@ def vae_of_diffusers(channels: int) -> Shapes:
 
 def vae_config(channels: int, **config: Any) -> dict[str, Any]:
     """Return diffusers' config of a VAE; `config` changes or adds keys."""
-    has_quant_conv = channels == SHARED_CHANNELS
+    has_quant_conv = channels == LATENTS
     levels = list(TINY_SD15.vae_levels)
     return {
         "_class_name": "AutoencoderKL",
