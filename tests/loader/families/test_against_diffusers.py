@@ -16,6 +16,7 @@ from tests.support.models import tinyfamilies
 from tests.support.models.catalog import Row
 from tests.support.models.conversions import assert_same_tensors
 from tests.support.models.onestep import one_step
+from tests.support.models.tinycomponents import PROMPT
 from tests.support.models.tinyfamilies import FAMILIES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -31,7 +32,6 @@ ROWS = tuple(
     for name, _make in FAMILIES.values()
 )
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-PROMPT = "a fox over the moon !"
 
 
 def opened(folder: Path, revision: str | None) -> Any:

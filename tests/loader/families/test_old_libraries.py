@@ -21,6 +21,7 @@ from sd_loader.handover import Fetched
 from tests.support.models import oldstack, tinyfamilies
 from tests.support.models.catalog import Row
 from tests.support.models.conversions import conversion
+from tests.support.models.tinycomponents import PROMPT
 from tests.support.models.tinyfamilies import FAMILIES
 from tests.support.paths import ROOT
 
@@ -32,7 +33,6 @@ pytestmark = [
 ]
 
 SCRIPT = ROOT / "tests/support/models/describefolders.py"
-PROMPT = "a fox over the moon !"
 NEWER = {"flux2", "flux2-klein", "krea2", "z-image"}
 """The families whose pipelines diffusers 0.35 does not have."""
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-PROMPT = "a fox over the moon !"
+from tests.support.models.tinycomponents import PROMPT
+
 SIDE = 32
 """Width and height of the image, in pixels, unless a pipeline needs another size."""
 

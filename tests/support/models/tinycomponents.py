@@ -15,6 +15,7 @@ from sd_loader.convert.tables.clip import VOCABULARY_FILES, vocabulary_file
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 WORDS = ["a", "fox", "over", "the", "moon", "!"]
+PROMPT = " ".join(WORDS)
 
 
 @cache
