@@ -183,7 +183,7 @@ def _stream_version(link: OpenLink, supplies: Supplies, out: Path) -> Fetched | 
 def _convert(incoming: IncomingFile, supplies: Supplies, out: Path) -> Fetched:
     conversion = supplies.conversion
     with ExitStack() as stack:
-        opened = OpenFiles(stack, conversion.safetensors_only)
+        opened = OpenFiles(stack, safetensors_only=conversion.safetensors_only)
         companions = Companions(supplies.into, supplies.original_config, supplies.extras)
         plan = plan_download(incoming.file, conversion, companions, opened)
         converted, source = incoming.convert(

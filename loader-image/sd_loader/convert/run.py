@@ -36,7 +36,7 @@ def convert(
             " fetch again",
         )
     with ExitStack() as stack:
-        opened = OpenFiles(stack, conversion.safetensors_only)
+        opened = OpenFiles(stack, safetensors_only=conversion.safetensors_only)
         if fetched.kind == "repo":
             return _convert_repo(fetched, companions, opened, conversion, out, report)
         return _convert_file(fetched, companions, opened, conversion, out, report)

@@ -43,7 +43,10 @@ def publish_configs(repo: Path) -> Path:
     asked = conversion(model_type="huggingface")
     with ExitStack() as stack:
         plan = plan_repo(
-            repo, asked, Companions(repo.parent), OpenFiles(stack, asked.safetensors_only)
+            repo,
+            asked,
+            Companions(repo.parent),
+            OpenFiles(stack, safetensors_only=asked.safetensors_only),
         )
     for file in plan.files:
         if isinstance(file, SmallFile):

@@ -72,6 +72,7 @@ def plan_download(
 
     opened: keeps the files of extra components open.
     """
+    # `opened` did not open a file that is converted while it downloads.
     refuse_pickle(file, safetensors_only=conversion.safetensors_only)
     if companions.skeleton is not None:
         from sd_loader.convert.plan.skeleton import plan_on_skeleton  # only with a skeleton
