@@ -341,14 +341,14 @@ def median(runs: list[Measured]) -> Measured:
 
 
 def alone(folder: Path, contender: Contender, *, is_tiny: bool) -> Measured:
-    """Run with an empty output folder, earlier writes on disk and free memory touched."""
+    """Run with an empty output folder, earlier writes on disk and free memory filled."""
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     contender.prepare(out)
     subprocess.run(["sync"], check=True)
     if not is_tiny:
-        child(RUNS, "touch")
+        child(RUNS, "fill", folder / "sparse")
     measured = contender.run(out)
     shutil.rmtree(out, ignore_errors=True)
     return measured

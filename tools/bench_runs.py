@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MODEL_TYPES = {"lora": "lora", "controlnet": "controlnet"}
 PIECE = 1 << 20
+_LEFT_FREE = 256 << 20
 HASH = "0" * 16
 _LOCKED = 0x2000
 """MAP_LOCKED of Linux, which Python's mmap does not name."""
@@ -104,13 +105,14 @@ def floor(source: str, out: str, count: str, cast: str) -> None:
 
 
 def _digest_written(fd: int, total: int, ready: threading.Semaphore) -> None:
+    from sd_loader.bulk import fill_at
     from sd_loader.digests import Blake3
 
     digest, buffer = Blake3(), memoryview(bytearray(PIECE))
     for position in range(0, total, PIECE):
         ready.acquire()
         piece = buffer[: min(PIECE, total - position)]
-        os.preadv(fd, [piece], position)
+        fill_at(fd, piece, position)
         digest.update(piece)
 
 
@@ -131,7 +133,7 @@ def _copying(source: int, fd: int) -> Callable[[int, int, int], None]:
 def _casting(source: int, fd: int, types: str) -> Callable[[int, int, int], None]:
     import numpy as np
 
-    from sd_loader.bulk import write_at
+    from sd_loader.bulk import fill_at, write_at
     from sd_loader.convert.write.cast import cast, storage_dtype
     from sd_loader.tensors import Dtype
 
@@ -143,22 +145,26 @@ def _casting(source: int, fd: int, types: str) -> Callable[[int, int, int], None
         elements = count // after.itemsize
         wanted = elements * before.itemsize
         start = min(position // after.itemsize * before.itemsize, size - wanted)
-        os.preadv(source, [memoryview(read[:elements]).cast("B")], max(0, start))
+        fill_at(source, memoryview(read[:elements]).cast("B"), max(0, start))
         cast(read[:elements], before, after, made[:elements])
         write_at(fd, memoryview(made[:elements]).cast("B"), position)
 
     return produce
 
 
-def touch() -> None:
-    """Touch up to 10 GiB of free memory, but not the page cache: it may have the source."""
-    available = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
-    cached = int(Path("/proc/meminfo").read_text().split("\nCached:")[1].split()[0]) * 1024
-    count = max(0, min(10 << 30, available - cached - (1 << 30)))
-    memory = mmap.mmap(-1, max(mmap.PAGESIZE, count), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    for offset in range(0, count, mmap.PAGESIZE):
-        memory[offset] = 1
+def fill(sparse: str) -> None:
+    """Fill free memory with the page cache of a sparse file, which is made if it is missing.
+
+    A virtual machine gives free memory back to its host, and is slow when it uses it again. The
+    page cache stays, and the kernel reuses it at once for the bytes that a run writes.
+    """
+    with Path(sparse).open("a+b") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        free = int(Path("/proc/meminfo").read_text().split("MemFree:")[1].split()[0]) * 1024
+        file.truncate(max(0, free - _LEFT_FREE))
+        file.seek(0)
+        while file.read(PIECE):
+            pass
 
 
 def hold(source: str) -> None:
@@ -264,13 +270,14 @@ RUNS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "diffusers": diffusers,
     "fetch": fetch,
+    "fill": fill,
     "floor": floor,
     "hold": hold,
     "publish": publish,
-    "touch": touch,
 }
 
 if __name__ == "__main__":
     # As the command does.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     RUNS[sys.argv[1]](*sys.argv[2:])

@@ -1,16 +1,17 @@
-"""Puts many bytes into an open file: from memory, or from another file by the kernel."""
+"""Reads and writes many bytes by position, or has the kernel copy them from file to file."""
 
 from __future__ import annotations
 
 import errno
 import os
 
-WRITE_BYTES = 64 << 10
-"""The most bytes that one call writes from memory.
+PIECE_BYTES = 64 << 10
+"""The most bytes that one call reads or writes.
 
-The kernel copies larger writes into large folios of the page cache, which is slow. On a virtual
-machine with two cores, SDXL in half precision took 18.0 to 19.4 s with calls of 1 MiB, 9.3 to
-14.2 s with 128 KiB, 8.1 to 9.5 s with 64 KiB, and 12.5 to 16.2 s with 16 KiB.
+The kernel copies larger pieces between memory and large folios of the page cache more slowly: on a
+virtual machine with two cores, 6.9 GB were read in 0.7 s with calls of 32 or 64 KiB, and in 2.3 to
+2.7 s with 128 KiB and more. Writes depend on the size of calls in the same way (see
+docs/benchmarks.md).
 """
 
 COPY_BYTES = 1 << 20
@@ -24,10 +25,21 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 def write_at(fd: int, content: bytes | memoryview, position: int) -> None:
     """Write all bytes of `content` into an open file at this offset."""
-    rest = memoryview(content)
-    while rest.nbytes:
-        count = os.pwrite(fd, rest[:WRITE_BYTES], position)
-        position, rest = position + count, rest[count:]
+    view = memoryview(content)
+    done = 0
+    while done < view.nbytes:
+        done += os.pwrite(fd, view[done : done + PIECE_BYTES], position + done)
+
+
+def fill_at(fd: int, target: memoryview, position: int) -> int:
+    """Fill memory from this offset of an open file. Return how many bytes the file had there."""
+    done = 0
+    while done < target.nbytes:
+        count = os.preadv(fd, [target[done : done + PIECE_BYTES]], position + done)
+        if count == 0:
+            break
+        done += count
+    return done
 
 
 def copy_at(source: int, offset: int, target: int, position: int, count: int) -> int:
@@ -55,6 +67,6 @@ def copy_at(source: int, offset: int, target: int, position: int, count: int) ->
 def copy_file(source: int, target: int) -> None:
     """Copy a whole file into an empty one."""
     position = copy_at(source, 0, target, 0, os.fstat(source).st_size)
-    while piece := os.pread(source, WRITE_BYTES, position):
+    while piece := os.pread(source, PIECE_BYTES, position):
         write_at(target, piece, position)
         position += len(piece)

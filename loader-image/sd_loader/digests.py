@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 
 from blake3 import blake3
 
+from sd_loader.bulk import PIECE_BYTES
+
 Blake3 = blake3
 """A class with `update` and `hexdigest`, like the classes of hashlib."""
-
-_BUFFER_BYTES = 1 << 18
 
 
 def blake3_of(content: bytes) -> str:
@@ -35,7 +35,7 @@ def both_digests_of_file(fd: int) -> tuple[str, str]:
 
 def _read(fd: int, *updates: Callable[[memoryview], object]) -> None:
     """Read a file once, and pass each piece to all functions."""
-    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    buffer = memoryview(bytearray(PIECE_BYTES))
     while count := os.readv(fd, [buffer]):
         for update in updates:
             update(buffer[:count])

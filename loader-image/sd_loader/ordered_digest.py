@@ -6,10 +6,8 @@ import hashlib
 import os
 from bisect import insort
 
-from sd_loader.bulk import write_at
+from sd_loader.bulk import PIECE_BYTES, write_at
 from sd_loader.storage_errors import storage_errors
-
-_PIECE = 1 << 20
 
 
 class OrderedSha256:
@@ -58,7 +56,7 @@ class OrderedSha256:
         while self._kept and self._kept[0][0] <= self._end:
             _, end = self._kept.pop(0)
             while self._end < end:
-                piece = os.pread(self._fd, min(_PIECE, end - self._end), self._end)
+                piece = os.pread(self._fd, min(PIECE_BYTES, end - self._end), self._end)
                 if not piece:
                     raise RuntimeError(f"the sparse file ends at byte {self._end}")
                 self._sha256.update(piece)

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from sd_api.reasons import Reason
-from sd_loader.bulk import write_at
+from sd_loader.bulk import PIECE_BYTES, write_at
 from sd_loader.digests import Blake3
 from sd_loader.errors import LoaderError
 from sd_loader.storage_errors import storage_errors
@@ -27,7 +27,6 @@ _USELESS = {
 """Errors after which the partial download is deleted, because it cannot be used."""
 _PART = ".part"
 _NOTE = ".note"
-_CHUNK = 1 << 20
 _HEAD = 1024
 
 
@@ -136,7 +135,7 @@ class PartialDownload:
 
     def _resume(self, validator: str) -> None:
         self.validator = validator
-        while chunk := self._file.read(_CHUNK):
+        while chunk := self._file.read(PIECE_BYTES):
             self._digest(chunk)
 
     def _digest(self, chunk: bytes) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sd_api.reasons import Reason
-from sd_loader.bulk import write_at
+from sd_loader.bulk import PIECE_BYTES, write_at
 from sd_loader.diffusers_repo.component_files import RepoFile, check_size, holds
 from sd_loader.diffusers_repo.index import INDEX_NAME
 from sd_loader.diffusers_repo.listed import read_pipeline
@@ -225,8 +225,8 @@ def _unpacked(fd: int, member: Member, record: Record) -> Iterator[bytes]:
 
 
 def _pieces(fd: int, record: Record) -> Iterator[bytes]:
-    for start in range(0, record.size, _CHUNK):
-        yield read_at(fd, record.offset + start, min(_CHUNK, record.size - start))
+    for start in range(0, record.size, PIECE_BYTES):
+        yield read_at(fd, record.offset + start, min(PIECE_BYTES, record.size - start))
 
 
 @contextlib.contextmanager

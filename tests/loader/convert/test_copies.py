@@ -1,4 +1,4 @@
-"""How the bytes of a conversion reach the disk, with and without the kernel's copy."""
+"""How bytes reach the disk: converted from memory, and whole files by the kernel's copy."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock
 
 import pytest
 
 from sd_api.reasons import Reason
-from sd_loader.bulk import COPY_BYTES, WRITE_BYTES, copy_file, write_at
-from sd_loader.convert.write.files import FolderPlan, Item, WeightsFile, weights_file
+from sd_loader.bulk import COPY_BYTES, PIECE_BYTES
+from sd_loader.convert.write.files import CopiedFile, FolderPlan, Item, WeightsFile, weights_file
 from sd_loader.convert.write.folder import write_or_link
-from sd_loader.convert.write.steps import COPIED_FROM, STEP_BYTES
 from sd_loader.convert.write.writer import write_folder
 from sd_loader.digests import blake3_of
 from sd_loader.errors import LoaderError
@@ -80,35 +79,44 @@ class Calls:
 def test_bytes_from_memory_are_written_in_small_pieces(
     source: int, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A conversion whose bytes the kernel cannot copy writes them in small pieces, too."""
-    monkeypatch.setattr(os, "copy_file_range", refusing(errno.EXDEV))
+    """No call writes more than PIECE_BYTES."""
     writes = Calls("pwrite", lambda _fd, content, _position: len(content))
     monkeypatch.setattr(os, "pwrite", writes)
-    write_at(source, CONTENT, 0)
-    digest = written(out, unchanged(source))
-    assert max(writes.sizes) == WRITE_BYTES
+    file = unchanged(source)
+    digest = written(out, file)
+    assert max(writes.sizes) == PIECE_BYTES
+    assert sum(writes.sizes) == file.size
+    assert (out / NAME).read_bytes() == file.header + CONTENT[1:]
     assert digest == of(out / NAME)
 
 
-def test_kernel_copies_bytes_that_do_not_change(
-    source: int, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only the header and a small last piece are written from memory.
+@pytest.fixture
+def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The volume has no hard links, so files that are published as they are must be copied."""
+    refused = Mock(side_effect=OSError(errno.EPERM, os.strerror(errno.EPERM)))
+    monkeypatch.setattr(os, "link", refused)
 
-    Each call is short, so that a load can be stopped in between.
-    """
+
+def copied(out: Path, source: Path) -> FileDigest:
+    """Publish a file as it is. Return its digest."""
+    plan = FolderPlan(files=(), copied=(CopiedFile(NAME, source, len(CONTENT)),))
+    return write_or_link(plan, {}, {}, out, lambda _: None)[NAME]
+
+
+@pytest.mark.usefixtures("source", "no_links")
+def test_kernel_copies_whole_files(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No byte is written from memory. Each call is short, so that a load can be stopped between."""
     writes = Calls("pwrite", lambda _fd, content, _position: len(content))
     copies = Calls("copy_file_range", lambda _from, _to, count, _offset, _position: count)
     monkeypatch.setattr(os, "pwrite", writes)
     monkeypatch.setattr(os, "copy_file_range", copies)
-    file = unchanged(source)
-    digest = written(out, file)
-    assert file.size % STEP_BYTES < COPIED_FROM
-    last = file.size % STEP_BYTES
-    assert sorted(writes.sizes) == sorted([len(file.header), last])
-    assert sum(copies.sizes) == len(CONTENT) - 1 - last
+    digest = copied(out, tmp_path / "source")
+    assert writes.sizes == []
+    assert sum(copies.sizes) == len(CONTENT)
     assert max(copies.sizes) <= COPY_BYTES
-    assert (out / NAME).read_bytes() == file.header + CONTENT[1:]
+    assert (out / NAME).read_bytes() == CONTENT
     assert digest == of(out / NAME)
 
 
@@ -147,80 +155,73 @@ FAULTS = {
 }
 
 
+@pytest.mark.usefixtures("source", "no_links")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_bytes_that_the_kernel_does_not_copy_are_read_and_written(
-    source: int, out: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """The file and its digest are the same as without the fault."""
     monkeypatch.setattr(os, "copy_file_range", FAULTS[fault])
-    file = unchanged(source)
-    digest = written(out, file)
-    assert (out / NAME).read_bytes() == file.header + CONTENT[1:]
+    digest = copied(out, tmp_path / "source")
+    assert (out / NAME).read_bytes() == CONTENT
     assert digest == of(out / NAME)
-    with tempfile.TemporaryFile() as copy:
-        copy_file(source, copy.fileno())
-        copy.seek(0)
-        assert copy.read() == CONTENT
 
 
+@pytest.mark.usefixtures("source", "no_links")
 def test_file_that_the_kernel_cannot_copy_is_not_tried_again_and_again(
-    source: int, out: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most one call of each writer fails."""
-    calls = []
-
-    def failing(*_: int) -> int:
-        calls.append(None)
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-
+    """After one call that failed, the whole file is read and written."""
+    failing = Mock(side_effect=OSError(errno.EXDEV, os.strerror(errno.EXDEV)))
     monkeypatch.setattr(os, "copy_file_range", failing)
-    with patch("sd_loader.convert.write.writer.WRITERS", 1):
-        written(out, unchanged(source))
-    assert len(calls) == 1
+    copied(out, tmp_path / "source")
+    failing.assert_called_once()
 
 
+@pytest.mark.usefixtures("source", "no_links")
 @pytest.mark.parametrize("after", [0, 2])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_full_volume_ends_the_copy(
-    source: int, out: Path, monkeypatch: pytest.MonkeyPatch, code: int, after: int
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, code: int, after: int
 ) -> None:
     """The message names the file. The loader does not try to read and write, which would fail."""
     monkeypatch.setattr(os, "copy_file_range", refusing(code, after))
     with pytest.raises(LoaderError, match=f"the volume is full: {NAME}") as caught:
-        written(out, unchanged(source))
+        copied(out, tmp_path / "source")
     assert caught.value.reason is Reason.INSUFFICIENT_STORAGE
 
 
-def test_files_are_copied_to_a_file_system_in_memory(source: int) -> None:
+@pytest.mark.usefixtures("source")
+def test_files_are_copied_to_a_file_system_in_memory(tmp_path: Path) -> None:
     """The file is complete on tmpfs, to which the kernel does not copy from a disk."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        file = unchanged(source)
-        digest = written(Path(folder), file)
-        assert (Path(folder) / NAME).read_bytes() == file.header + CONTENT[1:]
+        digest = copied(Path(folder), tmp_path / "source")
+        assert (Path(folder) / NAME).read_bytes() == CONTENT
         assert digest == of(Path(folder) / NAME)
 
 
-def then(change: Callable[[int], object]) -> Callable[..., int]:
-    """Return a copy_file_range that changes the source after its first call."""
+def then(name: str, change: Callable[[int], object]) -> Callable[..., int]:
+    """Return a function of `os` that changes the source after its first call."""
+    original = getattr(os, name)
     is_changed = False
 
-    def copy(source: int, *args: int) -> int:
+    def call(source: int, *args: object) -> int:
         nonlocal is_changed
-        count = real_copy(source, *args)
+        count = int(original(source, *args))
         if not is_changed:
             is_changed = True
             change(source)
         return count
 
-    return copy
+    return call
 
 
-def test_digest_fits_the_output_if_the_source_changes_during_the_copy(
+def test_digest_fits_the_output_if_the_source_changes_during_the_conversion(
     source: int, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The digest is that of the output, which has bytes from before and after the change."""
     other = os.urandom(len(CONTENT))
-    monkeypatch.setattr(os, "copy_file_range", then(lambda fd: os.pwrite(fd, other, 0)))
+    monkeypatch.setattr(os, "preadv", then("preadv", lambda fd: os.pwrite(fd, other, 0)))
     file = unchanged(source)
     digest = written(out, file)
     content = (out / NAME).read_bytes()
@@ -228,30 +229,64 @@ def test_digest_fits_the_output_if_the_source_changes_during_the_copy(
     assert digest == of(out / NAME)
 
 
-def test_source_that_is_cut_during_the_copy_is_an_error(
+@pytest.mark.usefixtures("source", "no_links")
+def test_digest_fits_the_output_if_the_source_changes_during_the_copy(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digest is that of the copy, which has bytes from before and after the change."""
+    other = os.urandom(len(CONTENT))
+    path = tmp_path / "source"
+    change = then("copy_file_range", lambda _fd: write_over(path, other))
+    monkeypatch.setattr(os, "copy_file_range", change)
+    digest = copied(out, path)
+    assert (out / NAME).read_bytes() not in (CONTENT, other)
+    assert digest == of(out / NAME)
+
+
+def write_over(path: Path, content: bytes) -> None:
+    """Write over the beginning of a file."""
+    with path.open("r+b") as file:
+        file.write(content)
+
+
+def test_source_that_is_cut_during_the_conversion_is_an_error(
     source: int, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the source is cut off during the copy, the error names the byte where it ends."""
-    monkeypatch.setattr(os, "copy_file_range", then(lambda fd: os.ftruncate(fd, 2**20 + 9)))
+    """If the source is cut off during the conversion, the error names the byte where it ends."""
+    cut = then("preadv", lambda fd: os.ftruncate(fd, 2**20 + 9))
+    monkeypatch.setattr(os, "preadv", cut)
     with pytest.raises(LoaderError, match=f"ends at byte {2**20 + 9}") as caught:
         written(out, unchanged(source))
     assert caught.value.reason is Reason.CONVERSION_FAILED
 
 
+@pytest.mark.usefixtures("source", "no_links")
+def test_source_that_is_cut_during_the_copy_is_an_error(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of a file is not published as the file."""
+    path = tmp_path / "source"
+    cut = then("copy_file_range", lambda _fd: os.truncate(path, 2**20 + 9))
+    monkeypatch.setattr(os, "copy_file_range", cut)
+    with pytest.raises(LoaderError, match=f"has {2**20 + 9} bytes instead of") as caught:
+        copied(out, path)
+    assert caught.value.reason is Reason.CONVERSION_FAILED
+
+
 @pytest.mark.parametrize("damage", ["before", "after"])
-def test_checksums_are_those_of_the_copied_bytes(
+def test_checksums_are_those_of_the_written_bytes(
     tmp_path: Path, source: int, out: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    """The loader verifies the bytes that it copied, not the source as it is later.
+    """The loader verifies the bytes that it wrote, not the source as it is later.
 
-    Damaged bytes are detected even if the source is correct again after the copy. Damage to the
-    source after the copy does not matter.
+    Damaged bytes are detected even if the source is correct again after the read. Damage to the
+    source after the read does not matter.
     """
     wrong = bytes([CONTENT[9] ^ 1])
     if damage == "before":
         os.pwrite(source, wrong, 9)
     byte = CONTENT[9:10] if damage == "before" else wrong
-    monkeypatch.setattr(os, "copy_file_range", then(lambda fd: os.pwrite(fd, byte, 9)))
+    monkeypatch.setattr(os, "preadv", then("preadv", lambda fd: os.pwrite(fd, byte, 9)))
     item = unchanged(source).items[0]
     file = TensorFile(
         path=tmp_path / "source",
@@ -260,22 +295,16 @@ def test_checksums_are_those_of_the_copied_bytes(
         tensors={"x": item.source},
         checksums={(1, len(CONTENT) - 1): zlib.crc32(CONTENT[1:])},
     )
-    with patch("sd_loader.convert.write.writer.WRITERS", 1):
-        if damage == "after":
-            assert written(out, unchanged(source), file) == of(out / NAME)
-        else:
-            with pytest.raises(LoaderError, match="the file was damaged") as caught:
-                written(out, unchanged(source), file)
-            assert caught.value.reason is Reason.DIGEST_MISMATCH
+    if damage == "after":
+        assert written(out, unchanged(source), file) == of(out / NAME)
+    else:
+        with pytest.raises(LoaderError, match="the file was damaged") as caught:
+            written(out, unchanged(source), file)
+        assert caught.value.reason is Reason.DIGEST_MISMATCH
 
 
-@pytest.mark.parametrize("kernel", [True, False])
-def test_rows_that_follow_one_another_become_one_tensor(
-    source: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, kernel: bool
-) -> None:
+def test_rows_that_follow_one_another_become_one_tensor(source: int, tmp_path: Path) -> None:
     """The two halves of a tensor are swapped, and the digest is that of the written file."""
-    if not kernel:
-        monkeypatch.setattr("sd_loader.convert.write.steps.copy_at", lambda *_: 0)
     whole = Tensor(source, Dtype.U8, (2, len(CONTENT) // 2), 0)
     first, second = rows(whole, 0, 1), rows(whole, 1, 2)
     planned = weights_file(NAME, [Item("swapped", Joined((second, first)), Dtype.U8)])

@@ -70,6 +70,8 @@ def cast(
 
 def not_finite(values: Array, dtype: Dtype) -> tuple[int, int]:
     """Return how many elements are NaN, and how many are infinite."""
+    if dtype is Dtype.F16 and _all_finite(values):
+        return 0, 0
     single = np.empty(values.shape, "<f4")
     _DECODE[dtype](values, single)
     return int(np.isnan(single).sum()), int(np.isinf(single).sum())
@@ -96,13 +98,17 @@ def _decode_by(table: Array) -> Callable[[Array, Array], None]:
 def _encode_f16(values: Array, out: Array) -> int:
     # numpy's own cast gives the same bits in ten times the time.
     numkong.astype(values, "float16", out=out)
-    # Infinity and NaN have the largest bits of their sign. Most blocks have neither, and need no
-    # count.
-    positive = out.view("<i2").max(initial=0)
-    negative = out.view("<u2").max(initial=0)
-    if positive < _F16_INFINITE and negative < _F16_MINUS_INFINITE:
+    # Most blocks need no count.
+    if _all_finite(out):
         return 0
     return int(np.isinf(out).sum() - np.isinf(values).sum())
+
+
+def _all_finite(half: Array) -> bool:
+    """Whether half-precision elements are finite: others have the largest bits of their sign."""
+    positive = half.view("<i2").max(initial=0)
+    negative = half.view("<u2").max(initial=0)
+    return bool(positive < _F16_INFINITE and negative < _F16_MINUS_INFINITE)
 
 
 def _encode_bf16(values: Array, out: Array) -> int:

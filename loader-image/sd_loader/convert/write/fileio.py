@@ -7,6 +7,7 @@ import errno
 import os
 
 from sd_api.reasons import Reason
+from sd_loader.bulk import fill_at
 from sd_loader.errors import LoaderError
 
 _NO_RESERVATION = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
@@ -29,11 +30,9 @@ def reserve(fd: int, size: int) -> None:
 
 def read_into(fd: int, target: memoryview, position: int) -> None:
     """Fill memory with the bytes at a position. Raise LoaderError if the file ends too early."""
-    while target.nbytes:
-        count = os.preadv(fd, [target], position)
-        if count == 0:
-            raise cut_short(position)
-        position, target = position + count, target[count:]
+    count = fill_at(fd, target, position)
+    if count < target.nbytes:
+        raise cut_short(position + count)
 
 
 def cut_short(position: int) -> LoaderError:

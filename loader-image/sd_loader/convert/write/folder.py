@@ -6,10 +6,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from sd_api.reasons import Reason
 from sd_loader.bulk import copy_file
 from sd_loader.convert.write.files import CopiedFile, FolderPlan, WeightsFile
 from sd_loader.convert.write.writer import write_folder
 from sd_loader.digests import blake3_of_file
+from sd_loader.errors import LoaderError
 from sd_loader.handover import Arrived, FileDigest
 from sd_loader.progress import Report
 from sd_loader.storage_errors import storage_errors
@@ -85,6 +87,12 @@ def _take(file: CopiedFile, arrived: Mapping[Path, Arrived], out: Path) -> FileD
             copy_file(source.fileno(), copy.fileno())
     with path.open("rb") as published:
         status = os.fstat(published.fileno())
+        if status.st_size != file.size:
+            raise LoaderError(
+                Reason.CONVERSION_FAILED,
+                f"{file.path} has {status.st_size} bytes instead of {file.size}: the source changed"
+                " during the load",
+            )
         known = _known_digest(arrived.get(file.source), status)
         return known or FileDigest(blake3_of_file(published.fileno()), status.st_size)
 

@@ -10,7 +10,6 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from sd_api.reasons import Reason
-from sd_loader.bulk import copy_at
 from sd_loader.convert.write.fileio import read_into
 from sd_loader.convert.write.files import WeightsFile
 from sd_loader.errors import LoaderError
@@ -22,12 +21,6 @@ if TYPE_CHECKING:
 
 STEP_BYTES = 2**20
 """Size of a window of the output: it fits the processor's cache, and needs few steps in Python."""
-
-COPIED_FROM = 2**16
-"""The kernel copies a block only if its steps have at least this many bytes on average.
-
-Smaller steps are read into memory and written together, which takes fewer calls into the kernel.
-"""
 
 OVERFLOW_LIMIT = 0
 """Maximum number of finite weights that become infinite. A single one spoils every image."""
@@ -167,31 +160,6 @@ class Block:
     def nbytes(self) -> int:
         """Bytes in the file."""
         return sum(step.nbytes for step in self.steps)
-
-    @property
-    def is_copied(self) -> bool:
-        """Whether the kernel may copy the block's bytes from file to file."""
-        is_large = self.nbytes >= COPIED_FROM * len(self.steps)
-        return is_large and all(step.is_copy for step in self.steps)
-
-    def copy(self, fd: int) -> bool:
-        """Have the kernel copy the block's bytes. Return whether it copied all of them."""
-        return all(
-            copy_at(step.source.fd, step.source.offset, fd, step.position, step.nbytes)
-            == step.nbytes
-            for step in self.steps
-        )
-
-    def read_back(self, fd: int, content: memoryview, findings: Findings) -> None:
-        """Read the block from the output into memory, after the kernel copied it there.
-
-        The source may have changed since the copy, so the block is not read from there.
-        """
-        read_into(fd, content, self.position)
-        for step in self.steps:
-            start = step.position - self.position
-            piece = content[start : start + step.nbytes]
-            findings.read(step.source.fd, step.source.offset, piece)
 
     def fill(self, content: memoryview, findings: Findings) -> None:
         """Read the block's sources, and put its bytes into memory."""

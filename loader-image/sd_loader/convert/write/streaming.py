@@ -23,7 +23,7 @@ from sd_loader.convert.write.files import PlannedFile, SmallFile, WeightsFile
 from sd_loader.convert.write.steps import STEP_BYTES, Buffers, Findings, steps_of
 from sd_loader.convert.write.steps_done import StepsDone, digest_as_done
 from sd_loader.convert.write.wants import Slot, Want, Wants
-from sd_loader.convert.write.writer import WRITERS, prepare_folder
+from sd_loader.convert.write.writer import prepare_folder
 from sd_loader.digests import blake3_of
 from sd_loader.handover import FileDigest
 from sd_loader.storage_errors import storage_errors
@@ -31,6 +31,7 @@ from sd_loader.tensors import TensorFile
 
 AT_A_TIME = 6
 """Maximum number of steps in memory: the one that arrives, and those that are being written."""
+WRITERS = max(2, min(4, os.cpu_count() or 1))
 RECORD_SECONDS = 0.25
 SYNC_SECONDS = 10.0
 WIDEST = 8

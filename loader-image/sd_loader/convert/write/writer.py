@@ -1,19 +1,17 @@
-"""Writes planned files: headers first, then piece after piece, with their digests.
+"""Writes planned files: headers first, then block after block, with their digests.
 
-Positions are known in advance, so several pieces are written at once. One thread for each file
-digests its pieces in order: from the memory that they were written from, or from the output if the
-kernel copied them. The memory does not grow with the size of the model.
+One thread reads, casts and writes; another digests the blocks from the same memory. The memory
+does not grow with the size of the model.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 from sd_api.reasons import Reason
@@ -21,7 +19,7 @@ from sd_api.wire import Progress, Stage
 from sd_loader.bulk import write_at
 from sd_loader.convert.write.fileio import reserve
 from sd_loader.convert.write.files import PlannedFile, SmallFile, WeightsFile
-from sd_loader.convert.write.steps import Block, Buffers, Findings, blocks_of
+from sd_loader.convert.write.steps import Buffers, Findings, blocks_of
 from sd_loader.digests import Blake3
 from sd_loader.errors import LoaderError
 from sd_loader.handover import FileDigest
@@ -29,41 +27,9 @@ from sd_loader.progress import Report
 from sd_loader.storage_errors import storage_errors
 from sd_loader.tensors import TensorFile
 
-FILES_AT_A_TIME = 2
-WRITERS = max(2, min(4, os.cpu_count() or 1))
 AHEAD = 8
-"""How many blocks the writers may be ahead of a file's digest. These blocks stay in memory."""
+"""How many blocks may be written before they are digested. These blocks stay in memory."""
 REPORT_SECONDS = 0.5
-
-
-@dataclass
-class _Run:
-    """The state that the threads of a run share."""
-
-    writers: Executor
-    findings: Findings
-    buffers: Buffers = field(default_factory=Buffers)
-    stop: threading.Event = field(default_factory=threading.Event)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    done: int = 0
-
-    def advance(self, count: int) -> None:
-        with self.lock:
-            self.done += count
-
-
-@dataclass
-class _Output:
-    """A file of weights that is being written."""
-
-    fd: int
-
-    turn: threading.Lock = field(default_factory=threading.Lock)
-    """Held while bytes are written. The kernel lets one thread at a time write to a file, and the
-    others spin: without this lock, SDXL took 5.5 s of kernel time instead of 3.6 s."""
-
-    kernel_copies: bool = True
-    """False once the kernel could not copy a block. The other blocks are then read and written."""
 
 
 def write_folder(
@@ -73,21 +39,13 @@ def write_folder(
 
     sources: open files of the weights whose checksums are compared.
     """
-    total = sum(file.size for file in files)
     prepare_folder(out, files)
-    largest_first = sorted(files, key=lambda file: -file.size)
-    with (
-        ThreadPoolExecutor(WRITERS, "write") as writers,
-        ThreadPoolExecutor(FILES_AT_A_TIME, "digest") as pool,
-    ):
-        run = _Run(writers, Findings(sources))
-        tasks = {file.path: pool.submit(_write_file, out, file, run) for file in largest_first}
-        try:
-            _watch(tasks.values(), run, total, report)
-        finally:
-            run.stop.set()
-    run.findings.refuse()
-    return {path: tasks[path].result() for path in sorted(tasks)}
+    findings = Findings(sources)
+    with ThreadPoolExecutor(1, "digest") as digester:
+        writer = _Writer(digester, findings, _Written(sum(file.size for file in files), report))
+        digests = {file.path: writer.write(out / file.path, file) for file in files}
+    findings.refuse()
+    return dict(sorted(digests.items()))
 
 
 def prepare_folder(out: Path, files: Sequence[PlannedFile]) -> None:
@@ -111,85 +69,73 @@ def _allocated(path: Path) -> int:
         return 0
 
 
-def _watch(tasks: Iterable[Future[FileDigest]], run: _Run, total: int, report: Report) -> None:
-    """Report progress until all is written. Raise the first error."""
-    pending = set(tasks)
-    while pending:
-        finished, pending = wait(pending, REPORT_SECONDS, FIRST_EXCEPTION)
-        for task in finished:
-            task.result()
-        report(
+class _Written:
+    """How many bytes are written, reported from time to time and at the end."""
+
+    def __init__(self, total: int, report: Report) -> None:
+        self._total = total
+        self._report = report
+        self._done = 0
+        self._next = 0.0
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now < self._next and self._done < self._total:
+            return
+        self._next = now + REPORT_SECONDS
+        self._report(
             Progress(
                 stage=Stage.CONVERTING,
-                percent=run.done * 100 // total if total else 100,
-                bytes_done=run.done,
-                bytes_total=total,
+                percent=self._done * 100 // self._total if self._total else 100,
+                bytes_done=self._done,
+                bytes_total=self._total,
             )
         )
 
 
-def _write_file(out: Path, file: PlannedFile, run: _Run) -> FileDigest:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with storage_errors(file.path):
-        fd = os.open(out / file.path, flags, 0o644)
-        try:
-            start = file.content if isinstance(file, SmallFile) else file.header
-            if isinstance(file, WeightsFile):
-                reserve(fd, file.size)
-            write_at(fd, start, 0)
-            digest = Blake3(start)
-            run.advance(len(start))
-            if isinstance(file, WeightsFile):
-                _write_tensors(_Output(fd), file, run, digest)
-            return FileDigest(digest.hexdigest(), file.size)
-        finally:
-            os.close(fd)
+class _Writer:
+    """Writes one file after another, and digests their blocks in another thread."""
 
+    def __init__(self, digester: Executor, findings: Findings, written: _Written) -> None:
+        self._digester = digester
+        self._findings = findings
+        self._written = written
+        self._buffers = Buffers()
+        self._under_way: deque[tuple[memoryview, Future[Blake3]]] = deque()
 
-def _write_tensors(output: _Output, file: WeightsFile, run: _Run, digest: Blake3) -> None:
-    """Have the writers write the blocks, and digest them in order."""
-    under_way: deque[tuple[Block, Future[memoryview | None]]] = deque()
-    try:
+    def write(self, path: Path, file: PlannedFile) -> FileDigest:
+        """Write a new file, and return its digest."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        start = file.content if isinstance(file, SmallFile) else file.header
+        with storage_errors(file.path):
+            fd = os.open(path, flags, 0o644)
+            try:
+                if isinstance(file, WeightsFile):
+                    reserve(fd, file.size)
+                write_at(fd, start, 0)
+                digest = Blake3(start)
+                self._written.advance(len(start))
+                if isinstance(file, WeightsFile):
+                    self._write_tensors(fd, file, digest)
+            finally:
+                os.close(fd)
+        return FileDigest(digest.hexdigest(), file.size)
+
+    def _write_tensors(self, fd: int, file: WeightsFile, digest: Blake3) -> None:
         for block in blocks_of(file):
-            if run.stop.is_set():
-                raise InterruptedError("another file of this model could not be written")
-            under_way.append((block, run.writers.submit(_write_block, output, block, run)))
-            if len(under_way) > AHEAD:
-                _digest(output, *under_way.popleft(), digest, run)
-        while under_way:
-            _digest(output, *under_way.popleft(), digest, run)
-    finally:
-        # Do not return while a thread may still write: the caller closes the file.
-        for _, task in under_way:
-            task.cancel()
-        wait(task for _, task in under_way)
+            content = self._buffers.take(block.nbytes)
+            block.fill(content, self._findings)
+            write_at(fd, content, block.position)
+            self._under_way.append((content, self._digester.submit(digest.update, content)))
+            if len(self._under_way) > AHEAD:
+                self._finish_first()
+        while self._under_way:
+            self._finish_first()
 
-
-def _write_block(output: _Output, block: Block, run: _Run) -> memoryview | None:
-    """Write a block. Return its bytes, or None if the kernel copied them from file to file."""
-    if output.kernel_copies and block.is_copied:
-        with output.turn:
-            if block.copy(output.fd):
-                return None
-        output.kernel_copies = False
-    content = run.buffers.take(block.nbytes)
-    block.fill(content, run.findings)
-    with output.turn:
-        write_at(output.fd, content, block.position)
-    return content
-
-
-def _digest(
-    output: _Output,
-    block: Block,
-    task: Future[memoryview | None],
-    digest: Blake3,
-    run: _Run,
-) -> None:
-    content = task.result()
-    if content is None:
-        content = run.buffers.take(block.nbytes)
-        block.read_back(output.fd, content, run.findings)
-    digest.update(content)
-    run.advance(content.nbytes)
-    run.buffers.give_back(content)
+    def _finish_first(self) -> None:
+        """Wait until the first block that is under way is digested."""
+        content, digested = self._under_way.popleft()
+        digested.result()
+        self._written.advance(content.nbytes)
+        self._buffers.give_back(content)
