@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -271,9 +272,17 @@ def servers(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tupl
         return None if str(address) == HERE else real(address)
 
     monkeypatch.setattr(netguard, "refusal", refusal)
-    with Server(HERE, 0, certificate) as one, Server(ELSEWHERE, one.port, certificate) as other:
-        monkeypatch.setattr(netguard, "PORTS", (one.port,))
-        yield one, other
+    for _ in range(20):
+        with ExitStack() as stack:
+            one = stack.enter_context(Server(HERE, 0, certificate))
+            try:
+                other = stack.enter_context(Server(ELSEWHERE, one.port, certificate))
+            except OSError:
+                continue  # another process uses this port at ELSEWHERE
+            monkeypatch.setattr(netguard, "PORTS", (one.port,))
+            yield one, other
+            return
+    pytest.fail("no port is free at both addresses")
 
 
 @pytest.mark.parametrize("call", CALLERS)
