@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MODEL_TYPES = {"lora": "lora", "controlnet": "controlnet"}
 PIECE = 1 << 20
 _LEFT_FREE = 256 << 20
+_MOST_FILLED = 64 << 30
 HASH = "0" * 16
 _LOCKED = 0x2000
 """MAP_LOCKED of Linux, which Python's mmap does not name."""
@@ -153,15 +154,15 @@ def _casting(source: int, fd: int, types: str) -> Callable[[int, int, int], None
 
 
 def fill(sparse: str) -> None:
-    """Fill free memory with the page cache of a sparse file, which is made if it is missing.
+    """Read a sparse file until its page cache fills free memory. Make the file if it is missing.
 
-    A virtual machine gives free memory back to its host, and is slow when it uses it again. The
-    page cache stays, and the kernel reuses it at once for the bytes that a run writes.
+    A virtual machine may give free memory back to its host, and is slow when it uses it again. It
+    keeps the page cache, which the kernel reuses for the bytes that a run writes.
     """
     with Path(sparse).open("a+b") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         free = int(Path("/proc/meminfo").read_text().split("MemFree:")[1].split()[0]) * 1024
-        file.truncate(max(0, free - _LEFT_FREE))
+        file.truncate(min(max(0, free - _LEFT_FREE), _MOST_FILLED))
         file.seek(0)
         while file.read(PIECE):
             pass

@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments.parser().parse_args(argv)
     # The loader uses no plugins. To find some, pydantic would read every package's metadata.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    # Casts use one thread. numpy's library for matrices would start one per core, which would spin.
+    # The loader multiplies no matrices. numpy's library for them would start a thread on each core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Imported here: `--help` and `--version` end in the line above and do not wait for it.
     from sd_loader.running import run

@@ -76,15 +76,17 @@ class Calls:
         return int(self._original(*args))
 
 
-def test_bytes_from_memory_are_written_in_small_pieces(
+def test_converted_bytes_are_read_and_written_in_small_pieces(
     source: int, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No call writes more than PIECE_BYTES."""
+    """No call reads or writes more than PIECE_BYTES."""
+    reads = Calls("preadv", lambda _fd, targets, _position: len(targets[0]))
     writes = Calls("pwrite", lambda _fd, content, _position: len(content))
+    monkeypatch.setattr(os, "preadv", reads)
     monkeypatch.setattr(os, "pwrite", writes)
     file = unchanged(source)
     digest = written(out, file)
-    assert max(writes.sizes) == PIECE_BYTES
+    assert max(reads.sizes) == max(writes.sizes) == PIECE_BYTES
     assert sum(writes.sizes) == file.size
     assert (out / NAME).read_bytes() == file.header + CONTENT[1:]
     assert digest == of(out / NAME)
@@ -107,7 +109,7 @@ def copied(out: Path, source: Path) -> FileDigest:
 def test_kernel_copies_whole_files(
     tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No byte is written from memory. Each call is short, so that a load can be stopped between."""
+    """No byte is written from memory. A load can be stopped between the calls, which are short."""
     writes = Calls("pwrite", lambda _fd, content, _position: len(content))
     copies = Calls("copy_file_range", lambda _from, _to, count, _offset, _position: count)
     monkeypatch.setattr(os, "pwrite", writes)

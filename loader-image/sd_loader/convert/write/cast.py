@@ -105,7 +105,10 @@ def _encode_f16(values: Array, out: Array) -> int:
 
 
 def _all_finite(half: Array) -> bool:
-    """Whether half-precision elements are finite: others have the largest bits of their sign."""
+    """Whether all elements, in half precision, are finite.
+
+    The bit patterns of infinity and NaN are larger than those of all other numbers of their sign.
+    """
     positive = half.view("<i2").max(initial=0)
     negative = half.view("<u2").max(initial=0)
     return bool(positive < _F16_INFINITE and negative < _F16_MINUS_INFINITE)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -29,7 +28,6 @@ from sd_loader.tensors import TensorFile
 
 AHEAD = 8
 """How many blocks may be written before they are digested. These blocks stay in memory."""
-REPORT_SECONDS = 0.5
 
 
 def write_folder(
@@ -42,7 +40,7 @@ def write_folder(
     prepare_folder(out, files)
     findings = Findings(sources)
     with ThreadPoolExecutor(1, "digest") as digester:
-        writer = _Writer(digester, findings, _Written(sum(file.size for file in files), report))
+        writer = _Writer(digester, findings, sum(file.size for file in files), report)
         digests = {file.path: writer.write(out / file.path, file) for file in files}
     findings.refuse()
     return dict(sorted(digests.items()))
@@ -69,38 +67,15 @@ def _allocated(path: Path) -> int:
         return 0
 
 
-class _Written:
-    """How many bytes are written, reported from time to time and at the end."""
-
-    def __init__(self, total: int, report: Report) -> None:
-        self._total = total
-        self._report = report
-        self._done = 0
-        self._next = 0.0
-
-    def advance(self, count: int) -> None:
-        self._done += count
-        now = time.monotonic()
-        if now < self._next and self._done < self._total:
-            return
-        self._next = now + REPORT_SECONDS
-        self._report(
-            Progress(
-                stage=Stage.CONVERTING,
-                percent=self._done * 100 // self._total if self._total else 100,
-                bytes_done=self._done,
-                bytes_total=self._total,
-            )
-        )
-
-
 class _Writer:
     """Writes one file after another, and digests their blocks in another thread."""
 
-    def __init__(self, digester: Executor, findings: Findings, written: _Written) -> None:
+    def __init__(self, digester: Executor, findings: Findings, total: int, report: Report) -> None:
         self._digester = digester
         self._findings = findings
-        self._written = written
+        self._total = total
+        self._report = report
+        self._done = 0
         self._buffers = Buffers()
         self._under_way: deque[tuple[memoryview, Future[Blake3]]] = deque()
 
@@ -115,7 +90,7 @@ class _Writer:
                     reserve(fd, file.size)
                 write_at(fd, start, 0)
                 digest = Blake3(start)
-                self._written.advance(len(start))
+                self._advance(len(start))
                 if isinstance(file, WeightsFile):
                     self._write_tensors(fd, file, digest)
             finally:
@@ -137,5 +112,10 @@ class _Writer:
         """Wait until the first block that is under way is digested."""
         content, digested = self._under_way.popleft()
         digested.result()
-        self._written.advance(content.nbytes)
+        self._advance(content.nbytes)
         self._buffers.give_back(content)
+
+    def _advance(self, count: int) -> None:
+        self._done += count
+        progress = Progress(stage=Stage.CONVERTING, bytes_done=self._done, bytes_total=self._total)
+        self._report(progress)
